@@ -1,0 +1,300 @@
+"""An incident in words that a tired account manager gets at once.
+
+Names come from the outside. `show` makes them one visible line; Slack gets them as plain_text, in which ``*`` and
+``:smile:`` are just characters, with ``&``, ``<`` and ``>`` escaped, so that nothing in them can act as markup.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import html
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote
+from zoneinfo import ZoneInfo
+
+from kmon.config import Config, Metric
+from kmon.ledger import Incident
+from kmon.partners import Partner, Partners
+
+HEADER, FIELD, CONTEXT = 150, 2000, 2000
+"""Slack's limits, in UTF-16 units."""
+_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+_PLACES = {
+    "country": "in {}",
+    "payment_method": "for {} payments",
+    "browser": "on {}",
+    "device": "on {}",
+    "channel": "via {}",
+}
+_ICONS = {"critical": "\N{LARGE RED CIRCLE}", "warning": "\N{LARGE ORANGE CIRCLE}", "info": "\N{LARGE BLUE CIRCLE}"}
+_RESOLVED = "\N{LARGE GREEN CIRCLE}"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One alert in words."""
+
+    title: str
+    """What and where, in one line."""
+    summary: str
+    """All that matters, in one line."""
+    rows: tuple[tuple[str, str], ...]
+    """The details: label and value."""
+    note: str
+    """Severity, times and id: for whoever looks closer."""
+    url: str
+    icon: str
+
+    @property
+    def text(self) -> str:
+        """Plain text in several lines."""
+        lines = [self.title, *(f"{label}: {value}" for label, value in self.rows), self.note, self.url]
+        return "\n".join(line for line in lines if line)
+
+    @property
+    def notification(self) -> str:
+        """What Slack shows in a notification, escaped."""
+        return _fit(self.summary, 3000)
+
+    def blocks(self) -> list[dict[str, Any]]:
+        """The message in Slack's Block Kit."""
+        fields: list[dict[str, Any]] = []
+        for label, value in self.rows:
+            fields += [{"type": "mrkdwn", "text": f"*{label}*"}, _plain(value, FIELD)]
+        context = [_plain(self.note, CONTEXT)]
+        if self.url:
+            context.insert(0, {"type": "mrkdwn", "text": f"<{_link(self.url)}|Look closer and decide>"})
+        return [
+            {"type": "header", "text": _plain(f"{self.icon} {self.title}", HEADER)},
+            {"type": "section", "fields": fields},
+            {"type": "context", "elements": context},
+        ]
+
+
+def compose(
+    incident: Incident, kind: Literal["firing", "resolved"], config: Config, partners: Partners, now: dt.datetime
+) -> Message:
+    """Say what happened; `now` decides whether a time needs its date."""
+    metric = metric_of(incident, config)
+    partner = partners.get(incident.scope["partner"]) if "partner" in incident.scope else None
+    end = incident.resolved_at
+    title = headline(incident, config, partners) if kind == "firing" else _ending(incident, config, partners)
+    window = words(incident.window, short=True)
+    observed, expected = quantity(metric, incident.observed), quantity(metric, incident.expected)
+    usual = _between(metric, incident.lower, incident.upper)
+    since = f"since {moment(incident.started_at, now)}"
+    if end is not None:
+        since = f"from {moment(incident.started_at, now).removesuffix(' UTC')} to {moment(end, now)}"
+    loss = _loss(incident, config)
+    counted = f" in {window}" if metric.kind == "count" else ""
+    figures = f"{observed} instead of {expected} ({usual}){counted}"
+    ending = "so far" if end is None else "in all"
+    if kind == "firing":
+        summary = f"{title}: {figures} {since}." + (f" About {loss} {ending}." if loss else "")
+    else:
+        summary = f"{title}. It was {figures} {since}." + (f" About {loss} {ending}." if loss else "")
+    rows = [
+        ("Observed", f"{observed} in {window}"),
+        ("Expected", f"{expected} ({usual})"),
+        ("Since" if end is None else "From", since.partition(" ")[2] + _local(incident, partner, now)),
+        (f"Loss {ending}" if _is_bad(incident, metric) else f"Effect {ending}", f"about {loss}"),
+        ("Account team", show(partner.account_team) if partner else ""),
+    ]
+    return Message(
+        title=title,
+        summary=summary,
+        rows=tuple((label, value) for label, value in rows if value not in ("", "about ")),
+        note=_note(incident, kind, now),
+        url=show(incident.url, 2000),
+        icon=_ICONS[incident.severity] if kind == "firing" else _RESOLVED,
+    )
+
+
+def headline(incident: Incident, config: Config, partners: Partners, *, past: bool = False) -> str:
+    """``Conversion of Nordic Shoes (p17) in SE is down 65 %``, short enough for a header; `past`: it was."""
+    return _sentence(incident, config, partners, change(incident), past=past)
+
+
+def _ending(incident: Incident, config: Config, partners: Partners) -> str:
+    lasted = (incident.resolved_at or incident.seen_at) - incident.started_at
+    if lasted >= config.incidents.lasting:
+        return _sentence(
+            incident, config, partners, f"{change(incident)} for {words(lasted)} and counts as normal from now on"
+        )
+    return _sentence(incident, config, partners, f"back to normal after {words(lasted)}")
+
+
+def _sentence(incident: Incident, config: Config, partners: Partners, predicate: str, *, past: bool = False) -> str:
+    plural = metric_of(incident, config).kind == "count" and incident.metric.endswith("s")
+    verb = ("were" if plural else "was") if past else ("are" if plural else "is")
+    text = ""
+    for most in (80, 40, 24, 12, 5):  # the end of the sentence matters more than the end of a name
+        text = f"{subject(incident, partners, most)} {verb} {predicate}"
+        if _size(html.escape(text, quote=False)) <= HEADER - 4:
+            break
+    return text
+
+
+def subject(incident: Incident, partners: Partners, most: int = 80) -> str:
+    """What and where: ``Conversion of Nordic Shoes (p17) in SE``; a name has at most `most` characters."""
+    label = incident.metric.replace("_", " ")
+    if not incident.scope:
+        return f"Overall {label}"
+    parts = [label[0].upper() + label[1:]]
+    scope = dict(incident.scope)
+    if "partner" in scope:
+        partner = scope.pop("partner")
+        found = partners.get(partner)
+        name = found.name if found else ""
+        parts.append(
+            f"of {show(name, most)} ({show(partner, most)})"
+            if name not in ("", partner)
+            else f"of {show(partner, most)}"
+        )
+    parts += [
+        _PLACES.get(d, f"where {d.replace('_', ' ')} is {{}}").format(show(value, most)) for d, value in scope.items()
+    ]
+    return " ".join(parts)
+
+
+def change(incident: Incident) -> str:
+    """``down 65 %``, ``up 3.4-fold``, ``down to zero``."""
+    observed, expected = incident.observed, incident.expected
+    if incident.direction == "down":
+        fall = 100 * (1 - observed / expected) if expected > 0 else 0.0
+        if observed <= 0:
+            return "down to zero"
+        return "down" if fall < 1 else "down more than 99 %" if fall >= 99.5 else f"down {fall:.0f} %"
+    if expected <= 0:
+        return "up from zero"
+    ratio = observed / expected
+    if ratio >= 3:
+        return f"up {number(round(ratio, 1))}-fold"
+    return f"up {100 * (ratio - 1):.0f} %" if ratio >= 1.01 else "up"
+
+
+def metric_of(incident: Incident, config: Config) -> Metric:
+    """Its metric; one that kmon.yaml no longer has is shown as a count."""
+    return config.metrics.get(incident.metric) or Metric(count=incident.metric)
+
+
+def show(text: str, most: int = 80) -> str:
+    """A name from the outside on one visible line: control characters escaped, at most `most` characters."""
+    visible = _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text[: most + 1])
+    return visible if len(visible) <= most else visible[: most - 1] + "…"
+
+
+def quantity(metric: Metric, value: float) -> str:
+    """A value of a metric for people: a rate in percent, the others with their unit."""
+    if metric.kind == "rate":
+        return f"{_percent(value)} %"
+    figure = number(value) if metric.kind == "count" else _significant(value)
+    return f"{figure} {metric.unit}".rstrip()
+
+
+def _between(metric: Metric, lower: float, upper: float) -> str:
+    low = _percent(lower) if metric.kind == "rate" else number(lower) if metric.kind == "count" else _significant(lower)
+    return f"{low} to {quantity(metric, upper)}"
+
+
+def number(value: float) -> str:
+    """A count for people: ``3.4``, ``31,500``, ``12.3 million``."""
+    if not math.isfinite(value):
+        return "any number"
+    size = abs(value)
+    for least, unit in ((1e9, "billion"), (1e6, "million")):
+        if size >= least:
+            return f"{_significant(value / least)} {unit}"
+    return f"{value:,.0f}" if size >= 10 or float(f"{value:.1f}").is_integer() else f"{value:.1f}"
+
+
+def _percent(value: float) -> str:
+    percent = 100 * value
+    if not math.isfinite(percent):
+        return "any"
+    if percent in (0, 100):
+        return f"{percent:.0f}"
+    return f"{percent:.1f}" if percent >= 1 else f"{percent:.2f}" if percent >= 0.1 else f"{percent:.1g}"
+
+
+def _significant(value: float) -> str:
+    size = abs(value)
+    if not math.isfinite(size):
+        return "any number"
+    return f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
+
+
+def moment(at: dt.datetime, now: dt.datetime) -> str:
+    """``14:05 UTC``, with the date where it is not today's."""
+    at, now = at.astimezone(dt.UTC), now.astimezone(dt.UTC)
+    day = "" if at.date() == now.date() else f"{at.day} {at:%b} " if at.year == now.year else f"{at.day} {at:%b %Y} "
+    return f"{day}{at:%H:%M} UTC"
+
+
+def words(span: dt.timedelta, *, short: bool = False) -> str:
+    """``25 minutes``, ``3 hours 20 minutes``, ``2 days``; or ``25 min``, ``3 h 20 min``, ``2 d``."""
+    minutes = max(1, round(span.total_seconds() / 60))
+    days, hours, rest = minutes // 1440, minutes % 1440 // 60, minutes % 60
+    parts = [(days, "day", "d"), (hours, "hour", "h"), (rest, "minute", "min")]
+    told = [(n, name, brief) for n, name, brief in parts if n][:2]
+    return " ".join(f"{n} {brief}" if short else f"{n} {name}{'s' if n > 1 else ''}" for n, name, brief in told)
+
+
+def _local(incident: Incident, partner: Partner | None, now: dt.datetime) -> str:
+    """The same start on the partner's own clock."""
+    if partner is None or not partner.timezone:
+        return ""
+    try:
+        at = incident.started_at.astimezone(ZoneInfo(partner.timezone))
+    except (KeyError, ValueError, OSError):  # whatever the reference has there is no time zone
+        return ""
+    return f" ({at:%H:%M} in {partner.timezone})"
+
+
+def _loss(incident: Incident, config: Config) -> str:
+    """``420 fewer orders and 31,500 less amount``; empty where nothing is known or lost."""
+    parts = []
+    for measure, delta in incident.impact.items():
+        if math.isfinite(delta) and abs(delta) >= 0.5:
+            digits = 2 if abs(delta) < 1000 else 3
+            rounded = round(abs(delta), digits - 1 - math.floor(math.log10(abs(delta))))
+            less = "fewer" if measure.endswith("s") else "less"
+            parts.append(f"{number(rounded)} {'more' if delta > 0 else less} {measure.replace('_', ' ')}")
+    return " and ".join(parts)
+
+
+def _is_bad(incident: Incident, metric: Metric) -> bool:
+    return metric.good != incident.direction
+
+
+def _note(incident: Incident, kind: str, now: dt.datetime) -> str:
+    """Small print; the reason says why it is over."""
+    parts = [incident.severity, f"detected {moment(incident.detected_at, now)}", incident.id]
+    if kind == "resolved" and incident.reason:
+        parts.insert(2, show(incident.reason, 300))
+    return " · ".join(parts)
+
+
+def _plain(text: str, most: int) -> dict[str, Any]:
+    return {"type": "plain_text", "text": _fit(text, most), "emoji": False}
+
+
+def _fit(text: str, most: int) -> str:
+    """`text` escaped for Slack and, where it is longer than `most` UTF-16 units, cut."""
+    escaped = html.escape(text, quote=False)
+    while _size(escaped) > most:
+        text = text[: max(0, min(len(text) - 2, most))] + "…"
+        escaped = html.escape(text, quote=False)
+    return escaped
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-16-le")) // 2
+
+
+def _link(url: str) -> str:
+    """A URL that cannot end its own markup."""
+    return quote(url, safe="/:?=%#+,@!~;$'()*&[]-._").replace("&", "&amp;")

@@ -1,0 +1,215 @@
+"""What a page shows, read from store and ledger. It never raises for a store that is away: it says so in words."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import polars as pl
+
+from kmon.apps import selection as choose
+from kmon.apps.selection import Selection
+from kmon.config import BUCKET, Config
+from kmon.detect import expected_measures
+from kmon.errors import KmonError, StoreError
+from kmon.ledger import Incident, Ledger, open_ledger
+from kmon.partners import Partner, Partners
+from kmon.store import EmbeddedStore, Store, open_for_reading
+from kmon.store.schema import EVENTS
+
+MANY, FEW = 500, 100
+"""How many values are on offer of the first dimension and of each other one."""
+_OFFERS_AGE = 300.0
+"""Seconds after which the values on offer are read again."""
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+ENOUGH = 60
+"""Events that a bucket should have on average: with fewer, lines are mostly noise."""
+LEAST = 12
+"""Buckets that a range must have."""
+CONTEXT = 24
+"""Windows scored together with the newest one: the detector learns the spread of a series from all it is given."""
+_MASKED = dt.timedelta(days=29)
+"""How far back references reach."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything a page shows of one selection, at one time."""
+
+    selection: Selection
+    watermark: dt.datetime | None = None
+    start: dt.datetime | None = None
+    grain: dt.timedelta | None = None
+    """The width of a bucket: wider than the range asks for where the selection has few events."""
+    end: dt.datetime | None = None
+    """The end of the last bucket, complete; [start, end) is drawn."""
+    series: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    """By metric: the columns of `expected_series`, on a fixed grid."""
+    latest: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    """By metric: the same for the one window that ends at `end`, which moves on every ten seconds."""
+    incidents: tuple[Incident, ...] = ()
+    """Those that concern the selection and touch the range, and all that are open, newest first."""
+    offers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By dimension: the values with most events in the last day."""
+    unknown: tuple[str, ...] = ()
+    """Filtered dimensions whose value was never seen."""
+    read: bool = False
+    """Whether the store answered for this selection."""
+    problem: str | None = None
+    """Why the data cannot be read, in words; the rest is then the last that could."""
+    ledger_problem: str | None = None
+
+    @property
+    def firing(self) -> list[Incident]:
+        """Open incidents that concern the selection."""
+        return [i for i in self.incidents if i.resolved_at is None and choose.concerns(self.selection.where, i)]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was observed in the whole range."""
+        return all(frame["observed"].null_count() == frame.height for frame in self.series.values())
+
+
+class Feed:
+    """Reads views for any number of sessions and threads.
+
+    A served store is one connection that stays open; a file is opened for each read and let go, so that its owner can
+    start while a page is open.
+    """
+
+    def __init__(self, config: Config, store: str | None = None) -> None:
+        """`store` is a path or a ``quack:`` address, default the configuration's."""
+        self.config = config
+        self._where = store
+        self._remote: Store | None = None
+        self._ledger: Ledger | None = None
+        self._offers: tuple[float, dict[str, tuple[str, ...]]] | None = None
+        self._lock = threading.Lock()
+        self._partners: Partners | None = None
+
+    def view(self, selection: Selection, last: View | None = None) -> View:
+        """What `selection` shows now; `last`, the view before, saves reading what has not changed."""
+        view = last if last and last.selection == selection else View(selection)
+        offers = last.offers if last else {}
+        try:
+            with self._reading() as store:
+                view = self._read(store, replace(view, offers=offers, problem=None))
+        except KmonError as error:
+            return self._with_incidents(replace(view, offers=offers, problem=str(error)))
+        return view
+
+    def incident(self, id: str) -> Incident | None:
+        """One incident; None where there is none or the ledger is away."""
+        try:
+            return self._open_ledger().incident(id)
+        except KmonError:
+            return None
+
+    def partner(self, value: str) -> Partner | None:
+        """What the partner reference says of a value of the first dimension."""
+        with self._lock:
+            try:
+                if self._partners is None:
+                    path = self.config.partners
+                    self._partners = Partners.load(self.config.resolve(path) if path else None)
+                self._partners.reload_if_changed()
+            except KmonError:  # names are a convenience: without them a page shows the ids
+                self._partners = self._partners or Partners.load(None)
+            return self._partners.get(value)
+
+    def _read(self, store: Store, view: View) -> View:
+        config, selection = self.config, view.selection
+        watermark = store.watermark(config.events.lateness, config.events.idle)
+        if watermark is None:
+            return self._with_incidents(View(selection, offers=view.offers, read=True))
+        end = _floor(selection.end(watermark), BUCKET)
+        if view.end != end:  # nothing complete is new otherwise
+            unknown = tuple(d for d, v in selection.where.items() if store.number(d, v) is None)
+            view = replace(view, unknown=unknown, offers=self._on_offer(store, watermark))
+            view = replace(view, series={}, latest={}) if unknown else self._with_series(store, view, end)
+        return self._with_incidents(replace(view, watermark=watermark, end=end, read=True))
+
+    def _with_series(self, store: Store, view: View, end: dt.datetime) -> View:
+        """The lines on a fixed grid, read again when the grid moves on, and the newest window, each time."""
+        config, where, names = self.config, dict(view.selection.where), list(self.config.metrics)
+        grain = view.grain or self._grain(store, view.selection, end)
+        grid = _floor(end, grain)
+        start = grid - view.selection.range.span
+        masks = [i for i in self._overlapping(start - _MASKED, end) if choose.covers(where, i)]
+        series = view.series
+        if not series or view.start != start:
+            frames = expected_measures(store, config, names, where, start, grid, grain=grain, masks=masks)
+            series = dict(zip(names, frames, strict=True))
+        latest = {name: frame.tail(1) for name, frame in series.items()}
+        if end > grid:
+            first = end - CONTEXT * grain
+            frames = expected_measures(store, config, names, where, first, end, grain=grain, masks=masks)
+            latest = {name: frame.tail(1) for name, frame in zip(names, frames, strict=True)}
+        return replace(view, start=start, grain=grain, series=series, latest=latest)
+
+    def _grain(self, store: Store, selection: Selection, end: dt.datetime) -> dt.timedelta:
+        """The narrowest buckets in which something can be seen: those of the range, or a wider detection window."""
+        range_ = selection.range
+        widths = sorted(w for w in self.config.windows if w > range_.grain and range_.span / w >= LEAST)
+        events = store.totals(selection.where, end - range_.span, end)[EVENTS] if widths else 0
+        widths = [range_.grain, *widths]
+        return next((w for w in widths if events * (w / range_.span) >= ENOUGH), widths[-1])
+
+    def _with_incidents(self, view: View) -> View:
+        try:
+            ledger = self._open_ledger()
+            found = {i.id: i for i in ledger.open_incidents()}
+            if view.start is not None and view.end is not None:
+                touching = ledger.overlapping(view.start, view.end)
+                found |= {i.id: i for i in touching if choose.concerns(view.selection.where, i)}
+        except KmonError as error:
+            self._ledger = None
+            return replace(view, ledger_problem=str(error))
+        newest = tuple(sorted(found.values(), key=lambda i: (i.started_at, i.id), reverse=True))
+        return replace(view, incidents=newest, ledger_problem=None)
+
+    def _overlapping(self, start: dt.datetime, end: dt.datetime) -> list[Incident]:
+        try:
+            return self._open_ledger().overlapping(start, end)
+        except KmonError:
+            return []
+
+    def _on_offer(self, store: Store, watermark: dt.datetime) -> dict[str, tuple[str, ...]]:
+        now = time.monotonic()
+        if self._offers is None or now - self._offers[0] > _OFFERS_AGE:
+            first = self.config.dimensions[0]
+            found = {
+                d: tuple(store.values(d, {}, watermark - choose.DAY, watermark, MANY if d == first else FEW)["value"])
+                for d in self.config.dimensions
+            }
+            self._offers = now, found
+        return self._offers[1]
+
+    @contextmanager
+    def _reading(self) -> Iterator[Store]:
+        with self._lock:
+            store = self._remote or open_for_reading(self.config, self._where)
+            if not isinstance(store, EmbeddedStore):
+                self._remote = store
+        try:
+            yield store
+        except StoreError:
+            self._remote = None
+            raise
+        finally:
+            if isinstance(store, EmbeddedStore):
+                store.close()
+
+    def _open_ledger(self) -> Ledger:
+        with self._lock:
+            if self._ledger is None:
+                self._ledger = open_ledger(self.config, self._where)
+            return self._ledger
+
+
+def _floor(at: dt.datetime, step: dt.timedelta) -> dt.datetime:
+    return at - (at - _EPOCH) % step

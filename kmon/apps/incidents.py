@@ -1,0 +1,87 @@
+"""The list of incidents as a component: rows of text in, the picked incident out."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import param
+from panel.custom import JSComponent
+
+from kmon.apps import words
+from kmon.apps.feed import View
+from kmon.apps.selection import concerns, of_incident, write_query
+from kmon.config import Config
+from kmon.ledger import Incident
+
+ELSEWHERE = 20
+"""How many open incidents outside the selection are listed."""
+HERE = 50
+
+
+class IncidentList(JSComponent):
+    """Groups of incidents; a click on one, or the browser's back button, is reported."""
+
+    groups = param.List(default=[], doc="See `groups` below.")
+
+    _esm: ClassVar[str] = "incidents.js"
+
+    def __init__(self, picked: Callable[[str], None], moved: Callable[[str], None], **params: Any) -> None:
+        """`picked` is called with an incident's id, `moved` with the query of the URL that the browser went to."""
+        super().__init__(**params)  # type: ignore[no-untyped-call]
+        self._picked, self._moved = picked, moved
+
+    def _handle_msg(self, data: Any) -> None:
+        if isinstance(data, dict) and isinstance(data.get("picked"), str):
+            self._picked(data["picked"])
+        elif isinstance(data, dict) and isinstance(data.get("search"), str):
+            self._moved(data["search"])
+
+
+def groups(config: Config, view: View, chosen: str | None) -> list[dict[str, Any]]:
+    """The incidents as the component shows them: those that concern the selection, then what else is open."""
+    where = view.selection.where
+    here = [i for i in view.incidents if concerns(where, i)]
+    elsewhere = [i for i in view.incidents if not concerns(where, i)]
+    here.sort(key=lambda i: (i.resolved_at is not None, -i.started_at.timestamp()))
+
+    def group(title: str, nothing: str, some: list[Incident], limit: int) -> dict[str, Any]:
+        rows = [row(config, i, view.watermark, selected=i.id == chosen) for i in some[:limit]]
+        more = f"and {len(some) - limit:,} more" if len(some) > limit else ""
+        return {"title": title, "nothing": nothing, "rows": rows, "more": more}
+
+    nothing = "None in this time range." if view.read else ""
+    made = [group("Incidents", nothing, here, HERE)]
+    return [*made, group("Open elsewhere", "", elsewhere, ELSEWHERE)] if elsewhere else made
+
+
+def row(config: Config, incident: Incident, watermark: dt.datetime | None, *, selected: bool = False) -> dict[str, Any]:
+    """One incident in words."""
+    metric = config.metrics.get(incident.metric)
+    now = watermark or incident.seen_at
+    until = incident.resolved_at or now
+    arrow = "▼" if incident.direction == "down" else "▲"
+    observed, expected = (
+        (words.value(metric, v) if metric else words.number(v)) for v in (incident.observed, incident.expected)
+    )
+    return {
+        "id": incident.id,
+        "href": write_query(config, of_incident(config, incident, watermark)) or "?",
+        "severity": incident.severity,
+        "what": f"{arrow} {words.title(incident.metric)}",
+        "where": [[words.title(d), words.visible(v)] for d, v in incident.scope.items()],
+        "since": words.moment(incident.started_at, now),
+        "lasted": words.duration(until - incident.started_at),
+        "observed": observed,
+        "expected": expected,
+        "loss": ", ".join(loss(incident)) or words.NOTHING,
+        "status": incident.status,
+        "open": incident.resolved_at is None,
+        "selected": selected,
+    }
+
+
+def loss(incident: Incident) -> list[str]:
+    """What was lost, by measure; what was gained counts as nothing."""
+    return [f"{words.number(-v)} {words.title(m).lower()}" for m, v in incident.impact.items() if v < 0]

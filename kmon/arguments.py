@@ -1,0 +1,62 @@
+"""What people type on the command line, as values; anything else is a UsageError that says how to write it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+
+from kmon.config import BUCKET, Config, parse_duration, show_duration
+from kmon.errors import UsageError
+
+
+def moment(text: str | None) -> dt.datetime | None:
+    """RFC 3339 text as a UTC time; without an offset it is UTC already."""
+    if text is None:
+        return None
+    try:
+        at = dt.datetime.fromisoformat(text)
+    except ValueError:
+        message = f"{text!r} is not a time: write for example 2026-03-02T14:05:00Z"
+        raise UsageError(message) from None
+    return at.replace(tzinfo=dt.UTC) if at.tzinfo is None else at.astimezone(dt.UTC)
+
+
+def duration(text: str) -> dt.timedelta:
+    """A duration in whole buckets: ``10s``, ``1m``, ``1h``."""
+    try:
+        found = parse_duration(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if found < BUCKET or found % BUCKET:
+        message = f"{show_duration(found)} is not a multiple of {show_duration(BUCKET)}"
+        raise UsageError(message)
+    return found
+
+
+def pairs(texts: Sequence[str] | None) -> dict[str, str]:
+    """``["k=v", ...]`` as a mapping; a value may contain further equals signs."""
+    found = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            message = f"{text!r} is not of the form K=V"
+            raise UsageError(message)
+        found[key] = value
+    return found
+
+
+def scope(config: Config, texts: Sequence[str] | None) -> dict[str, str]:
+    """Dimension values; the dimensions must be the configuration's."""
+    found = pairs(texts)
+    for dimension in found:
+        known("dimension", dimension, config.dimensions)
+    return found
+
+
+def known(kind: str, name: str, names: Iterable[str]) -> str:
+    """`name`, which must be one of `names`."""
+    names = list(names)
+    if name not in names:
+        message = f"there is no {kind} {name!r}: there is {', '.join(sorted(names)) or 'none'}"
+        raise UsageError(message)
+    return name

@@ -1,0 +1,480 @@
+"""The command line. Each command is a line of work; what it does lives in the module it calls.
+
+Imports are inside the commands, so that ``kmon --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+
+import typer
+from typer.exceptions import TyperException
+
+from kmon import show
+from kmon.errors import KmonError
+
+if TYPE_CHECKING:
+    from kmon.config import Config
+
+app = typer.Typer(name="kmon", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+jobs_app = typer.Typer(invoke_without_command=True)
+app.add_typer(jobs_app, name="jobs", help="The history of scheduled notebooks; 'jobs run NAME' runs one now.")
+
+ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="The configuration.")]
+StorePath = Annotated[
+    Optional[str], typer.Option("--store", "-s", help="A path or quack: address; default from the configuration.")
+]
+Output = Annotated[Literal["table", "json"], typer.Option("--format", "-f", help="A table for people, or JSON.")]
+Moment = Annotated[Optional[str], typer.Option(help="RFC 3339 time; UTC where it names no offset.")]
+Wheres = Annotated[
+    Optional[list[str]], typer.Option("--where", "-w", metavar="K=V", help="A dimension's value; may be repeated.")
+]
+DEFAULT = Path("kmon.yaml")
+
+
+@app.callback()
+def _root(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False) -> None:
+    """Real-time anomaly monitoring of business metrics."""
+    from kmon import logs
+
+    logs.configure(logging.DEBUG if debug else logging.INFO if sys.stderr.isatty() else logging.WARNING)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")] = Path(),
+    example: Annotated[Optional[str], typer.Option(help="Start from an example: online_retail.")] = None,
+) -> None:
+    """Write a commented kmon.yaml and the notebooks."""
+    from kmon.resources import scaffold
+
+    written = scaffold(folder, example)
+    show.out.print(
+        f"wrote {len(written)} files into {folder.absolute()}: edit kmon.yaml, then 'kmon up'"
+        if written
+        else "everything is there already"
+    )
+
+
+@app.command()
+def demo(folder: Annotated[Path, typer.Argument(metavar="DIR")] = Path("demo")) -> None:
+    """Run everything on simulated traffic with incidents, until Ctrl-C."""
+    from kmon import demo as demo_
+    from kmon import parts
+    from kmon.supervise import Supervisor
+
+    with parts.until_told_to_stop() as stop:
+        config = demo_.prepare(folder)
+        with show.progress("two days of history") as (bar, task):
+            demo_.load_history(
+                config, stop, lambda n, total: bar.update(task, completed=n, total=max(n, total), note=f"{n:,} events")
+            )
+        if not stop.is_set():
+            show.out.print(f"starting; incidents appear below, alerts with charts in {config.resolve('alerts')}")
+            Supervisor(config).run(
+                stop, on_ready=lambda: show.out.print(f"open {config.apps.base_url}/partner   (Ctrl-C stops)")
+            )
+    show.out.print("stopped")
+
+
+@app.command()
+def up(
+    config: ConfigPath = DEFAULT,
+    store: StorePath = None,
+    part: Annotated[
+        Optional[Literal["source", "jobs", "apps", "notifier"]], typer.Option(help="Run only this part.")
+    ] = None,
+) -> None:
+    """Run source, store, jobs, apps and notifier, supervised."""
+    from kmon import parts
+    from kmon.supervise import Supervisor
+
+    loaded = _load(config)
+    with parts.until_told_to_stop() as stop:
+        if part is not None:
+            parts.run_part(part, loaded, stop, store)
+        else:
+            ready = f"up: {loaded.apps.base_url}/partner, store at {loaded.serve}   (Ctrl-C stops)"
+            Supervisor(loaded, store).run(stop, on_ready=lambda: show.out.print(ready))
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    partners: Annotated[int, typer.Option(min=1)] = 2000,
+    rate: Annotated[float, typer.Option(min=0.01, help="Events a second on average.")] = 20.0,
+    days: Annotated[float, typer.Option(min=0.01)] = 2.0,
+    incidents: Annotated[int, typer.Option(min=0, help="Labelled incidents that should be found.")] = 8,
+    seed: int = 1,
+    format: Output = "table",
+) -> None:
+    """Write made-up events (events-*.ndjson.zst), their truth.json and partners.csv."""
+    from kmon.sources.simulate import write
+
+    with show.progress("simulating") as (bar, task):
+        summary = write(
+            out,
+            partners=partners,
+            rate=rate,
+            days=days,
+            incidents=incidents,
+            seed=seed,
+            progress=lambda done, chunks: bar.update(task, completed=done, total=chunks),
+        )
+    _summary(summary, format)
+
+
+@app.command()
+def ingest(
+    files: Annotated[
+        Optional[list[Path]],
+        typer.Argument(metavar="[FILE]...", help="Files to read once; default the configured source."),
+    ] = None,
+    config: ConfigPath = DEFAULT,
+    store: StorePath = None,
+    format: Output = "table",
+) -> None:
+    """Bring the source, or files, into the store."""
+    from kmon import parts
+    from kmon.ingest import Ingestion
+    from kmon.sources.files import FilesSource
+    from kmon.store import EmbeddedStore
+
+    loaded = _load(config)
+    with parts.until_told_to_stop() as stop, show.progress("ingesting") as (bar, task):
+        note = lambda p: bar.update(task, note=f"{p.events:,} events")  # noqa: E731
+        if files:
+            with EmbeddedStore(parts.store_path(loaded, store), loaded) as owned:
+                done = Ingestion(loaded, owned, on_batch=note).run(FilesSource(files), stop)
+        else:
+            done = parts.run_source(loaded, stop, store, on_batch=note)
+    _summary({"events": done.events, "dead_letters": done.dead_letters, "late": done.late}, format)
+
+
+@app.command()
+def replay(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="In order of arrival.")],
+    config: ConfigPath = DEFAULT,
+    store: StorePath = None,
+    detect_from: Annotated[Optional[str], typer.Option(help="Judge from this event time on.")] = None,
+    every: Annotated[
+        Optional[str], typer.Option(help="Time between two sweeps; default from the configuration.")
+    ] = None,
+    deliver: Annotated[bool, typer.Option(help="Send the alerts too.")] = False,
+    format: Output = "table",
+) -> None:
+    """Send recorded events through the pipeline with a sweep at each step, as if live."""
+    from kmon import arguments, parts
+    from kmon.ledger import open_ledger
+    from kmon.replay import replay as run
+    from kmon.store import EmbeddedStore
+
+    loaded = _load(config)
+    if every:
+        loaded = loaded.model_copy(update={"every": arguments.duration(every)})
+    path = parts.store_path(loaded, store)
+    with (
+        parts.until_told_to_stop() as stop,
+        show.progress("replaying") as (bar, task),
+        EmbeddedStore(path, loaded) as owned,
+        open_ledger(loaded, path) as ledger,
+    ):
+        summary = run(
+            loaded,
+            owned,
+            ledger,
+            files,
+            every=loaded.every,
+            detect_from=arguments.moment(detect_from),
+            deliver=deliver,
+            on_progress=lambda done, at: bar.update(
+                task, note=f"{done.events:,} events" + (f", judged up to {at:%Y-%m-%d %H:%M}" if at else "")
+            ),
+            stop=stop,
+        )
+        if deliver:
+            bar.update(task, description="delivering")
+            with contextlib.redirect_stdout(sys.stderr if format == "json" else sys.stdout):
+                waiting = parts.notifier(loaded, owned, ledger).finish(stop)
+            if waiting:
+                show.err.print(f"{waiting} alerts could not be delivered yet: 'kmon up' goes on trying")
+    _summary(summary.public(), format)
+
+
+@app.command()
+def detect(at: Moment = None, config: ConfigPath = DEFAULT, store: StorePath = None, format: Output = "table") -> None:
+    """One sweep now, or at an earlier time."""
+    from kmon import arguments
+    from kmon.watch import run
+
+    outcome = run(_load(config), store=store, at=arguments.moment(at))
+    if format == "json":
+        show.print_json(
+            {"at": outcome.at, "seconds": outcome.seconds, "incidents": [i.public() for i in outcome.incidents]}
+        )
+        return
+    show.out.print(str(outcome))
+    rows = [
+        (d.action, d.incident.severity, d.incident.metric, d.incident.direction, show.scope(d.incident.scope), d.reason)
+        for d in outcome.decisions
+    ]
+    if rows:
+        show.table(["", "severity", "metric", "direction", "where", "why"], rows)
+
+
+@app.command()
+def incidents(
+    status: Annotated[
+        Optional[list[str]], typer.Option(help="firing, acked, snoozed or resolved; may be repeated.")
+    ] = None,
+    since: Moment = None,
+    config: ConfigPath = DEFAULT,
+    store: StorePath = None,
+    format: Output = "table",
+) -> None:
+    """The incidents, oldest first."""
+    from kmon import arguments
+    from kmon.ledger import OPEN, open_ledger
+
+    for one in status or ():
+        arguments.known("status", one, (*OPEN, "resolved"))
+    with open_ledger(_load(config), store, must_exist=True) as ledger:
+        found = ledger.incidents(status=status or (), since=arguments.moment(since))
+    if format == "json":
+        show.print_json([incident.public() for incident in found])
+        return
+    rows = [
+        (
+            i.id,
+            i.status,
+            i.severity,
+            f"{i.metric} {i.direction}",
+            show.scope(i.scope),
+            show.clock(i.started_at),
+            show.clock(i.resolved_at),
+            i.observed,
+            i.expected,
+        )
+        for i in found
+    ]
+    show.table(
+        ["id", "status", "severity", "what", "where", "since (UTC)", "until", "observed", "expected"],
+        rows,
+        empty="no incidents",
+    )
+
+
+@app.command()
+def series(
+    metric: str,
+    where: Wheres = None,
+    start: Annotated[Optional[str], typer.Option("--from", help="Default three hours before the end.")] = None,
+    end: Annotated[Optional[str], typer.Option("--to", help="Default the newest complete minute.")] = None,
+    grain: Annotated[str, typer.Option(help="Width of a bucket.")] = "1m",
+    config: ConfigPath = DEFAULT,
+    store: StorePath = None,
+    format: Output = "table",
+) -> None:
+    """A monitor's series with its expected band."""
+    from kmon import arguments
+    from kmon.detect import expected_series
+    from kmon.store import open_for_reading
+
+    loaded = _load(config)
+    scope = arguments.scope(loaded, where)
+    arguments.known("metric", metric, loaded.metrics)
+    width = arguments.duration(grain)
+    with open_for_reading(loaded, store) as opened:
+        newest = opened.watermark(loaded.events.lateness, loaded.events.idle) or dt.datetime.now(dt.UTC)
+        until = arguments.moment(end) or dt.datetime.fromtimestamp(newest.timestamp() // 60 * 60, dt.UTC)
+        data = expected_series(
+            opened, loaded, metric, scope, arguments.moment(start) or until - dt.timedelta(hours=3), until, grain=width
+        )
+    show.frame(data, format)
+
+
+@app.command()
+def query(sql: str, config: ConfigPath = DEFAULT, store: StorePath = None, format: Output = "table") -> None:
+    """Ad-hoc SQL, read-only; the view 'rollup' has everything."""
+    from kmon.store import open_for_reading
+
+    with open_for_reading(_load(config), store) as opened:
+        show.frame(opened.sql(sql), format)
+
+
+@jobs_app.callback()
+def jobs(
+    context: typer.Context,
+    job: Annotated[Optional[str], typer.Option(help="Only this job's runs.")] = None,
+    limit: Annotated[int, typer.Option(min=1)] = 20,
+    config: ConfigPath = DEFAULT,
+    store: StorePath = None,
+    format: Output = "table",
+) -> None:
+    """The history of scheduled notebooks; 'jobs run NAME' runs one now."""
+    from kmon.ledger import open_ledger
+
+    if context.invoked_subcommand:
+        return
+    with open_ledger(_load(config), store, must_exist=True) as ledger:
+        runs = ledger.runs(job=job, limit=limit)
+    if format == "json":
+        show.print_json([vars(run) for run in runs])
+        return
+    rows = [
+        (
+            r.job,
+            r.status,
+            show.clock(r.started_at),
+            (r.ended_at - r.started_at).total_seconds() if r.ended_at else None,
+            r.error or r.notebook or "",
+        )
+        for r in runs
+    ]
+    show.table(["job", "status", "started (UTC)", "seconds", "notebook or error"], rows, empty="nothing has run yet")
+
+
+@jobs_app.command("run")
+def jobs_run(
+    name: str,
+    parameter: Annotated[
+        Optional[list[str]], typer.Option("--parameter", "-p", metavar="K=V", help="A parameter of the notebook.")
+    ] = None,
+    config: ConfigPath = DEFAULT,
+    store: StorePath = None,
+    format: Output = "table",
+) -> None:
+    """Run one job now."""
+    from kmon import arguments
+    from kmon.jobs.runner import run_job
+    from kmon.ledger import open_ledger
+
+    loaded = _load(config)
+    arguments.known("job", name, loaded.jobs)
+    with open_ledger(loaded, store) as ledger:
+        run = run_job(name, loaded.jobs[name], loaded, ledger, store=store, params=arguments.pairs(parameter))
+    _summary({"job": run.job, "status": run.status, "notebook": run.notebook}, format)
+
+
+@app.command()
+def status(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output = "table") -> None:
+    """Offsets, lag, watermark, rows, bytes, last sweep, queue and dead letters."""
+    from kmon.status import status as collect
+
+    found = collect(_load(config), store)
+    if format == "json":
+        show.print_json(found)
+        return
+    show.facts(found["summary"])
+    show.table(
+        ["tier", "rows", "events"], [(t, v["rows"], v["events"]) for t, v in found["tiers"].items()], title="\nrollups"
+    )
+    offsets = [(o["source"], o["partition"], o["position"]) for o in found["offsets"]]
+    show.table(["source", "partition", "position"], offsets, title="\noffsets")
+    if found["dead_letters"]:
+        show.table(["reason", "records"], list(found["dead_letters"].items()), title="\ndead letters")
+
+
+@app.command()
+def doctor(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output = "table") -> None:
+    """Check the installation, the configuration, the source and the sinks."""
+    from kmon.doctor import examine
+
+    checks = list(examine(_load(config), store))
+    if format == "json":
+        show.print_json([vars(check) for check in checks])
+    else:
+        show.table(["", "check", "finding"], [("ok" if c.ok else "FAILED", c.name, c.detail) for c in checks])
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def apps(
+    port: Annotated[Optional[int], typer.Option(min=0, max=65535)] = None,
+    config: ConfigPath = DEFAULT,
+    store: StorePath = None,
+    browser: Annotated[bool, typer.Option("--show", help="Open a browser.")] = False,
+) -> None:
+    """Serve the pages alone."""
+    from kmon import parts
+
+    loaded = _load(config)
+    with parts.until_told_to_stop() as stop:
+        parts.run_apps(loaded, stop, store, port=port, show=browser)
+
+
+@app.command()
+def lab(
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8888,
+    config: ConfigPath = DEFAULT,
+    store: StorePath = None,
+    browser: Annotated[bool, typer.Option("--show/--no-show", help="Open a browser.")] = True,
+) -> None:
+    """JupyterLab on the notebooks."""
+    from kmon.lab import run
+
+    raise typer.Exit(run(_load(config), store, port=port, browser=browser))
+
+
+def main() -> None:
+    """The entry point: errors become one sentence on standard error and an exit code."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        code = app(args=["--debug", *arguments] if debug else arguments, standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except TyperException as error:
+        sys.exit(_usage(error, debug=debug))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except KmonError as error:
+        sys.exit(_fail(str(error), error, error.exit_code, debug=debug))
+    except BrokenPipeError:  # the reader of a pipe left early, as 'head' does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        text = f"unexpected {type(error).__name__}: {error}; this is a bug in kmon, 'kmon --debug ...' shows where"
+        sys.exit(_fail(text, error, 1, debug=debug))
+
+
+def _usage(error: TyperException, *, debug: bool) -> int:
+    """Tell a wrong command line; asked for nothing, show the help."""
+    text = getattr(error, "format_message", lambda: str(error))()
+    if type(error).__name__ == "NoArgsIsHelpError":
+        show.err.print(text)
+        return 2
+    return _fail(f"{text.rstrip('.')}: see 'kmon --help'", error, 2, debug=debug)
+
+
+def _fail(text: str, error: BaseException, code: int, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print(f"kmon: {show.visible(text)}", file=sys.stderr)
+    return code
+
+
+def _load(path: Path) -> Config:
+    from kmon.config import load_config
+
+    return load_config(path)
+
+
+def _summary(values: dict[str, Any], format: show.Format) -> None:
+    if format == "json":
+        show.print_json(values)
+    else:
+        show.facts(
+            {
+                key.replace("_", " "): value if not isinstance(value, list) else len(value)
+                for key, value in values.items()
+            }
+        )

@@ -1,0 +1,107 @@
+"""What no single section of ``kmon.yaml`` can see: unknown names, names for two things, odd times."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+
+from kmon.config.expressions import columns_of, merge_function
+from kmon.config.words import BUCKET, MINUTE, nearest, show_duration
+
+if typing.TYPE_CHECKING:
+    from kmon.config.models import Config
+
+Loc = tuple[str | int, ...]
+_RESERVED = ("bucket", "set", "slot", "events_")
+"""Columns of the store that no dimension or measure may take the name of."""
+
+
+def inconsistencies(config: Config) -> Iterator[tuple[Loc, str]]:
+    """What no single section can see: names that refer to nothing or to two things, and times that do not fit."""
+    fields = config.events.fields
+    derived = {config.enrich.browser, config.enrich.device} if config.enrich.user_agent else set()
+    measures, dimensions, metrics = ("a measure", config.measures), ("a dimension", config.dimensions), config.metrics
+    a_field = ("a field of the events", sorted({*fields, *derived}))
+    time = fields.get(config.events.time)
+    if time is None or time.type != "time":
+        yield ("events", "time"), f"{config.events.time!r} is not a field of type time"
+    if "event_time" in fields and config.events.time != "event_time":
+        yield (
+            ("events", "fields", "event_time"),
+            "the name 'event_time' is taken: only the field of the event time may have it",
+        )
+    yield from _unknown(("events",), {"partition": config.events.partition}, a_field)
+    yield from _unknown(("enrich",), {"user_agent": config.enrich.user_agent}, ("a field of the events", fields))
+    yield from _unknown(("dimensions",), config.dimensions, a_field)
+    yield from _measure_errors(config, a_field)
+    for name, metric in metrics.items():
+        for part in metric.parts:
+            yield from _unknown(("metrics", name), {metric.kind: part}, measures)
+    for i, grouping in enumerate(config.watch):
+        yield from _unknown(("watch", i), grouping, dimensions)
+    yield from _unknown(("incidents", "impact"), config.incidents.impact, measures)
+    for i, route in enumerate(config.routes):
+        yield from _unknown(("routes", i, "sinks"), route.sinks, ("a sink", config.sinks))
+        yield from _unknown(("routes", i, "match", "metric"), route.match.metric or (), ("a metric", metrics))
+        scope = dict(zip(route.match.scope, route.match.scope, strict=True))
+        yield from _unknown(("routes", i, "match", "scope"), scope, dimensions)
+    yield from _repetitions(config)
+    yield from _time_errors(config)
+
+
+def _unknown(
+    loc: Loc, names: typing.Sequence[str] | typing.Mapping[str, str | None], known: tuple[str, typing.Iterable[str]]
+) -> Iterator[tuple[Loc, str]]:
+    """Those of `names`, by the key or the index at which they stand under `loc`, that are not `known`."""
+    what, valid = known
+    for key, name in names.items() if isinstance(names, typing.Mapping) else enumerate(names):
+        if name is not None and name not in valid:
+            yield (*loc, key), f"{name!r} is not {what}; {nearest(name, valid)}"
+
+
+def _measure_errors(config: Config, a_field: tuple[str, typing.Iterable[str]]) -> Iterator[tuple[Loc, str]]:
+    for measure, expression in config.measures.items():
+        try:
+            merge_function(expression)
+        except ValueError as error:
+            yield ("measures", measure), str(error)
+            continue
+        for column in columns_of(expression):
+            for _, message in _unknown((), [column], a_field):
+                yield ("measures", measure), message
+
+
+def _repetitions(config: Config) -> Iterator[tuple[Loc, str]]:
+    taken = dict.fromkeys(_RESERVED, "kmon itself")
+    columns = [(("dimensions", i), d, "a dimension") for i, d in enumerate(config.dimensions)]
+    for loc, name, what in columns + [(("measures", m), m, "a measure") for m in config.measures]:
+        if name.lower() in taken:  # names of columns do not tell upper from lower case
+            yield loc, f"the name {name!r} is taken by {taken[name.lower()]}"
+        taken[name.lower()] = what
+    seen: set[frozenset[str]] = set()
+    for i, grouping in enumerate(config.watch):
+        if len(set(grouping)) < len(grouping) or frozenset(grouping) in seen:
+            yield ("watch", i), f"[{', '.join(grouping)}] is there twice"
+        seen.add(frozenset(grouping))
+    if len(set(config.windows)) < len(config.windows):
+        yield ("windows",), "a window is there twice"
+
+
+def _time_errors(config: Config) -> Iterator[tuple[Loc, str]]:
+    for i, window in enumerate(config.windows):
+        if window < MINUTE or window % MINUTE:
+            yield ("windows", i), f"{show_duration(window)} is not a whole number of minutes"
+    if config.every < BUCKET or config.every % BUCKET:
+        yield ("every",), f"{show_duration(config.every)} is not a multiple of 10s"
+    if config.every > max(config.windows):
+        longest = f"the longest window, {show_duration(max(config.windows))}"
+        yield ("every",), f"{show_duration(config.every)} is longer than {longest}: events between are never judged"
+    for name, job in config.jobs.items():
+        if not job.every or not job.timeout:
+            yield ("jobs", name, "every" if not job.every else "timeout"), "0s is too short"
+
+
+class InconsistentError(ValueError):
+    def __init__(self, loc: tuple[str | int, ...], message: str) -> None:
+        super().__init__(message)
+        self.loc = loc

@@ -1,0 +1,37 @@
+"""Measures: SQL aggregates over an event that can be merged."""
+
+from __future__ import annotations
+
+import typing
+from typing import Literal
+
+import sqlglot
+from sqlglot import expressions as sql
+
+
+def merge_function(expression: str) -> Literal["sum", "min", "max"]:
+    """The aggregate that merges partial results of a measure's SQL `expression`; ValueError if there is none."""
+    outer = _parse(expression)
+    if isinstance(outer, sql.Filter):
+        outer = outer.this
+    if isinstance(outer, sql.Count | sql.CountIf | sql.Sum) and not list(outer.find_all(sql.Distinct)):
+        return "sum"
+    if isinstance(outer, sql.Min):
+        return "min"
+    if isinstance(outer, sql.Max):
+        return "max"
+    message = f"{expression!r} is not mergeable: a measure is one count, sum, min or max, with an optional FILTER"
+    raise ValueError(message)
+
+
+def columns_of(expression: str) -> list[str]:
+    """The event fields that a measure's SQL `expression` reads, in order of appearance."""
+    return list(dict.fromkeys(column.name for column in _parse(expression).find_all(sql.Column)))
+
+
+def _parse(expression: str) -> sql.Expression:
+    try:
+        return typing.cast("sql.Expression", sqlglot.parse_one(expression, dialect="duckdb"))
+    except sqlglot.errors.SqlglotError as error:
+        message = f"{expression!r} is not a SQL expression"
+        raise ValueError(message) from error

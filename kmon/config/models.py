@@ -1,0 +1,307 @@
+"""The knobs: every one is declared once, here, with its meaning.
+
+The notebooks, the apps and the command line read these models. Durations are written ``10s``, ``5m``, ``1h``, ``2d``;
+times without an offset are UTC.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import zoneinfo
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from kmon.config.checks import InconsistentError, inconsistencies
+from kmon.config.words import MINUTE, Duration, Name, nearest
+
+
+class Model(BaseModel):
+    """A section of ``kmon.yaml``: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EventField(Model):
+    """A field of an event."""
+
+    type: Literal["string", "integer", "number", "boolean", "time"] = "string"
+    path: str | None = None
+    """Where it stands in the document, if not under its own name: ``geo.country`` for a nested object."""
+    format: str = "auto"
+    """Of a time: ``auto`` (RFC 3339 text or epoch milliseconds), ``epoch_s``, ``epoch_ms`` or a strftime pattern."""
+    timezone: str = "UTC"
+    """Of a time without an offset: an IANA name."""
+    required: bool = False
+    """A record without it goes to the dead letters."""
+    values: tuple[str, ...] | None = None
+    """The only values it may have; a record with another one goes to the dead letters."""
+
+    @field_validator("path")
+    @classmethod
+    def _path(cls, value: str | None) -> str | None:
+        if value is not None and not all(value.split(".")):
+            message = (
+                f"{value!r} is not a path: write the names of nested objects with dots between, such as geo.country"
+            )
+            raise ValueError(message)
+        return value
+
+    @field_validator("format")
+    @classmethod
+    def _format(cls, value: str) -> str:
+        if value not in ("auto", "epoch_s", "epoch_ms") and "%" not in value:
+            message = (
+                f"{value!r} is not a time format: write auto, epoch_s, epoch_ms or a pattern such as %d/%m/%Y %H:%M"
+            )
+            raise ValueError(message)
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone(cls, value: str) -> str:
+        if value not in zoneinfo.available_timezones():
+            hint = nearest(value, zoneinfo.available_timezones(), "write for example Europe/London")
+            message = f"{value!r} is not a time zone; {hint}"
+            raise ValueError(message)
+        return value
+
+
+class Events(Model):
+    """What an event looks like and when it is believable."""
+
+    fields: dict[Name, EventField]
+    time: Name = "ts"
+    """The field with the event time."""
+    partition: Name | None = None
+    """The field that names the source partition in recorded files: a lagging one holds the watermark."""
+    lateness: Duration = dt.timedelta(seconds=30)
+    """The watermark stays this far behind the newest event time; what comes later still counts."""
+    idle: Duration = dt.timedelta(minutes=10)
+    """A partition without events for this long no longer holds the watermark."""
+    max_ahead: Duration = dt.timedelta(hours=1)
+    """An event further than this in the future, by the clock or by the events around it, is absurd."""
+    oldest: dt.date = dt.date(2000, 1, 1)
+    """An event before this day is absurd."""
+    max_bytes: int = Field(default=1_048_576, gt=0)
+    """A longer record goes to the dead letters."""
+
+
+class Enrich(Model):
+    """What the pipeline derives from an event's fields."""
+
+    user_agent: Name | None = None
+    """The field with a browser's user-agent text, from which missing `browser` and `device` are filled."""
+    browser: Name = "browser"
+    device: Name = "device"
+
+
+class Metric(Model):
+    """What is watched: exactly one of `count`, `rate` and `mean`."""
+
+    count: Name | None = None
+    """A measure, per window."""
+    rate: str | None = None
+    """``numerator / denominator``: two measures, a share between 0 and 1."""
+    mean: str | None = None
+    """``total / count``: two measures, an average."""
+    good: Literal["up", "down"] | None = "up"
+    """The welcome direction: an incident that way is only information. None: both ways are bad."""
+    unit: str = ""
+    min_volume: float | None = None
+    """Least expected or observed volume to judge (of a rate or mean: its denominator); default the detector's."""
+    min_effect: float | None = None
+    """Least relative fall worth an alert; default the detector's."""
+    min_rise: float | None = None
+    """Least relative rise worth an alert; default the detector's."""
+
+    @property
+    def kind(self) -> Literal["count", "rate", "mean"]:
+        return "count" if self.count is not None else "rate" if self.rate is not None else "mean"
+
+    @property
+    def parts(self) -> tuple[str, str | None]:
+        """(measure, None) of a count, (numerator, denominator) of a rate or mean."""
+        if self.count is not None:
+            return self.count, None
+        numerator, _, denominator = (self.rate or self.mean or "").partition("/")
+        return numerator.strip(), denominator.strip()
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Metric:
+        if sum(part is not None for part in (self.count, self.rate, self.mean)) != 1:
+            message = "a metric has exactly one of count, rate and mean"
+            raise ValueError(message)
+        if self.count is None and not all(self.parts):
+            message = f"{self.rate or self.mean!r} is not of the form 'numerator / denominator'"
+            raise ValueError(message)
+        return self
+
+
+class FilesSource(Model):
+    """Recorded events, read in the order of their names; new files and new lines are followed."""
+
+    kind: Literal["files"]
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files or glob patterns, relative to kmon.yaml."""
+
+
+class SimulatorSource(Model):
+    """Made-up traffic with incidents, for trying things out."""
+
+    kind: Literal["simulator"]
+    partners: int = Field(default=2000, ge=1)
+    rate: float = Field(default=20.0, gt=0)
+    """Events a second on average."""
+    history: Duration = dt.timedelta(days=2)
+    """How much is loaded at the first start."""
+    incident_every: Duration = dt.timedelta(minutes=6)
+    seed: int = 1
+
+
+Source = Annotated[FilesSource | SimulatorSource, Field(discriminator="kind")]
+
+
+class DetectorUse(Model):
+    """A detector and its parameters."""
+
+    use: str
+    """``compare``, or one's own as ``module:Name``."""
+    params: dict[str, Any] = {}
+    shadow: bool = False
+    """Score and record, never alert."""
+
+
+class Incidents(Model):
+    """How anomalies become incidents."""
+
+    resolve_after: int = Field(default=3, ge=1)
+    """Judged sweeps in a row without the anomaly, after which an incident is resolved."""
+    lasting: Duration = dt.timedelta(hours=24)
+    """An incident that has lasted this long is the new normal: it is resolved and its minutes serve as references."""
+    impact: tuple[Name, ...] = ()
+    """The measures in which the loss is told, observed minus expected since the start."""
+    critical: float = Field(default=0.5, gt=0, le=1)
+    """A relative change of at least this much in the bad direction is critical; a smaller one a warning."""
+
+
+class Match(Model):
+    """Which incidents a route takes; what is not named matches all."""
+
+    metric: tuple[Name, ...] | None = None
+    severity: tuple[Literal["critical", "warning", "info"], ...] | None = None
+    scope: dict[Name, tuple[str, ...]] = {}
+    """Dimension values, one of which the incident's scope must have."""
+
+
+class Route(Model):
+    """Which incidents go to which sinks; the first route that matches decides."""
+
+    match: Match = Match()
+    sinks: tuple[Name, ...]
+    channel: str | None = None
+    """Overrides the partner's own channel."""
+
+
+class ConsoleSink(Model):
+    """A line on the terminal that begins with ``incident``."""
+
+    kind: Literal["console"]
+
+
+class FolderSink(Model):
+    """The message as text and JSON and the chart as PNG, a folder for each alert."""
+
+    kind: Literal["folder"]
+    path: str = "alerts"
+
+
+class SlackSink(Model):
+    """Slack, with the token in SLACK_BOT_TOKEN."""
+
+    kind: Literal["slack"]
+
+
+Sink = Annotated[ConsoleSink | FolderSink | SlackSink, Field(discriminator="kind")]
+
+
+class Job(Model):
+    """A notebook that papermill runs on a schedule."""
+
+    notebook: str
+    """Relative to the notebooks folder."""
+    every: Duration = dt.timedelta(minutes=1)
+    timeout: Duration = dt.timedelta(minutes=5)
+    keep: int = Field(default=100, ge=1)
+    """Executed notebooks kept; failed ones count too."""
+    params: dict[str, Any] = {}
+
+
+class Apps(Model):
+    """Where the pages are served."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=5006, ge=0, le=65535)
+    url: str | None = None
+    """How people reach them, for links in alerts; default ``http://<host>:<port>``."""
+
+    @property
+    def base_url(self) -> str:
+        return (self.url or f"http://{'localhost' if self.host == '127.0.0.1' else self.host}:{self.port}").rstrip("/")
+
+
+class Config(Model):
+    """The whole of ``kmon.yaml``."""
+
+    name: str = "kmon"
+    store: str = "kmon.duckdb"
+    """The DuckDB file, relative to kmon.yaml, or the ``quack:`` address of a running one."""
+    serve: str = "quack:localhost:9494"
+    """Where the owner of the store answers readers."""
+    ledger: str | None = None
+    """SQLAlchemy URL; default a SQLite file beside the store."""
+    notebooks: str = "notebooks"
+    partners: str | None = None
+    """The partner reference (csv or parquet), joined at read time."""
+    default_channel: str = "#kmon"
+    """For incidents that belong to no partner with a channel of its own."""
+    source: Source
+    events: Events
+    enrich: Enrich = Enrich()
+    dimensions: tuple[Name, ...]
+    measures: dict[Name, str]
+    metrics: dict[Name, Metric]
+    watch: tuple[tuple[Name, ...], ...]
+    """The grouping sets: each combination of values of each set is a monitor of every metric."""
+    windows: tuple[Duration, ...] = Field(
+        default=(dt.timedelta(minutes=1), dt.timedelta(minutes=5), dt.timedelta(minutes=15)), min_length=1
+    )
+    every: Duration = MINUTE
+    """The time between two sweeps."""
+    false_alerts_per_day: float = Field(default=1.0, gt=0)
+    """For the whole fleet: each sweep controls its false discovery rate at this over the number of sweeps a day."""
+    detectors: tuple[DetectorUse, ...] = (DetectorUse(use="compare"),)
+    incidents: Incidents = Incidents()
+    sinks: dict[Name, Sink] = {}
+    routes: tuple[Route, ...] = ()
+    jobs: dict[Name, Job] = {}
+    apps: Apps = Apps()
+
+    path: Path = Path("kmon.yaml")
+    """Where it was read from; not a key of the file."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        for loc, message in inconsistencies(self):
+            raise InconsistentError(loc, message)
+        return self
+
+    def resolve(self, name: str) -> Path:
+        """A path in the file, relative to the folder the file is in."""
+        return (self.path.parent / name).expanduser()
+
+    @property
+    def fdr(self) -> float:
+        """The false discovery rate of one sweep: under a global null, that is its chance of any false alert."""
+        return min(0.05, self.false_alerts_per_day * self.every / dt.timedelta(days=1))

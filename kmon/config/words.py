@@ -1,0 +1,65 @@
+"""Durations, names and hints: the small change of ``kmon.yaml``."""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import re
+import typing
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}", re.IGNORECASE)
+BUCKET = dt.timedelta(seconds=10)
+"""Width of a hot rollup bucket."""
+MINUTE = dt.timedelta(minutes=1)
+
+
+def parse_duration(value: object) -> dt.timedelta:
+    """``"90s"``, ``"1m30s"``, ``"2d"`` or seconds as a number, as a timedelta; ValueError otherwise."""
+    if isinstance(value, dt.timedelta):
+        return value
+    text = str(value).replace(" ", "")
+    parts = _DURATION.findall(text)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number or (parts and "".join(map("".join, parts)) == text):
+        try:
+            seconds = float(value) if number else sum(float(n) * _UNITS[unit] for n, unit in parts)  # type: ignore[arg-type]
+            if seconds >= 0:
+                return dt.timedelta(seconds=seconds)
+        except (OverflowError, ValueError):  # too long, or not a number at all
+            pass
+    message = f"{value!r} is not a duration: write for example 10s, 5m, 1h or 2d"
+    raise ValueError(message)
+
+
+def show_duration(value: dt.timedelta) -> str:
+    """The shortest spelling of a duration, as `parse_duration` reads it."""
+    seconds = value.total_seconds()
+    for unit in ("d", "h", "m"):
+        if seconds and seconds % _UNITS[unit] == 0:
+            return f"{seconds / _UNITS[unit]:g}{unit}"
+    return f"{seconds:g}s"
+
+
+def _check_name(value: object) -> object:
+    if isinstance(value, str) and _NAME.fullmatch(value):
+        return value
+    message = f"{value!r} is not a name: use letters, digits and underscores, beginning with a letter"
+    raise ValueError(message)
+
+
+Duration = Annotated[dt.timedelta, BeforeValidator(parse_duration)]
+Name = Annotated[str, BeforeValidator(_check_name)]
+
+
+def nearest(name: str, names: typing.Iterable[str], otherwise: str = "") -> str:
+    """A hint at what may have been meant; `otherwise` where nothing is near and the names are too many to list."""
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return otherwise or (f"it is one of {', '.join(sorted(names))}" if names else "there is none")

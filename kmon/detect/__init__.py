@@ -1,0 +1,24 @@
+"""Detection: what is abnormal now, over all monitors (`sweep`) or along one of them (`expected_series`)."""
+
+from kmon.detect.compare import Compare
+from kmon.detect.contract import SCORES, Detector, detector, load_detector
+from kmon.detect.fleet import Fleet, Mask, observe
+from kmon.detect.series import expected_measures, expected_series
+from kmon.detect.sweep import Scored, Sweep, due_windows, sweep
+
+__all__ = [
+    "SCORES",
+    "Compare",
+    "Detector",
+    "Fleet",
+    "Mask",
+    "Scored",
+    "Sweep",
+    "detector",
+    "due_windows",
+    "expected_measures",
+    "expected_series",
+    "load_detector",
+    "observe",
+    "sweep",
+]

@@ -1,0 +1,143 @@
+"""The detector contract: windows in, scores out, both frames with one row a monitor.
+
+`windows` has the columns
+
+    kind                      count, rate or mean, the same in every row
+    value, exposure           the current window: a count and 1, or numerator and denominator
+    <reference>_value, <reference>_exposure   arrays, the same for each window of a reference (REFERENCES)
+    min_volume, min_effect, min_rise          the metric's own thresholds, null where it leaves them to the detector
+
+with NaN for a reference window that must not be used: nothing was recorded, or a known incident lies in it. `scores`
+has the columns of SCORES, aligned with `windows`. A detector does not change its input, keeps no state between calls,
+and says "not judged" rather than guess.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+
+from kmon.config import DetectorUse
+from kmon.errors import UsageError
+
+REFERENCES = ("previous", "yesterday", "weekly")
+"""The windows just before, the same time a day ago, and the same time one to four weeks ago."""
+
+SCORES = pl.Schema(
+    {
+        "observed": pl.Float64(),  # count in the window, or the rate or mean
+        "expected": pl.Float64(),
+        "lower": pl.Float64(),  # of the interval in which a normal window falls
+        "upper": pl.Float64(),
+        "p_value": pl.Float64(),  # two-sided; 1 where nothing was judged
+        "effect": pl.Float64(),  # observed / expected - 1
+        "direction": pl.String(),  # down or up
+        "evidence": pl.Float64(),  # log-likelihood gained by admitting the change, in nats
+        "judged": pl.Boolean(),  # false: not enough volume or history to say anything
+        "notable": pl.Boolean(),  # the effect is large enough to tell somebody
+    }
+)
+
+
+class Detector(Protocol):
+    """Scores monitors."""
+
+    @property
+    def name(self) -> str: ...
+
+    def score(self, windows: pl.DataFrame) -> pl.DataFrame:
+        """Scores for `windows`, row by row."""
+        ...
+
+
+class _FunctionDetector:
+    def __init__(self, function: Callable[..., pl.DataFrame], **params: Any) -> None:
+        self.name = function.__name__
+        self._function, self._params = function, params
+
+    def score(self, windows: pl.DataFrame) -> pl.DataFrame:
+        return self._function(windows, **self._params)
+
+
+def detector(function: Callable[..., pl.DataFrame]) -> Callable[..., Detector]:
+    """Make a detector of a function ``(windows, **params) -> scores``; its keyword arguments are the parameters.
+
+    >>> @detector
+    ... def nothing(windows, floor=3.0):
+    ...     return windows.select(observed="value")
+    >>> nothing(floor=2.0).name
+    'nothing'
+    """
+
+    def make(**params: Any) -> Detector:
+        _check(function.__name__, inspect.signature(function), params, skip=1)
+        return _FunctionDetector(function, **params)
+
+    make.__name__ = function.__name__
+    make.__doc__ = function.__doc__
+    return make
+
+
+BUILT_IN = {"compare": "kmon.detect.compare:Compare"}
+"""What stands behind a name without a colon in ``kmon.yaml``."""
+
+
+def load_detector(use: DetectorUse, folder: Path | None = None) -> Detector:
+    """The detector that the configuration names; UsageError with the nearest valid name where it does not exist.
+
+    `folder`, where ``kmon.yaml`` lies, is searched for one's own modules after everything that is installed.
+    """
+    if ":" not in use.use and use.use not in BUILT_IN:
+        message = f"there is no detector {use.use!r}: built in is {', '.join(BUILT_IN)}, your own is 'module:Name'"
+        raise UsageError(message)
+    if folder is not None and str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    module, _, name = BUILT_IN.get(use.use, use.use).partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except Exception as error:  # another's module may fail in any way while it is imported
+        message = f"the detector {use.use!r} cannot be loaded: {error}"
+        raise UsageError(message) from error
+    try:
+        _check(use.use, inspect.signature(factory), use.params)
+        loaded: Detector = factory(**use.params)
+    except TypeError as error:
+        message = f"the detector {use.use!r} does not take these parameters: {error}"
+        raise UsageError(message) from error
+    return loaded
+
+
+def scored(detector: Detector, windows: pl.DataFrame) -> pl.DataFrame:
+    """The detector's scores, checked against the contract; UsageError where they are not what it promises."""
+    scores = detector.score(windows)
+    missing = [name for name in SCORES if name not in scores.columns]
+    if missing or scores.height != windows.height:
+        what = f"no column {missing[0]!r}" if missing else f"{scores.height} rows for {windows.height} monitors"
+        message = (
+            f"the detector {detector.name!r} returned {what}: it must give a row a monitor with {', '.join(SCORES)}"
+        )
+        raise UsageError(message)
+    return (
+        scores.select(list(SCORES))
+        if scores.schema == SCORES
+        else scores.select(pl.col(n).cast(t) for n, t in SCORES.items())
+    )
+
+
+def _check(name: str, signature: inspect.Signature, params: dict[str, Any], skip: int = 0) -> None:
+    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        return  # it takes anything, or checks by itself
+    known = list(signature.parameters)[skip:]
+    for key in params:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'none'}"
+            message = f"the detector {name!r} has no parameter {key!r}: {hint}"
+            raise UsageError(message)

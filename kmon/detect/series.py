@@ -1,0 +1,147 @@
+"""A monitor over time with its expected band: each bucket is scored as if it were the current window of a sweep."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from kmon.config import Config, Metric
+from kmon.detect.contract import load_detector
+from kmon.detect.fleet import DAY, PREVIOUS, WEEKS, Mask, neighbours
+from kmon.store import Store
+from kmon.store.schema import EVENTS
+from kmon.store.sql import Where
+
+MINUTE = dt.timedelta(minutes=1)
+
+
+def expected_series(
+    store: Store,
+    config: Config,
+    metric: str | Metric,
+    where: Where,
+    start: dt.datetime,
+    end: dt.datetime,
+    *,
+    grain: dt.timedelta = MINUTE,
+    masks: Sequence[Mask] = (),
+) -> pl.DataFrame:
+    """One monitor in [start, end) with what was expected of it.
+
+    Columns: `bucket` (UTC without a zone, one every `grain`), `observed`, `expected`, `lower`, `upper`, `yesterday`;
+    null where nothing is known. Counts are per bucket. The references are those of a sweep, scored by the first
+    configured detector; buckets inside `masks` serve as none.
+    """
+    return expected_measures(store, config, [metric], where, start, end, grain=grain, masks=masks)[0]
+
+
+def expected_measures(
+    store: Store,
+    config: Config,
+    metrics: Sequence[str | Metric],
+    where: Where,
+    start: dt.datetime,
+    end: dt.datetime,
+    *,
+    grain: dt.timedelta = MINUTE,
+    masks: Sequence[Mask] = (),
+) -> list[pl.DataFrame]:
+    """`expected_series` of several metrics, reading the store once."""
+    n = max(0, -((start - end) // grain))
+    j = neighbours(grain)
+    oldest = store.oldest() or start
+    reach = {"previous": [dt.timedelta(0)], "yesterday": [DAY], "weekly": [7 * DAY * w for w in range(1, WEEKS + 1)]}
+    blocks: dict[str, list[_Block]] = {}
+    for name, shifts in reach.items():
+        before, after = (PREVIOUS, 0) if name == "previous" else (j, j)
+        blocks[name] = [
+            _Block.read(store, where, start - shift - before * grain, n + before + after, grain, masks)
+            for shift in shifts
+            if name == "previous" or end - shift > oldest
+        ]
+    detector = load_detector(config.detectors[0])
+    return [_scored(config, m, detector, blocks, start, n, grain, j) for m in metrics]
+
+
+class _Block:
+    """A stretch of dense buckets: measures, and which of them may serve as references."""
+
+    def __init__(
+        self, values: dict[str, npt.NDArray[np.float64]], recorded: npt.NDArray[np.bool_], masked: npt.NDArray[np.bool_]
+    ) -> None:
+        self.values, self.recorded, self.usable = values, recorded, recorded & ~masked
+
+    @classmethod
+    def read(
+        cls, store: Store, where: Where, start: dt.datetime, n: int, grain: dt.timedelta, masks: Sequence[Mask]
+    ) -> _Block:
+        end = start + n * grain
+        rows = store.series(where, start, end, grain)
+        everything = store.series({}, start, end, grain) if where else rows
+        index = _index(rows, start, grain)
+        values = {}
+        for measure in store.schema.measures:
+            dense = np.zeros(n)
+            dense[index] = rows[measure].fill_null(0).to_numpy()
+            values[measure] = dense
+        recorded = np.zeros(n, dtype=bool)
+        recorded[_index(everything.filter(pl.col(EVENTS) > 0), start, grain)] = True
+        masked = np.zeros(n, dtype=bool)
+        starts = [start + i * grain for i in range(n)]
+        for mask in masks:
+            if all(where.get(d) == v for d, v in mask.scope.items()):
+                until = mask.resolved_at or end
+                masked |= np.array([s < until and s + grain > mask.started_at for s in starts], dtype=bool)
+        return cls(values, recorded, masked)
+
+
+def _index(rows: pl.DataFrame, start: dt.datetime, grain: dt.timedelta) -> npt.NDArray[np.int64]:
+    offset = rows["bucket"] - start.astimezone(dt.UTC).replace(tzinfo=None)
+    return (offset.dt.total_microseconds() // int(grain / dt.timedelta(microseconds=1))).to_numpy().astype(np.int64)
+
+
+def _scored(
+    config: Config,
+    metric: str | Metric,
+    detector: object,
+    blocks: dict[str, list[_Block]],
+    start: dt.datetime,
+    n: int,
+    grain: dt.timedelta,
+    j: int,
+) -> pl.DataFrame:
+    chosen = config.metrics[metric] if isinstance(metric, str) else metric
+    numerator, denominator = chosen.parts
+    now = blocks["previous"][0]
+    value = now.values[numerator][PREVIOUS:]
+    exposure = np.ones(n) if denominator is None else now.values[denominator][PREVIOUS:]
+    columns: dict[str, object] = {"value": value, "exposure": exposure}
+    for name, parts in blocks.items():
+        width = PREVIOUS if name == "previous" else 2 * j + 1
+        if parts and n:
+            numerators = [_sliding(np.where(b.usable, b.values[numerator], np.nan), width, n) for b in parts]
+            columns[f"{name}_value"] = np.hstack(numerators)
+            denominators = [np.ones(len(b.usable)) if denominator is None else b.values[denominator] for b in parts]
+            columns[f"{name}_exposure"] = np.hstack([_sliding(d, width, n) for d in denominators])
+    frame = pl.DataFrame(columns).with_columns(kind=pl.lit(chosen.kind))
+    scores = detector.score(frame)  # type: ignore[attr-defined]
+    yesterday = np.full(n, np.nan)
+    if blocks["yesterday"] and n:
+        block = blocks["yesterday"][0]
+        over = np.ones(len(block.recorded)) if denominator is None else block.values[denominator]
+        with np.errstate(all="ignore"):
+            yesterday = np.where(block.recorded, block.values[numerator] / over, np.nan)[j : j + n]
+    first = start.astimezone(dt.UTC).replace(tzinfo=None)
+    series = pl.DataFrame({"bucket": [first + i * grain for i in range(n)]}, schema={"bucket": pl.Datetime("us")})
+    shown = scores.select("observed", "expected", "lower", "upper").with_columns(yesterday=pl.Series(yesterday))
+    recorded = pl.Series(now.recorded[PREVIOUS:])
+    observed = pl.when(recorded).then(pl.col("observed"))  # no event from anybody: unknown rather than zero
+    return series.hstack(shown.with_columns(observed=observed)).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def _sliding(values: npt.NDArray[np.float64], width: int, n: int) -> npt.NDArray[np.float64]:
+    return np.lib.stride_tricks.sliding_window_view(values, width)[:n]

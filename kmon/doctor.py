@@ -1,0 +1,124 @@
+"""``kmon doctor``: is everything there that kmon needs, and what to do where it is not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from kmon import environment
+from kmon.config import Config, FilesSource, SlackSink
+from kmon.errors import KmonError
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def examine(config: Config, store: str | None = None) -> Iterator[Check]:
+    """Look at one thing after the other; a failed check does not stop the others."""
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("installation", _installation),
+        ("configuration", lambda: f"{config.path}: {len(config.metrics)} metrics, {len(config.watch)} grouping sets"),
+        ("detectors", lambda: _detectors(config)),
+        ("notebooks", lambda: _notebooks(config)),
+        ("store", lambda: _store(config, store)),
+        ("ledger", lambda: _ledger(config, store)),
+        ("source", lambda: _source(config)),
+        *((f"sink {name}", lambda sink=sink: _sink(sink)) for name, sink in config.sinks.items()),
+        ("partners", lambda: _partners(config)),
+        ("page server", lambda: _port(config)),
+        ("disk", lambda: _disk(config)),
+    ]
+    for name, check in checks:
+        try:
+            yield Check(name, ok=True, detail=check())
+        except KmonError as error:
+            yield Check(name, ok=False, detail=str(error))
+
+
+def _installation() -> str:
+    versions = ", ".join(
+        f"{p} {importlib.metadata.version(p)}" for p in ("kmon", "duckdb", "polars", "panel", "papermill")
+    )
+    quack = importlib.metadata.version("duckdb-extension-quack")
+    if quack != importlib.metadata.version("duckdb"):
+        message = f"duckdb-extension-quack {quack} does not fit DuckDB: install both in the same version"
+        raise KmonError(message)
+    return f"Python {sys.version.split()[0]}, {versions}"
+
+
+def _detectors(config: Config) -> str:
+    from kmon.detect import load_detector
+
+    return ", ".join(load_detector(use).name + (" (shadow)" if use.shadow else "") for use in config.detectors)
+
+
+def _notebooks(config: Config) -> str:
+    from kmon.resources import notebook
+
+    return ", ".join(str(notebook(config, job.notebook)) for job in config.jobs.values()) or "no jobs"
+
+
+def _store(config: Config, store: str | None) -> str:
+    from kmon.store import SCHEME, open_for_reading
+
+    where = store or config.store
+    if not where.startswith(SCHEME) and not config.resolve(where).exists():
+        return f"{config.resolve(where)} does not exist yet: 'kmon up' makes it"
+    with open_for_reading(config, store) as opened:
+        newest = opened.newest()
+        return f"answers; newest event {newest:%Y-%m-%d %H:%M:%S} UTC" if newest else "answers; no events yet"
+
+
+def _ledger(config: Config, store: str | None) -> str:
+    from kmon.ledger import open_ledger
+
+    with open_ledger(config, store) as ledger:
+        waiting = len(ledger.deliveries(status=["pending"]))
+        return f"{len(ledger.open_incidents())} open incidents, {waiting} alerts waiting"
+
+
+def _source(config: Config) -> str:
+    source = config.source
+    if isinstance(source, FilesSource):
+        found = sum(len(list(config.path.parent.glob(path))) for path in source.paths)
+        return f"{found} files match {', '.join(source.paths)}"
+    return f"simulator: {source.partners:,} partners, {source.rate:g} events/s"
+
+
+def _sink(sink: object) -> str:
+    if not isinstance(sink, SlackSink):
+        return "needs nothing"
+    from kmon.alerts.sinks.slack import whoami
+
+    return f"{environment.slack_api_url()} knows the bot as {whoami()}"
+
+
+def _partners(config: Config) -> str:
+    from kmon.partners import Partners
+
+    if config.partners is None:
+        return "no reference: every incident goes to the default channel"
+    return f"{Partners.load(config.resolve(config.partners)).frame.height:,} partners"
+
+
+def _port(config: Config) -> str:
+    from kmon.apps.serve import free_port
+
+    return f"port {free_port(config, config.apps.port)} is free"
+
+
+def _disk(config: Config) -> str:
+    free = shutil.disk_usage(config.path.parent).free / 2**30
+    if free < 1:
+        message = f"only {free:.1f} GiB are free beside {config.path}: make room"
+        raise KmonError(message)
+    return f"{free:.0f} GiB free"

@@ -1,0 +1,63 @@
+"""Every error that kmon raises on purpose.
+
+KmonError                    it failed: one sentence that says what to do (exit code 1)
+├── UsageError               a bad command or argument (exit code 2)
+│   └── ConfigError          a bad key or value in kmon.yaml, with file and line (exit code 2)
+├── SourceError              events cannot be read
+├── StoreError               the store cannot be opened, read or written
+│   ├── StoreBusyError       another process owns it
+│   └── OffsetConflictError  another writer moved the offset: this batch must not be committed
+├── LedgerError              the ledger cannot be opened or written
+├── JobError                 a notebook failed; the executed notebook was kept
+└── SinkError                an alert was not delivered; `retryable` says whether to try again
+"""
+
+from __future__ import annotations
+
+
+class KmonError(Exception):
+    """Base of kmon's own errors; the text is one sentence for the person at the terminal."""
+
+    exit_code = 1
+
+
+class UsageError(KmonError):
+    """The command line asks for something that does not exist or make sense."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A key or value in ``kmon.yaml`` is wrong."""
+
+
+class SourceError(KmonError):
+    """A source of events cannot be read."""
+
+
+class StoreError(KmonError):
+    """The store cannot be opened, read or written."""
+
+
+class StoreBusyError(StoreError):
+    """Another process owns the store file."""
+
+
+class OffsetConflictError(StoreError):
+    """The stored offset is not where this batch begins: somebody else committed it, or a gap appeared."""
+
+
+class LedgerError(KmonError):
+    """The ledger cannot be opened or written."""
+
+
+class JobError(KmonError):
+    """A notebook run failed; its executed notebook was kept."""
+
+
+class SinkError(KmonError):
+    """An alert was not delivered."""
+
+    def __init__(self, message: str, *, retryable: bool) -> None:
+        super().__init__(message)
+        self.retryable = retryable

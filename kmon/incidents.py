@@ -1,0 +1,198 @@
+"""From causes to incidents: new, joined, quiet, resolved. Each decision is a value with a reason."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+from kmon.config import Config, show_duration
+from kmon.explain import Cause
+from kmon.ledger import Direction, Incident, Severity, new_id
+
+Action = Literal["new", "joined", "still", "quiet", "resolved", "unjudged"]
+Verdict = Literal["abnormal", "normal", "unjudged"]
+"""What a sweep says of an open incident's own monitor."""
+FORGOTTEN = 8
+"""Windows after which an incident that can no longer be judged is over: a new one must not drown in it."""
+LARGER = 3.0
+"""A wider cause with more than this times the evidence of an open incident inside it is something else."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a sweep does to one incident, and why."""
+
+    action: Action
+    incident: Incident
+    reason: str
+    cause: Cause | None = None
+
+
+def decide(
+    config: Config,
+    at: dt.datetime,
+    causes: Sequence[Cause],
+    known: Sequence[Incident],
+    recheck: Callable[[Incident], Verdict],
+) -> list[Decision]:
+    """What the causes of the sweep at `at` mean for the open incidents `known`.
+
+    `recheck` judges the monitor of an open incident that no cause belongs to.
+    """
+    decisions: list[Decision] = []
+    taken: dict[str, Decision] = {}
+    for cause in causes:
+        if _swollen(config, at, cause, known):
+            continue
+        match = _match(config, at, cause, known, recheck)
+        if match is None:
+            decisions.append(Decision("new", _new(config, at, cause), "no open incident explains it", cause))
+            continue
+        if _contains(match.scope, cause.scope) and recheck(match) != "abnormal":
+            continue  # an echo of what is nearly over: if it lasts, it is an incident when that one is resolved
+        before = taken[match.id].incident if match.id in taken else match
+        taken[match.id] = Decision("joined", _join(config, at, before, cause), "same cause as an open incident", cause)
+    for incident in known:
+        if at - incident.started_at >= config.incidents.lasting:
+            decisions.append(_lasting(config, at, incident))
+        else:
+            decisions.append(taken.get(incident.id) or _without_cause(config, at, incident, recheck(incident)))
+    return decisions
+
+
+def severity_of(config: Config, metric: str, direction: str, effect: float) -> Severity:
+    """Info for a change in the welcome direction, otherwise by its size."""
+    good = config.metrics[metric].good
+    if good == direction:
+        return "info"
+    return "critical" if abs(effect) >= config.incidents.critical else "warning"
+
+
+def _new(config: Config, at: dt.datetime, cause: Cause) -> Incident:
+    return Incident(
+        id=new_id("inc"),
+        status="firing",
+        severity=severity_of(config, cause.metric, cause.direction, cause.effect),
+        metric=cause.metric,
+        direction=cast(Direction, cause.direction),
+        scope=cause.scope,
+        started_at=at - cause.window,
+        detected_at=at,
+        resolved_at=None,
+        observed=cause.observed,
+        expected=cause.expected,
+        lower=cause.lower,
+        upper=cause.upper,
+        p_value=cause.p_value,
+        impact={},
+        anomalies=len(cause.children),
+        channel="",
+        url="",
+        window=cause.window,
+        evidence=cause.evidence,
+        seen_at=at,
+        quiet=0,
+        detector=cause.detector,
+        reason="first seen",
+    )
+
+
+def _join(config: Config, at: dt.datetime, incident: Incident, cause: Cause) -> Incident:
+    """The incident with one more sweep's anomalies; stronger evidence gives it its name."""
+    anomalies = incident.anomalies + len(cause.children)
+    seen = replace(incident, anomalies=anomalies, seen_at=at, quiet=0, reason="still abnormal")
+    if cause.evidence <= incident.evidence:
+        return seen
+    return replace(
+        seen,
+        severity=severity_of(config, cause.metric, cause.direction, cause.effect),
+        metric=cause.metric,
+        direction=cast(Direction, cause.direction),
+        scope=cause.scope,
+        observed=cause.observed,
+        expected=cause.expected,
+        lower=cause.lower,
+        upper=cause.upper,
+        p_value=cause.p_value,
+        window=cause.window,
+        evidence=cause.evidence,
+        detector=cause.detector,
+    )
+
+
+def _match(
+    config: Config,
+    at: dt.datetime,
+    cause: Cause,
+    known: Sequence[Incident],
+    recheck: Callable[[Incident], Verdict],
+) -> Incident | None:
+    """The open incident that a cause belongs to: the same scope, or one that contains the other.
+
+    A wider incident that is over explains nothing inside it but windows that reach back into it. A narrower one may
+    turn out to be wider while it is young, or if that tells not much more: otherwise something larger has begun, and
+    people must hear of it.
+    """
+    bad = _is_bad(config, cause.metric, cause.direction)
+    nested = [
+        incident
+        for incident in known
+        if (incident.scope.items() <= cause.scope.items() or cause.scope.items() <= incident.scope.items())
+        and _is_bad(config, incident.metric, incident.direction) == bad
+    ]
+    nested.sort(key=lambda incident: (incident.scope != cause.scope, -incident.evidence))
+    for incident in nested:
+        if len(incident.scope) == len(cause.scope):
+            return incident
+        if _contains(incident.scope, cause.scope):
+            belongs = at - cause.window < incident.seen_at or recheck(incident) == "abnormal"
+        else:
+            belongs = at - incident.detected_at <= cause.window or cause.evidence <= LARGER * incident.evidence
+        if belongs:
+            return incident
+    return None
+
+
+def _swollen(config: Config, at: dt.datetime, cause: Cause, known: Sequence[Incident]) -> bool:
+    """Whether a rate fell in a window that reaches into a known rise there, which swelled its denominator."""
+    if config.metrics[cause.metric].kind != "rate" or not _is_bad(config, cause.metric, cause.direction):
+        return False
+    rises = [i for i in known if i.metric in config.metrics and not _is_bad(config, i.metric, i.direction)]
+    return any(i.scope.items() <= cause.scope.items() and at - cause.window < i.seen_at for i in rises)
+
+
+def _contains(wider: dict[str, str], narrower: dict[str, str]) -> bool:
+    return len(wider) < len(narrower) and wider.items() <= narrower.items()
+
+
+def _is_bad(config: Config, metric: str, direction: str) -> bool:
+    return metric in config.metrics and config.metrics[metric].good != direction
+
+
+def _without_cause(config: Config, at: dt.datetime, incident: Incident, verdict: Verdict) -> Decision:
+    if verdict == "abnormal":
+        reason = "still outside the normal range"
+        return Decision("still", replace(incident, seen_at=at, quiet=0, reason=reason), reason)
+    if verdict == "unjudged" and at - incident.seen_at >= FORGOTTEN * incident.window:
+        reason = f"not seen for {show_duration(at - incident.seen_at)}, with too little data to judge it"
+        return Decision("resolved", _resolved(at, incident, reason), reason)
+    if verdict == "unjudged":
+        reason = "not enough data in this sweep to judge it"
+        return Decision("unjudged", replace(incident, reason=reason), reason)
+    quiet = incident.quiet + 1
+    if quiet < config.incidents.resolve_after:
+        reason = f"normal for {quiet} of {config.incidents.resolve_after} sweeps"
+        return Decision("quiet", replace(incident, quiet=quiet, reason=reason), reason)
+    reason = f"back to normal for {quiet} sweeps"
+    return Decision("resolved", _resolved(at, replace(incident, quiet=quiet), reason), reason)
+
+
+def _lasting(config: Config, at: dt.datetime, incident: Incident) -> Decision:
+    reason = f"it has lasted {show_duration(config.incidents.lasting)}: this is the new normal"
+    return Decision("resolved", _resolved(at, incident, reason), reason)
+
+
+def _resolved(at: dt.datetime, incident: Incident, reason: str) -> Incident:
+    return replace(incident, status="resolved", resolved_at=at, reason=reason)

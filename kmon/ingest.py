@@ -1,0 +1,157 @@
+"""Ingestion: the way of an event from its source into the store.
+
+    source ──► decode ──► enrich ──► clock ──► commit
+
+The elements of the stream are batches, and it is synchronous: an error anywhere stops it, and what was not committed
+is read again. Rolling up is part of the commit: deltas, dead letters, clocks and the offset are one transaction.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import streamz
+
+from kmon.clock import EPOCH, Clock, Ticks, to_micros
+from kmon.config import Config
+from kmon.enrich import Enricher
+from kmon.events import POSITION, Decoded, Decoder
+from kmon.sources import RawBatch, Source
+from kmon.store import Commit, EmbeddedStore
+
+HOT = dt.timedelta(hours=2)
+"""Deltas further behind the watermark than this are merged into the one-minute tier."""
+HOUR = dt.timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one run has done so far."""
+
+    events: int = 0
+    dead_letters: int = 0
+    late: int = 0
+    """Events that came after the watermark had passed them; they count all the same."""
+    batches: int = 0
+
+
+class Ingestion:
+    """One run of the pipeline into one store.
+
+    `on_step`, if given, is called with each multiple of `step` that the watermark passes, and before any event is
+    committed that arrived later and belongs to what was complete by then: a replay sees what a live run saw. It is not
+    called for a step without a single event, in which there is nothing to judge. A run that goes on with a store begins
+    with the steps in it: whether an earlier run called them is for `on_step` to know.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: EmbeddedStore,
+        *,
+        step: dt.timedelta | None = None,
+        on_step: Callable[[dt.datetime], None] | None = None,
+        on_batch: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.progress = Progress()
+        self._store = store
+        self._clock = Clock(config, store.clocks())
+        self._step = step if on_step else None
+        self._on_step, self._on_batch = on_step, on_batch
+        self._passed: dt.datetime | None = None
+        self._busy: set[dt.datetime] = set()  # ends of steps with events, until they are passed
+        if self._step is not None:
+            self._busy = {start + self._step for start in store.busy(self._step)}
+        self._compacted = EPOCH
+        self._source = streamz.Stream()
+        enrich = Enricher(config)
+        (
+            self._source.map(Decoder(config, newest=store.newest()).feed)
+            .flatten()
+            .map(lambda decoded: replace(decoded, events=enrich(decoded.events)))
+            .map(lambda decoded: (decoded, self._clock.tick(decoded.events)))
+            .map(lambda pair: list(self._pieces(*pair)))
+            .flatten()
+            .sink(lambda piece: self._commit(*piece))
+        )
+
+    def run(self, source: Source, stop: threading.Event | None = None) -> Progress:
+        """Read `source` from the stored positions until it ends or `stop` is set."""
+        self._run_steps(self._floor(self._clock.watermark))  # an earlier run may have been killed before it did
+        for raw in source.read(self._store.positions(), stop or threading.Event()):
+            self.emit(raw)
+        self.emit(None)
+        return self.progress
+
+    def emit(self, raw: RawBatch | None) -> None:
+        """Send one batch down the pipeline; None says that no more will come."""
+        self._source.emit(raw)
+        mark = self._clock.watermark
+        self._run_steps(self._floor(mark))
+        if mark is not None and mark - HOT - self._compacted >= HOUR:
+            self._compacted = EPOCH + (mark - HOT - EPOCH) // HOUR * HOUR
+            self._store.compact(self._compacted)
+        if self._on_batch is not None:
+            self._on_batch(self.progress)
+
+    def _pieces(self, decoded: Decoded, ticks: Ticks) -> Iterator[tuple[Commit, dt.datetime | None, int]]:
+        """Cut a batch before each event that arrived after its step was complete: (commit, step before it, late)."""
+        cuts = [(0, None), *self._cuts(decoded, ticks)]
+        letters = list(decoded.dead_letters)
+        for number, (start, step) in enumerate(cuts):
+            last = number == len(cuts) - 1
+            end = decoded.events.height if last else cuts[number + 1][0]
+            first = decoded.first if number == 0 else int(decoded.events[POSITION][start])
+            upto = decoded.next if last else int(decoded.events[POSITION][end])
+            commit = Commit(
+                decoded.source,
+                decoded.partition,
+                first,
+                upto,
+                decoded.events[start:end],
+                ticks.newest_at(end - 1) if end > start else {},
+                [letter for letter in letters if first <= letter.position < upto],
+            )
+            yield commit, step, int(ticks.late[start:end].sum())
+
+    def _cuts(self, decoded: Decoded, ticks: Ticks) -> list[tuple[int, dt.datetime | None]]:
+        if self._step is None or not decoded.events.height:
+            return []
+        width = to_micros(self._step)
+        passed = ticks.before // width  # the step that was complete when each event arrived
+        done = (self._passed - EPOCH) // self._step if self._passed else np.iinfo(np.int64).min
+        times = decoded.events["event_time"].dt.epoch("us").to_numpy()
+        too_late = np.flatnonzero((times < passed * width) & (passed > done) & ticks.late)
+        steps, first = np.unique(passed[too_late], return_index=True)
+        return [(int(too_late[i]), EPOCH + int(s) * self._step) for s, i in zip(steps, first, strict=True)]
+
+    def _commit(self, commit: Commit, step: dt.datetime | None, late: int) -> None:
+        self._run_steps(step)
+        self._store.commit(commit)
+        if self._step is not None:
+            width = to_micros(self._step)
+            numbers = np.unique(commit.events["event_time"].dt.epoch("us").to_numpy() // width)
+            self._busy |= {EPOCH + (int(n) + 1) * self._step for n in numbers}
+        self.progress = Progress(
+            self.progress.events + commit.events.height,
+            self.progress.dead_letters + len(commit.dead_letters),
+            self.progress.late + late,
+            self.progress.batches + 1,
+        )
+
+    def _run_steps(self, upto: dt.datetime | None) -> None:
+        if self._on_step is None or upto is None:
+            return
+        passed = sorted(step for step in self._busy if step <= upto)
+        self._busy.difference_update(passed)
+        for step in passed:
+            if self._passed is None or step > self._passed:  # a late event's step has been called before
+                self._passed = step
+                self._on_step(step)
+
+    def _floor(self, time: dt.datetime | None) -> dt.datetime | None:
+        return None if time is None or self._step is None else EPOCH + (time - EPOCH) // self._step * self._step

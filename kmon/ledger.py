@@ -1,0 +1,482 @@
+"""The ledger: what people and jobs say about what happened. Incidents, the outbox, sweeps and job runs.
+
+SQLite in WAL mode beside the store by default, PostgreSQL by URL; many small transactions from many processes. All
+times are timezone-aware UTC. One sweep is one transaction (`Ledger.record`), so a crash leaves no incident without its
+alert and no alert without its incident.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Dialect, RowMapping
+
+from kmon import environment
+from kmon.config import Config
+from kmon.errors import LedgerError
+
+Status = Literal["firing", "acked", "snoozed", "resolved"]
+Severity = Literal["critical", "warning", "info"]
+Direction = Literal["down", "up"]
+OPEN: tuple[Status, ...] = ("firing", "acked", "snoozed")
+
+
+@dataclass(frozen=True)
+class Incident:
+    """Anomalies with one cause, as DESIGN 5.3 shows them, plus what the lifecycle needs."""
+
+    id: str
+    status: Status
+    severity: Severity
+    metric: str
+    direction: Direction
+    scope: dict[str, str]
+    """The smallest set of dimension values that explains the change; empty for everything."""
+    started_at: dt.datetime
+    """The estimate of when it began."""
+    detected_at: dt.datetime
+    """Event time of the end of the data that first fired."""
+    resolved_at: dt.datetime | None
+    observed: float
+    expected: float
+    lower: float
+    upper: float
+    p_value: float
+    impact: dict[str, float]
+    """Observed minus expected since the start, by measure."""
+    anomalies: int
+    """Flagged monitors that this incident explained, over all its sweeps."""
+    channel: str
+    url: str
+    window: dt.timedelta
+    """Width of the window that showed it best."""
+    evidence: float
+    """Largest likelihood gain of its scope, in nats: a stronger one may change scope and metric."""
+    seen_at: dt.datetime
+    """The last sweep that flagged it."""
+    quiet: int
+    """Judged sweeps since then."""
+    detector: str
+    reason: str
+    """Why it is in its state, in words."""
+
+    def public(self) -> dict[str, Any]:
+        """The JSON object of ``kmon incidents --format json``."""
+        row = asdict(self)
+        times = {key: show_time(row[key]) for key in ("started_at", "detected_at", "resolved_at")}
+        keys = (
+            "id status severity metric direction scope started_at detected_at resolved_at observed expected lower "
+            "upper p_value impact anomalies channel url"
+        )
+        return {key: row[key] for key in keys.split()} | times
+
+
+@dataclass(frozen=True)
+class Anomaly:
+    """One monitor in one window that a sweep flagged, and the incident that explains it."""
+
+    at: dt.datetime
+    incident: str
+    metric: str
+    scope: dict[str, str]
+    window: dt.timedelta
+    direction: Direction
+    observed: float
+    expected: float
+    p_value: float
+    detector: str
+    shadow: bool = False
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """An outbox row: one alert for one sink, kept until it is delivered."""
+
+    id: str
+    incident: str
+    kind: Literal["firing", "resolved"]
+    sink: str
+    channel: str
+    created_at: dt.datetime
+    status: Literal["pending", "sending", "sent", "failed"] = "pending"
+    attempts: int = 0
+    due_at: dt.datetime | None = None
+    """Not before this (wall clock); None: at once."""
+    receipt: dict[str, Any] = field(default_factory=dict)
+    """What the far end answered so far: a retry goes on from here instead of sending twice."""
+    error: str | None = None
+    sent_at: dt.datetime | None = None
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """What one sweep cost and found."""
+
+    at: dt.datetime
+    ran_at: dt.datetime
+    seconds: float
+    monitors: int
+    tests: int
+    anomalies: int
+    cutoff: float
+    """The largest p-value that was flagged, 0 where none was."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a scheduled notebook."""
+
+    id: str
+    job: str
+    started_at: dt.datetime
+    ended_at: dt.datetime | None
+    status: Literal["running", "ok", "failed"]
+    notebook: str | None
+    """Path of the executed notebook, also of a failed one."""
+    error: str | None
+
+
+def new_id(prefix: str) -> str:
+    """``inc_...``: unique, and in order of creation."""
+    now = dt.datetime.now(dt.UTC)
+    return f"{prefix}_{int(now.timestamp() * 1000):011x}{uuid.uuid4().hex[:8]}"
+
+
+def show_time(value: dt.datetime | None) -> str | None:
+    """RFC 3339 in UTC with a ``Z``; None stays None."""
+    return value.astimezone(dt.UTC).isoformat().replace("+00:00", "Z") if value else None
+
+
+def ledger_file(store: str | Path) -> Path:
+    """Where the ledger of a store file lies: ``x.duckdb`` has ``x.ledger.sqlite``."""
+    return Path(store).with_suffix(".ledger.sqlite")
+
+
+def open_ledger(config: Config, store: str | None = None, *, must_exist: bool = False) -> Ledger:
+    """The ledger: KMON_LEDGER_URL, else the configured one, else the SQLite file beside the store.
+
+    With `must_exist` a missing file is an error instead of an empty ledger.
+    """
+    url = environment.ledger_url() or config.ledger
+    if url:
+        return Ledger.open(url)
+    own = store is not None and not store.startswith("quack:")
+    path = Path(store) if own and store else config.resolve(config.store)
+    if must_exist and not ledger_file(path).exists():
+        message = f"{ledger_file(path)} does not exist: nothing was judged yet, start with 'kmon up' or 'kmon replay'"
+        raise LedgerError(message)
+    return Ledger.open(f"sqlite:///{ledger_file(path)}")
+
+
+class _Time(sa.TypeDecorator[dt.datetime]):
+    """Aware datetimes, stored as UTC without an offset so that text sorts as time."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | None:
+        return value and value.astimezone(dt.UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | None:
+        return value and value.replace(tzinfo=dt.UTC)
+
+
+class _Seconds(sa.TypeDecorator[dt.timedelta]):
+    """Durations, stored as seconds."""
+
+    impl = sa.Float
+    cache_ok = True
+
+    def process_bind_param(self, value: dt.timedelta | None, dialect: Dialect) -> float | None:
+        return None if value is None else value.total_seconds()
+
+    def process_result_value(self, value: float | None, dialect: Dialect) -> dt.timedelta | None:
+        return None if value is None else dt.timedelta(seconds=value)
+
+
+_metadata = sa.MetaData()
+_text, _float, _int, _json = sa.Text, sa.Float, sa.Integer, sa.JSON
+
+
+def _column(name: str, kind: Any, **options: Any) -> sa.Column[Any]:
+    return sa.Column(name, kind, nullable=options.pop("nullable", False), **options)
+
+
+incidents_table = sa.Table(
+    "incidents",
+    _metadata,
+    _column("id", _text, primary_key=True),
+    _column("status", _text, index=True),
+    *(_column(name, _text) for name in ("severity", "metric", "direction")),
+    _column("scope", _json),
+    _column("started_at", _Time),
+    _column("detected_at", _Time, index=True),
+    _column("resolved_at", _Time, nullable=True),
+    *(_column(name, _float) for name in ("observed", "expected", "lower", "upper", "p_value")),
+    _column("impact", _json),
+    _column("anomalies", _int),
+    *(_column(name, _text) for name in ("channel", "url")),
+    _column("window", _Seconds),
+    _column("evidence", _float),
+    _column("seen_at", _Time),
+    _column("quiet", _int),
+    *(_column(name, _text) for name in ("detector", "reason")),
+)
+anomalies_table = sa.Table(
+    "anomalies",
+    _metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    _column("at", _Time, index=True),
+    _column("incident", _text, index=True),
+    _column("metric", _text),
+    _column("scope", _json),
+    _column("window", _Seconds),
+    _column("direction", _text),
+    *(_column(name, _float) for name in ("observed", "expected", "p_value")),
+    _column("detector", _text),
+    _column("shadow", sa.Boolean),
+)
+outbox_table = sa.Table(
+    "outbox",
+    _metadata,
+    _column("id", _text, primary_key=True),
+    _column("incident", _text, index=True),
+    *(_column(name, _text) for name in ("kind", "sink", "channel")),
+    _column("created_at", _Time),
+    _column("status", _text, index=True),
+    _column("attempts", _int),
+    _column("due_at", _Time, nullable=True),
+    _column("receipt", _json),
+    _column("error", _text, nullable=True),
+    _column("sent_at", _Time, nullable=True),
+)
+sweeps_table = sa.Table(
+    "sweeps",
+    _metadata,
+    _column("at", _Time, primary_key=True),
+    _column("ran_at", _Time),
+    _column("seconds", _float),
+    *(_column(name, _int) for name in ("monitors", "tests", "anomalies")),
+    _column("cutoff", _float),
+)
+runs_table = sa.Table(
+    "runs",
+    _metadata,
+    _column("id", _text, primary_key=True),
+    _column("job", _text, index=True),
+    _column("started_at", _Time, index=True),
+    _column("ended_at", _Time, nullable=True),
+    _column("status", _text),
+    _column("notebook", _text, nullable=True),
+    _column("error", _text, nullable=True),
+)
+
+
+class Ledger:
+    """Incidents, outbox, sweeps and runs in one relational database.
+
+    >>> with Ledger.open("sqlite://") as ledger:
+    ...     ledger.incidents()
+    []
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    @classmethod
+    def open(cls, url: str) -> Ledger:
+        """Open, and create where it does not exist; LedgerError where that fails."""
+        try:
+            parsed = sa.make_url(url)
+            options: dict[str, Any] = {"json_serializer": lambda value: json.dumps(value, ensure_ascii=False)}
+            if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+                options["poolclass"] = sa.StaticPool
+            engine = sa.create_engine(parsed, **options)
+            if parsed.get_backend_name() == "sqlite":
+                _prepare_sqlite(engine)
+            with engine.execution_options(write=True).begin() as connection:
+                _metadata.create_all(connection)
+        except (sa.exc.SQLAlchemyError, ImportError, ValueError) as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            shown = url.split("://", maxsplit=1)[0] + "://..." if "@" in url else url
+            message = f"the ledger {shown} cannot be opened ({reason}): check the path, its permissions and the disk"
+            raise LedgerError(message) from error
+        return cls(engine)
+
+    @classmethod
+    def beside(cls, store: str | Path) -> Ledger:
+        """The SQLite ledger that lies beside a store file."""
+        return cls.open(f"sqlite:///{ledger_file(store)}")
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        try:
+            with self._engine.execution_options(write=True).begin() as connection:
+                yield connection
+        except sa.exc.DBAPIError as error:
+            message = f"the ledger cannot be written ({error.orig}): check the disk and its permissions"
+            raise LedgerError(message) from error
+
+    def _rows(self, statement: sa.Select[Any]) -> Sequence[RowMapping]:
+        try:
+            with self._engine.connect() as connection:
+                return connection.execute(statement).mappings().all()
+        except sa.exc.DBAPIError as error:
+            message = f"the ledger cannot be read ({error.orig})"
+            raise LedgerError(message) from error
+
+    # ---- incidents ---------------------------------------------------------------------------------------------
+
+    def incidents(
+        self, *, status: Sequence[str] = (), since: dt.datetime | None = None, until: dt.datetime | None = None
+    ) -> list[Incident]:
+        """Incidents detected in [since, until), oldest first."""
+        t = incidents_table
+        statement = sa.select(t).order_by(t.c.detected_at, t.c.id)
+        if status:
+            statement = statement.where(t.c.status.in_(status))
+        if since:
+            statement = statement.where(t.c.detected_at >= since)
+        if until:
+            statement = statement.where(t.c.detected_at < until)
+        return [Incident(**row) for row in self._rows(statement)]
+
+    def open_incidents(self) -> list[Incident]:
+        """Those that are not resolved, oldest first."""
+        return self.incidents(status=OPEN)
+
+    def overlapping(self, start: dt.datetime, end: dt.datetime) -> list[Incident]:
+        """Incidents, open or not, that touch [start, end): their minutes are no clean references."""
+        t = incidents_table
+        within = sa.and_(t.c.started_at < end, sa.or_(t.c.resolved_at.is_(None), t.c.resolved_at > start))
+        return [Incident(**row) for row in self._rows(sa.select(t).where(within).order_by(t.c.detected_at, t.c.id))]
+
+    def incident(self, id: str) -> Incident | None:
+        t = incidents_table
+        row = next(iter(self._rows(sa.select(t).where(t.c.id == id))), None)
+        return Incident(**row) if row else None
+
+    def record(
+        self,
+        sweep: SweepRecord,
+        incidents: Sequence[Incident],
+        anomalies: Sequence[Anomaly] = (),
+        outbox: Sequence[Delivery] = (),
+    ) -> None:
+        """Write one sweep's outcome in one transaction; writing the same sweep again replaces its record."""
+        with self._write() as connection:
+            _upsert(connection, sweeps_table, [_row(sweep)], "at")
+            _upsert(connection, incidents_table, [_row(incident) for incident in incidents], "id")
+            for table, rows in ((anomalies_table, anomalies), (outbox_table, outbox)):
+                if rows:
+                    connection.execute(sa.insert(table), [_row(row) for row in rows])
+
+    def anomalies(self, incident: str) -> list[Anomaly]:
+        """What one incident explained, in time order."""
+        t = anomalies_table
+        statement = sa.select(*(t.c[f.name] for f in fields(Anomaly))).where(t.c.incident == incident)
+        return [Anomaly(**row) for row in self._rows(statement.order_by(t.c.number))]
+
+    def last_sweep(self) -> SweepRecord | None:
+        t = sweeps_table
+        row = next(iter(self._rows(sa.select(t).order_by(t.c.at.desc()).limit(1))), None)
+        return SweepRecord(**row) if row else None
+
+    # ---- outbox ------------------------------------------------------------------------------------------------
+
+    def deliveries(self, *, incident: str | None = None, status: Sequence[str] = ()) -> list[Delivery]:
+        """Outbox rows, oldest first."""
+        t = outbox_table
+        statement = sa.select(t).order_by(t.c.created_at, t.c.id)
+        if incident:
+            statement = statement.where(t.c.incident == incident)
+        if status:
+            statement = statement.where(t.c.status.in_(status))
+        return [Delivery(**row) for row in self._rows(statement)]
+
+    def claim(self, now: dt.datetime) -> Delivery | None:
+        """The oldest delivery that is due, marked as being sent; None where nothing is.
+
+        A delivery that was being sent when its notifier died stays ``sending``: `stranded` lists those.
+        """
+        t = outbox_table
+        due = sa.and_(t.c.status == "pending", sa.or_(t.c.due_at.is_(None), t.c.due_at <= now))
+        with self._write() as connection:
+            query = sa.select(t).where(due).order_by(t.c.created_at, t.c.id).limit(1)
+            row = connection.execute(query.with_for_update(skip_locked=True)).mappings().first()
+            if row is None:
+                return None
+            claimed = replace(Delivery(**row), status="sending", attempts=row["attempts"] + 1)
+            self._put(connection, claimed)
+            return claimed
+
+    def stranded(self) -> list[Delivery]:
+        """Deliveries whose notifier died while sending."""
+        return self.deliveries(status=["sending"])
+
+    def update(self, delivery: Delivery) -> None:
+        """Store what became of a delivery."""
+        with self._write() as connection:
+            self._put(connection, delivery)
+
+    @staticmethod
+    def _put(connection: Connection, delivery: Delivery) -> None:
+        connection.execute(sa.update(outbox_table).where(outbox_table.c.id == delivery.id).values(_row(delivery)))
+
+    # ---- job runs ----------------------------------------------------------------------------------------------
+
+    def save_run(self, run: Run) -> None:
+        """Insert or update one run."""
+        with self._write() as connection:
+            _upsert(connection, runs_table, [_row(run)], "id")
+
+    def runs(self, *, job: str | None = None, limit: int = 50) -> list[Run]:
+        """The latest runs, newest first."""
+        t = runs_table
+        statement = sa.select(t).order_by(t.c.started_at.desc(), t.c.id.desc()).limit(limit)
+        if job:
+            statement = statement.where(t.c.job == job)
+        return [Run(**row) for row in self._rows(statement)]
+
+
+def _row(record: Any) -> dict[str, Any]:
+    return {f.name: getattr(record, f.name) for f in fields(record)}
+
+
+def _upsert(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], key: str) -> None:
+    if not rows:
+        return
+    connection.execute(sa.delete(table).where(table.c[key].in_([row[key] for row in rows])))
+    connection.execute(sa.insert(table), list(rows))
+
+
+def _prepare_sqlite(engine: sa.Engine) -> None:
+    """WAL, patience with other writers, and write transactions that take the lock when they begin."""
+
+    @sa.event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # pysqlite must not begin transactions by itself
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=15000"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        write = connection.get_execution_options().get("write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

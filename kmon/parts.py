@@ -1,0 +1,159 @@
+"""The long-running parts of kmon, each of which also runs on its own: source, jobs, apps, notifier."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+
+from kmon.config import Config, SimulatorSource
+from kmon.errors import KmonError
+from kmon.ingest import Ingestion, Progress
+from kmon.sources import Source
+from kmon.sources.files import FilesSource
+from kmon.store import SCHEME, EmbeddedStore, Store, open_for_reading, serving, token_for
+
+if TYPE_CHECKING:
+    from kmon.alerts.notifier import Notifier
+    from kmon.ledger import Ledger
+
+log = structlog.get_logger("kmon")
+NAMES = ("source", "jobs", "apps", "notifier")
+"""In the order in which they are started; they are stopped in the reverse order."""
+
+
+def source_of(config: Config) -> Source:
+    """The configured source of events."""
+    if isinstance(config.source, SimulatorSource):
+        from kmon.sources.simulate import Simulator
+
+        return Simulator(config.source)
+    return FilesSource([config.resolve(path) for path in config.source.paths], follow=True)
+
+
+def store_path(config: Config, store: str | None) -> str:
+    """The store's file, for the one who owns it; KmonError for an address, which another process owns."""
+    where = store or config.store
+    if where.startswith(SCHEME):
+        message = f"{where} belongs to another process: name the store's file instead"
+        raise KmonError(message)
+    return where if store else str(config.resolve(where))
+
+
+def run_source(
+    config: Config, stop: threading.Event, store: str | None = None, on_batch: Callable[[Progress], None] | None = None
+) -> Progress:
+    """Own the store: ingest the configured source and answer readers, until `stop` is set."""
+    path = store_path(config, store)
+    with EmbeddedStore(path, config) as owned, serving(owned, config.serve, token_for(path)):
+        log.info("store open", path=path, serving=config.serve)
+        return Ingestion(config, owned, on_batch=on_batch).run(source_of(config), stop)
+
+
+def run_jobs(config: Config, stop: threading.Event, store: str | None = None) -> None:
+    """Run the scheduled notebooks until `stop` is set."""
+    from kmon.jobs.scheduler import Scheduler
+    from kmon.ledger import open_ledger
+
+    with open_ledger(config, store) as ledger:
+        Scheduler(config, ledger, store=store).run(stop)
+
+
+def run_apps(
+    config: Config, stop: threading.Event, store: str | None = None, *, port: int | None = None, show: bool = False
+) -> None:
+    """Serve the pages until `stop` is set; KmonError where the server ends by itself."""
+    from kmon.apps.serve import serve
+
+    served = serve(config, store, port=port, show=show)
+    process = subprocess.Popen(
+        served.command, env=served.environment, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        while process.poll() is None:
+            if stop.wait(0.2):
+                return
+        message = f"the page server ended by itself with exit code {process.returncode}"
+        raise KmonError(message)
+    finally:
+        terminate(process)
+
+
+def run_notifier(config: Config, stop: threading.Event, store: str | None = None) -> None:
+    """Deliver alerts until `stop` is set."""
+    from kmon.ledger import open_ledger
+
+    with open_for_reading(config, store) as opened, open_ledger(config, store) as ledger:
+        notifier(config, opened, ledger).run(stop)
+
+
+def notifier(config: Config, store: Store, ledger: Ledger) -> Notifier:
+    """The notifier of this configuration, by the wall clock."""
+    from kmon.alerts.notifier import Notifier
+    from kmon.partners import Partners
+
+    partners = Partners.load(config.resolve(config.partners) if config.partners else None)
+    return Notifier(ledger, config, partners, store, lambda: dt.datetime.now(dt.UTC))
+
+
+def run_part(name: str, config: Config, stop: threading.Event, store: str | None = None) -> None:
+    """Run one part by its name until `stop` is set."""
+    parts: dict[str, Callable[[Config, threading.Event, str | None], object]] = {
+        "source": run_source,
+        "jobs": run_jobs,
+        "apps": run_apps,
+        "notifier": run_notifier,
+    }
+    parts[name](config, stop, store)
+
+
+def terminate(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
+    """Ask a process group to end, and make it."""
+    for sign, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
+        if process.poll() is not None:
+            return
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(wait)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+@contextmanager
+def until_told_to_stop() -> Iterator[threading.Event]:
+    """An event that Ctrl-C, SIGTERM and the death of the parent process set."""
+    stop = threading.Event()
+    parent = os.getppid()
+
+    def watch_parent() -> None:
+        while not stop.wait(1.0):
+            if os.getppid() != parent:
+                stop.set()
+
+    previous = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    threading.Thread(target=watch_parent, daemon=True).start()
+    try:
+        yield stop
+    finally:
+        stop.set()
+        for sign, handler in previous.items():
+            signal.signal(sign, handler)
+
+
+def wait_for(condition: Callable[[], bool], stop: threading.Event, seconds: float) -> bool:
+    """Wait until `condition` holds; False where it does not in time, or `stop` is set before."""
+    deadline = time.monotonic() + seconds
+    while not stop.is_set():
+        if condition():
+            return True
+        if time.monotonic() > deadline or stop.wait(0.1):
+            return False
+    return False

@@ -1,0 +1,42 @@
+"""``kmon status``: where the data stands and what was made of it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from kmon.config import Config
+from kmon.ledger import open_ledger, show_time
+from kmon.store import open_for_reading
+
+
+def status(config: Config, store: str | None = None) -> dict[str, Any]:
+    """Offsets, clocks, tiers, dead letters, and a `summary` with watermark, lag, last sweep and queue."""
+    with open_for_reading(config, store) as opened, open_ledger(config, store) as ledger:
+        found = opened.status()
+        mark = opened.watermark(config.events.lateness, config.events.idle)
+        newest = opened.newest()
+        sweep = ledger.last_sweep()
+        waiting = ledger.deliveries(status=["pending", "sending"])
+        failed = ledger.deliveries(status=["failed"])
+        lagging = [
+            c["partition"]
+            for c in found["clocks"]
+            if newest and newest.replace(tzinfo=None) - c["newest"] > config.events.idle
+        ]
+        found["summary"] = {
+            "watermark": show_time(mark),
+            "newest_event": show_time(newest),
+            "lag_seconds": round((dt.datetime.now(dt.UTC) - mark).total_seconds(), 1) if mark else None,
+            "lagging_partitions": ", ".join(lagging) or None,
+            "events": sum(tier["events"] for tier in found["tiers"].values()),
+            "bytes": found["bytes"],
+            "dead_letters": sum(found["dead_letters"].values()),
+            "last_sweep": show_time(sweep.at) if sweep else None,
+            "last_sweep_seconds": round(sweep.seconds, 3) if sweep else None,
+            "monitors": sweep.monitors if sweep else None,
+            "open_incidents": len(ledger.open_incidents()),
+            "alerts_waiting": len(waiting),
+            "alerts_failed": len(failed),
+        }
+    return found

@@ -1,0 +1,277 @@
+"""The read side of the store: one API, embedded or over the wire.
+
+Each verb has a ``*_sql`` twin that returns the text it runs, so that the plan can be read and tested alone. All times
+are aware UTC; intervals are half open, [start, end). Nothing above this package knows which database answers.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+import polars as pl
+import pyarrow as pa
+
+from kmon.store import sql
+from kmon.store.schema import EVENTS, TIERS, Schema
+from kmon.store.sql import Where
+
+MANY = 64
+"""A dimension with more values than this is screened before its combinations are counted."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """`count` windows next to each other, the first one beginning at `start`."""
+
+    name: str
+    start: dt.datetime
+    count: int
+
+
+class Store(ABC):
+    """Rollups of events: what happened."""
+
+    schema: Schema
+
+    def __init__(self) -> None:
+        self._oldest: dt.datetime | None = None
+        self._number_of: dict[tuple[str, str], int] = {}
+        self._name_of: dict[tuple[str, int], str] = {}
+
+    @abstractmethod
+    def arrow(self, text: str) -> pa.Table:
+        """The result of one SELECT; StoreError with the database's own words where it fails."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the store."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def sql(self, text: str) -> pl.DataFrame:
+        """The result of one SELECT as a frame; timestamps are UTC without a zone."""
+        return cast(pl.DataFrame, pl.from_arrow(self.arrow(text)))
+
+    def _one(self, text: str) -> tuple[Any, ...]:
+        return self.sql(text).row(0)
+
+    # ---- time ----------------------------------------------------------------------------------------------------
+
+    def watermark(self, lateness: dt.timedelta, idle: dt.timedelta) -> dt.datetime | None:
+        """The event time up to which the data is complete; None before the first event.
+
+        The slowest partition's newest event less `lateness`; a partition more than `idle` behind is left out.
+        """
+        found = self._one(self.watermark_sql(lateness, idle))[0]
+        return _aware(found)
+
+    @staticmethod
+    def watermark_sql(lateness: dt.timedelta, idle: dt.timedelta) -> str:
+        return (
+            f"SELECT min(newest) - to_milliseconds({lateness // dt.timedelta(milliseconds=1)}) FROM clocks"
+            f" WHERE newest >= (SELECT max(newest) FROM clocks) - to_seconds({idle.total_seconds()})"
+        )
+
+    def newest(self) -> dt.datetime | None:
+        """The newest event time of any partition."""
+        found = self._one("SELECT max(newest) FROM clocks")[0]
+        return _aware(found)
+
+    def oldest(self) -> dt.datetime | None:
+        """The first bucket with events when this was first asked; history does not begin earlier later on."""
+        if self._oldest is None:
+            found = self._one("SELECT min(bucket) FROM cells")[0]
+            self._oldest = _aware(found)
+        return self._oldest
+
+    def busy(self, step: dt.timedelta) -> list[dt.datetime]:
+        """The starts of the steps, multiples of `step` since 1970, in which there are events."""
+        return [start.replace(tzinfo=dt.UTC) for start in self.sql(self.busy_sql(step))["start"]]
+
+    @staticmethod
+    def busy_sql(step: dt.timedelta) -> str:
+        width = f"to_seconds({step.total_seconds():.0f})"
+        return f"SELECT DISTINCT time_bucket({width}, bucket, TIMESTAMP '1970-01-01') AS start FROM cells ORDER BY 1"
+
+    # ---- drill down ----------------------------------------------------------------------------------------------
+
+    def series(
+        self, where: Where, start: dt.datetime, end: dt.datetime, grain: dt.timedelta = dt.timedelta(minutes=1)
+    ) -> pl.DataFrame:
+        """All measures of one monitor over time: column `bucket` (UTC), then the measures; no row where nothing was.
+
+        Buckets begin at `start` and are `grain` wide.
+        """
+        return self.sql(self.series_sql(where, start, end, grain))
+
+    def series_sql(self, where: Where, start: dt.datetime, end: dt.datetime, grain: dt.timedelta) -> str:
+        width = f"to_seconds({grain.total_seconds():.0f})"
+        return (
+            f"SELECT time_bucket({width}, bucket, {sql.time(start)}) AS bucket, {self.schema.merged()}"
+            f" FROM cells WHERE {_within(start, end)} AND {sql.condition(where)} GROUP BY 1 ORDER BY 1"
+        )
+
+    def totals(self, where: Where, start: dt.datetime, end: dt.datetime) -> dict[str, float]:
+        """All measures of one monitor summed over [start, end); 0 where nothing was."""
+        row = self.sql(
+            f"SELECT {self.schema.merged()} FROM cells WHERE {_within(start, end)} AND {sql.condition(where)}"
+        ).row(0, named=True)
+        return {measure: value or 0 for measure, value in row.items()}
+
+    def values(self, dimension: str, where: Where, start: dt.datetime, end: dt.datetime, limit: int) -> pl.DataFrame:
+        """The values of a dimension with most events: columns `value` and `events`, largest first."""
+        return self.sql(self.values_sql(dimension, where, start, end, limit))
+
+    @staticmethod
+    def values_sql(dimension: str, where: Where, start: dt.datetime, end: dt.datetime, limit: int) -> str:
+        return (
+            f"SELECT d.value, sum(c.{EVENTS})::BIGINT AS events FROM cells c JOIN {sql.dictionary(dimension)} d"
+            f" ON d.id = c.{sql.name(dimension)} WHERE {_within(start, end)} AND {sql.condition(where)}"
+            f" GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {limit}"
+        )
+
+    # ---- sweeps --------------------------------------------------------------------------------------------------
+
+    def windows(
+        self,
+        spans: Sequence[Span],
+        width: dt.timedelta,
+        sets: Sequence[Sequence[str]],
+        where: Where | None = None,
+        least: float = 1,
+        without: Sequence[Where] = (),
+    ) -> pl.DataFrame:
+        """The measures of every monitor of the grouping `sets` in every window of `spans`.
+
+        Returns a row for each monitor and window that has events: `set` (index into `sets`), `slot` (0-based over all
+        spans in their order), the dimensions as numbers (null where the set does not group by them), the measures.
+        Monitors with fewer than `least` events in each of the windows are left out; so is the value of a dimension
+        that an event did not have. Only events that match `where` and none of `without` count.
+        """
+        return self.sql(self.windows_sql(spans, width, sets, where or {}, least, without))
+
+    def windows_sql(
+        self,
+        spans: Sequence[Span],
+        width: dt.timedelta,
+        sets: Sequence[Sequence[str]],
+        where: Where,
+        least: float,
+        without: Sequence[Where] = (),
+    ) -> str:
+        used = [d for d in self.schema.dimensions if any(d in grouping for grouping in sets)]
+        many = [d for d in used if self._cardinality(d) > MANY]
+        parts = [
+            part
+            for screened in (None, *many)
+            if (part := self._grouped_sql(screened, many, sets, used, least)) is not None
+        ]
+        kept = " AND ".join([sql.condition(where), *(f"NOT ({sql.condition(other)})" for other in without)])
+        ctes = [f"base AS MATERIALIZED ({self._slots_sql(spans, width, used, kept)})"]
+        for dimension in many:
+            column = sql.name(dimension)
+            ctes.append(
+                f"{sql.name('kept_' + dimension)} AS (SELECT {column} FROM"
+                f" (SELECT {column}, slot, sum({EVENTS}) AS n FROM base GROUP BY ALL)"
+                f" WHERE {column} > 0 GROUP BY 1 HAVING max(n) >= {least})"
+            )
+        return f"WITH {', '.join(ctes)} {' UNION ALL '.join(parts)}"
+
+    def _slots_sql(self, spans: Sequence[Span], width: dt.timedelta, used: list[str], kept: str) -> str:
+        """Both tiers cut to the windows: each span is a range scan of its own, which the zone maps prune."""
+        seconds = int(width.total_seconds())
+        scans, first = [], 0
+        columns = "".join(f", {sql.name(d)}" for d in used)
+        for span in spans:
+            slot = f"{first} + epoch(bucket - {sql.time(span.start)})::BIGINT // {seconds}"
+            within = _within(span.start, span.start + span.count * width)
+            scans += [
+                f"SELECT ({slot})::INTEGER AS slot{columns}, {', '.join(map(sql.name, self.schema.measures))}"
+                f" FROM {tier} WHERE {within} AND {kept}"
+                for tier in TIERS
+            ]
+            first += span.count
+        return f"SELECT slot{columns}, {self.schema.merged()} FROM ({' UNION ALL '.join(scans)}) GROUP BY ALL"
+
+    def _grouped_sql(
+        self, screened: str | None, many: list[str], sets: Sequence[Sequence[str]], used: list[str], least: float
+    ) -> str | None:
+        """The sets whose most selective screen is `screened` (None: that have none), as one GROUPING SETS query."""
+        mine = [i for i, g in enumerate(sets) if next((d for d in many if d in g), None) == screened]
+        if not mine:
+            return None
+        groups = ", ".join(f"({', '.join(['slot', *map(sql.name, sets[i])])})" for i in mine)
+        columns = [d for d in used if any(d in sets[i] for i in mine)]
+        shown = ", ".join(f"{sql.name(d) if d in columns else 'NULL::UINTEGER'} AS {sql.name(d)}" for d in used)
+        bits = {i: sum(1 << (len(columns) - 1 - columns.index(d)) for d in columns if d not in sets[i]) for i in mine}
+        grouping = f"GROUPING_ID({', '.join(map(sql.name, columns))})" if columns else "0"
+        number = f"CASE {grouping} {' '.join(f'WHEN {bits[i]} THEN {i}' for i in mine)} END::INTEGER"
+        present = " AND ".join(f"({sql.name(d)} IS NULL OR {sql.name(d)} > 0)" for d in columns) or "true"
+        source = (
+            "base"
+            if screened is None
+            else f"base SEMI JOIN {sql.name('kept_' + screened)} USING ({sql.name(screened)})"
+        )
+        grouped = (
+            f"SELECT {number} AS set, slot{', ' + shown if shown else ''}, {self.schema.merged()}"
+            f" FROM {source} GROUP BY GROUPING SETS ({groups}) HAVING {present}"
+        )
+        if least <= 1:  # a cell has an event at least
+            return grouped
+        monitor = ", ".join(["set", *map(sql.name, used)])
+        return f"SELECT * FROM ({grouped}) QUALIFY max({EVENTS}) OVER (PARTITION BY {monitor}) >= {least}"
+
+    def _cardinality(self, dimension: str) -> int:
+        return int(self._one(f"SELECT count(*) FROM {sql.dictionary(dimension)}")[0])
+
+    def names(self, dimension: str, numbers: Sequence[int]) -> dict[int, str]:
+        """The values behind a dimension's numbers, which never change."""
+        missing = {int(n) for n in numbers if (dimension, n) not in self._name_of}
+        if missing:
+            listed = ", ".join(map(str, sorted(missing)))
+            rows = self.sql(f"SELECT id, value FROM {sql.dictionary(dimension)} WHERE id IN ({listed})").rows()
+            self._name_of.update({(dimension, n): value for n, value in rows})
+        return {n: self._name_of[dimension, n] for n in numbers if (dimension, n) in self._name_of}
+
+    def number(self, dimension: str, value: str) -> int | None:
+        """The number behind a dimension's value, or None where it was never seen."""
+        if (dimension, value) not in self._number_of:
+            found = self.sql(f"SELECT id FROM {sql.dictionary(dimension)} WHERE value = {sql.text(value)}")
+            if not found.height:
+                return None
+            self._number_of[dimension, value] = int(found.item())
+        return self._number_of[dimension, value]
+
+    # ---- its own state -------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Offsets, clocks, rows and events a tier, dead letters by reason, bytes on disk (of the database)."""
+        count = f"SELECT count(*) AS rows, coalesce(sum({EVENTS}), 0)::BIGINT AS events"
+        letters = "SELECT reason, count(*) FROM dead_letters GROUP BY 1 ORDER BY 2 DESC, 1"
+        size = (
+            "SELECT coalesce(sum(total_blocks * block_size), 0)::BIGINT FROM pragma_database_size()"
+            " WHERE database_name = current_database()"
+        )
+        return {
+            "offsets": self.sql("SELECT * FROM offsets ORDER BY ALL").to_dicts(),
+            "clocks": self.sql("SELECT * FROM clocks ORDER BY ALL").to_dicts(),
+            "tiers": {tier: self.sql(f"{count} FROM {tier}").to_dicts()[0] for tier in TIERS},
+            "dead_letters": dict(self.sql(letters).rows()),
+            "bytes": self._one(size)[0],
+        }
+
+
+def _aware(time: dt.datetime | None) -> dt.datetime | None:
+    return time.replace(tzinfo=dt.UTC) if time else None
+
+
+def _within(start: dt.datetime, end: dt.datetime) -> str:
+    return f"bucket >= {sql.time(start)} AND bucket < {sql.time(end)}"

@@ -1,0 +1,296 @@
+"""The store's one owner: a DuckDB file open for writing. It commits batches, compacts, and serves readers."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from kmon.config import Config, columns_of
+from kmon.errors import OffsetConflictError, StoreBusyError, StoreError
+from kmon.store import sql
+from kmon.store.base import Store
+from kmon.store.schema import Schema
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A record that could not be read."""
+
+    position: int
+    reason: str
+    size: int
+    """Length in bytes; `raw` may be cut."""
+    raw: bytes
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one micro-batch changes, all of it or nothing."""
+
+    source: str
+    partition: int
+    first: int
+    next: int
+    events: pl.DataFrame
+    """Decoded events: the fields, and `event_time` (UTC without a zone)."""
+    clocks: dict[str, dt.datetime] = field(default_factory=dict)
+    """The newest event time of each partition of the stream, as far as this batch moved it."""
+    dead_letters: Sequence[DeadLetter] = ()
+
+
+class EmbeddedStore(Store):
+    """A DuckDB file, opened for writing by this process alone."""
+
+    def __init__(self, path: str | Path, config: Config | None = None, *, read_only: bool = False) -> None:
+        """Open `path`, making it from `config` where it does not exist.
+
+        Raises StoreBusyError where another process owns it, StoreError where it cannot be read or made.
+        """
+        super().__init__()
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        self._cursors: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
+        self._path = str(path)
+        self._connection = _connect(self._path, read_only=read_only)
+        try:
+            self.schema = self._prepare(config)
+            needed = [column for m in self.schema.measures.values() for column in columns_of(m.expression)]
+            self._needed = ["event_time", *dict.fromkeys(c for c in needed if c != "event_time")]
+            self._numbers: dict[str, dict[str, int]] = {
+                d: {value: number for number, value in self._rows(f"SELECT id, value FROM {sql.dictionary(d)}")}
+                for d in self.schema.dimensions
+            }
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file, whichever threads have read from it."""
+        for cursor in list(self._cursors):
+            cursor.close()
+        self._connection.close()
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """The writing connection, for serving."""
+        return self._connection
+
+    def arrow(self, text: str) -> pa.Table:
+        try:
+            cursor = getattr(self._local, "cursor", None)
+            if cursor is None:
+                cursor = self._local.cursor = self._connection.cursor()
+                self._cursors.add(cursor)
+            return cursor.execute(text).to_arrow_table()
+        except duckdb.Error as error:
+            raise StoreError(first_line(error)) from error
+
+    def _cardinality(self, dimension: str) -> int:
+        return len(self._numbers[dimension])
+
+    def _rows(self, text: str) -> list[tuple[Any, ...]]:
+        return self._connection.execute(text).fetchall()
+
+    def _prepare(self, config: Config | None) -> Schema:
+        existing = self._rows("SELECT 1 FROM duckdb_tables() WHERE table_name = 'meta'")
+        if not existing:
+            if config is None:
+                message = f"{self._path} is not a kmon store: fill one with 'kmon ingest' first"
+                raise StoreError(message)
+            schema = Schema.of(config)
+            with self._transaction() as connection:
+                for statement in schema.create_sql():
+                    connection.execute(statement)
+                connection.execute("INSERT INTO meta VALUES ('schema', $1)", [schema.dumps()])
+            return schema
+        stored = Schema.loads(str(self._rows("SELECT value FROM meta WHERE key = 'schema'")[0][0]))
+        if config is None:
+            return stored
+        schema = Schema.of(config)
+        changes = schema.change_sql(stored)
+        if changes:
+            with self._transaction() as connection:
+                for statement in changes:
+                    connection.execute(statement)
+                connection.execute("UPDATE meta SET value = $1 WHERE key = 'schema'", [schema.dumps()])
+        return schema
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """One transaction at a time; rolled back, and translated, when anything fails inside."""
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN")
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException as error:
+                with contextlib.suppress(duckdb.Error):  # a failed COMMIT has already rolled back
+                    self._connection.execute("ROLLBACK")
+                if isinstance(error, duckdb.Error):
+                    message = f"{self._path} cannot be written: {first_line(error)}"
+                    raise StoreError(message) from error
+                raise
+
+    # ---- writing ---------------------------------------------------------------------------------------------------
+
+    def positions(self) -> dict[tuple[str, int], int]:
+        """The next position to read, by source and partition."""
+        rows = self.sql("SELECT source, partition, position FROM offsets").rows()
+        return {(source, partition): position for source, partition, position in rows}
+
+    def clocks(self) -> dict[str, dt.datetime]:
+        """The newest event time of each partition of the stream."""
+        rows = self.sql("SELECT partition, newest FROM clocks").rows()
+        return {partition: newest.replace(tzinfo=dt.UTC) for partition, newest in rows}
+
+    def commit(self, batch: Commit) -> None:
+        """Write rollup deltas, dead letters, clocks and the offset in one transaction.
+
+        Raises OffsetConflictError, having changed nothing, where the stored offset is not `batch.first`.
+        """
+        fresh: dict[str, dict[str, int]] = {}
+        with self._transaction() as connection:
+            self._swap_offset(connection, batch)
+            if batch.events.height:
+                numbered, fresh = self._numbered(batch.events)
+                for dimension, values in fresh.items():
+                    table = pa.table({"id": pa.array(values.values(), pa.uint32()), "value": list(values)})
+                    connection.register("fresh", table)
+                    connection.execute(f"INSERT INTO {sql.dictionary(dimension)} SELECT * FROM fresh")
+                    connection.unregister("fresh")
+                connection.register("batch", numbered.to_arrow())
+                connection.execute(self.rollup_sql())
+                connection.unregister("batch")
+            for partition, newest in batch.clocks.items():
+                connection.execute(_CLOCK_SQL, [partition, newest.astimezone(dt.UTC).replace(tzinfo=None)])
+            self._bury(connection, batch)
+        for dimension, values in fresh.items():
+            self._numbers[dimension].update(values)
+
+    @staticmethod
+    def _swap_offset(connection: duckdb.DuckDBPyConnection, batch: Commit) -> None:
+        key = [batch.source, batch.partition]
+        stored = connection.execute("SELECT position FROM offsets WHERE source = $1 AND partition = $2", key).fetchone()
+        position = stored[0] if stored else 0
+        if position != batch.first:
+            message = f"{batch.source}: the store is at position {position}, this batch begins at {batch.first}"
+            raise OffsetConflictError(message)
+        connection.execute("INSERT OR REPLACE INTO offsets VALUES ($1, $2, $3)", [*key, batch.next])
+
+    @staticmethod
+    def _bury(connection: duckdb.DuckDBPyConnection, batch: Commit) -> None:
+        if batch.dead_letters:
+            letters = batch.dead_letters
+            received = [dt.datetime.now(dt.UTC).replace(tzinfo=None)] * len(letters)
+            columns = {
+                "source": [batch.source] * len(letters),
+                "partition": [batch.partition] * len(letters),
+                "position": [letter.position for letter in letters],
+                "received_at": received,
+                "reason": [letter.reason for letter in letters],
+                "size": [letter.size for letter in letters],
+                "raw": pa.array([letter.raw for letter in letters], pa.binary()),
+            }
+            connection.register("buried", pa.table(columns))
+            connection.execute("INSERT INTO dead_letters SELECT * FROM buried")
+            connection.unregister("buried")
+
+    def rollup_sql(self) -> str:
+        """Group the registered `batch` of numbered events into 10-second deltas."""
+        dimensions = "".join(f", {sql.name('#' + d)}" for d in self.schema.dimensions)
+        measures = ", ".join(f"({m.expression})::{m.type}" for m in self.schema.measures.values())
+        return (
+            f"INSERT INTO rollup_10s({self.schema.columns()})"
+            f" SELECT time_bucket(INTERVAL 10 SECONDS, event_time){dimensions}, {measures} FROM batch GROUP BY ALL"
+        )
+
+    def _numbered(self, events: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, dict[str, int]]]:
+        """What measures read of `events`, a column ``#dimension`` of numbers for each dimension, and new values.
+
+        A lookup by physical code, so that a value is hashed once a batch and not once an event.
+        """
+        fresh: dict[str, dict[str, int]] = {}
+        columns = []
+        for dimension in self.schema.dimensions:
+            known = self._numbers[dimension]
+            coded = events[dimension]
+            if coded.dtype != pl.Categorical:
+                coded = coded.cast(pl.String).cast(pl.Categorical(pl.Categories.random()))
+            distinct = coded.unique().drop_nulls()
+            values: list[str] = distinct.cast(pl.String).to_list()
+            added = {v: len(known) + 1 + i for i, v in enumerate(v for v in values if v not in known)}
+            if added:
+                fresh[dimension] = added
+            codes = distinct.to_physical().to_numpy()
+            lookup = np.zeros(int(codes.max()) + 1 if len(codes) else 1, dtype=np.uint32)
+            lookup[codes] = [known.get(v) or added[v] for v in values]
+            physical = coded.to_physical()
+            numbers = np.where(physical.is_null().to_numpy(), 0, lookup[physical.fill_null(0).to_numpy()])
+            columns.append(pl.Series(f"#{dimension}", numbers.astype(np.uint32)))
+        return events.select(*self._needed, *columns), fresh
+
+    def compact(self, before: dt.datetime) -> int:
+        """Merge the deltas of the minutes before `before` into the one-minute tier; the number of rows merged.
+
+        One transaction: readers see either tier, never both or neither. Later deltas for the same minutes are more
+        rows, which a later call merges.
+        """
+        limit = sql.time(before.replace(second=0, microsecond=0))
+        with self._transaction() as connection:
+            found = connection.execute(f"SELECT count(*) FROM rollup_10s WHERE bucket < {limit}").fetchone()
+            rows = int(found[0]) if found else 0
+            if rows:
+                connection.execute(self.compact_sql(limit))
+                connection.execute(f"DELETE FROM rollup_10s WHERE bucket < {limit}")
+        return rows
+
+    def compact_sql(self, limit: str) -> str:
+        """Sorted by the first dimension, so that one partner's history is few row groups."""
+        minute, dimensions = sql.name("#minute"), [sql.name(d) for d in self.schema.dimensions]
+        grouped = ", ".join([f"date_trunc('minute', bucket) AS {minute}", *dimensions])
+        order = ", ".join([f"date_trunc('hour', {minute})", *dimensions, minute])
+        return (
+            f"INSERT INTO rollup_1m({self.schema.columns()}) SELECT * FROM (SELECT {grouped}, {self.schema.merged()}"
+            f" FROM rollup_10s WHERE bucket < {limit} GROUP BY ALL) ORDER BY {order}"
+        )
+
+
+_CLOCK_SQL = (
+    "INSERT INTO clocks VALUES ($1, $2)"
+    " ON CONFLICT (partition) DO UPDATE SET newest = greatest(newest, excluded.newest)"
+)
+_SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": "false",
+    "checkpoint_threshold": "64MB",  # of the log, before it is merged into the file: fewer, larger merges
+}
+
+
+def _connect(path: str, *, read_only: bool) -> duckdb.DuckDBPyConnection:
+    try:
+        return duckdb.connect(path, read_only=read_only, config=_SETTINGS)
+    except duckdb.Error as error:
+        reason = first_line(error)
+        if "Could not set lock" in reason or "different configuration" in reason:
+            message = f"{path} is owned by another process: read it through its quack: address, or stop that process"
+            raise StoreBusyError(message) from error
+        if "Permission denied" in reason:
+            message = f"{path} cannot be opened: no permission to {'read' if read_only else 'write'} there"
+            raise StoreError(message) from error
+        message = f"{path} cannot be opened as a store: {reason}"
+        raise StoreError(message) from error
+
+
+def first_line(error: BaseException) -> str:
+    """A database error without its kind and its sketch of the statement."""
+    return str(error).splitlines()[0].split("Error: ", 1)[-1]

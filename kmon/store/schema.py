@@ -1,0 +1,161 @@
+"""The tables of the store, made from the configuration.
+
+dim_<dimension>(id, value)                     numbers a dimension's values; 0 stands for a missing one
+rollup_10s(bucket, <dimensions>, events_, <measures>)   deltas as they were committed; readers sum them
+rollup_1m (the same columns)                   closed hours, merged and sorted
+cells                                          a view: both tiers, dimensions as numbers
+rollup                                         a view: both tiers, dimensions as text, for people
+offsets(source, partition, position)           the next position to read; moved with the rows, in one transaction
+clocks(partition, newest)                      the newest event time of each partition of the stream
+dead_letters(source, partition, position, received_at, reason, size, raw)
+meta(key, value)                               this schema, as JSON, so that readers need no configuration
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import duckdb
+
+from kmon.config import Config, EventField, merge_function
+from kmon.errors import StoreError
+from kmon.store import sql
+
+TIERS = ("rollup_10s", "rollup_1m")
+EVENTS = "events_"
+"""The built-in measure: the number of events in a cell."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of the rollups."""
+
+    expression: str
+    """SQL over the event."""
+    merge: str
+    """The aggregate that merges two cells: sum, min or max."""
+    type: str
+    """DuckDB type of the column."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Which dimensions and measures the rollups have."""
+
+    dimensions: tuple[str, ...]
+    measures: dict[str, Measure]
+
+    @classmethod
+    def of(cls, config: Config) -> Schema:
+        """The schema that a configuration asks for."""
+        columns = ", ".join(f"NULL::{_SQL_TYPES[field.type]} AS {sql.name(key)}" for key, field in _columns(config))
+        with duckdb.connect() as connection:
+            measures = {
+                key: Measure(expression, merge_function(expression), _type(connection, key, expression, columns))
+                for key, expression in {EVENTS: "count(*)", **config.measures}.items()
+            }
+        return cls(tuple(config.dimensions), measures)
+
+    @classmethod
+    def loads(cls, text: str) -> Schema:
+        data = json.loads(text)
+        return cls(tuple(data["dimensions"]), {key: Measure(**value) for key, value in data["measures"].items()})
+
+    def dumps(self) -> str:
+        return json.dumps(asdict(self))
+
+    def merged(self, names: Sequence[str] | None = None) -> str:
+        """The select list that merges measures: ``sum("orders")::BIGINT AS "orders", ...``."""
+        return ", ".join(
+            f"{self.measures[m].merge}({sql.name(m)})::{self.measures[m].type} AS {sql.name(m)}"
+            for m in (names or list(self.measures))
+        )
+
+    def columns(self) -> str:
+        """The columns of a tier, in the order of this schema, which need not be the tables'."""
+        return ", ".join(sql.name(c) for c in ("bucket", *self.dimensions, *self.measures))
+
+    def create_sql(self) -> list[str]:
+        """The statements that make an empty store."""
+        dimensions = "".join(f", {sql.name(d)} UINTEGER NOT NULL DEFAULT 0" for d in self.dimensions)
+        measures = "".join(f", {sql.name(key)} {m.type}" for key, m in self.measures.items())
+        return [
+            *(f"CREATE TABLE {tier}(bucket TIMESTAMP NOT NULL{dimensions}{measures})" for tier in TIERS),
+            *(self._dictionary_sql(d) for d in self.dimensions),
+            "CREATE TABLE offsets(source VARCHAR, partition INTEGER, position BIGINT, PRIMARY KEY (source, partition))",
+            "CREATE TABLE clocks(partition VARCHAR PRIMARY KEY, newest TIMESTAMP)",
+            (
+                "CREATE TABLE dead_letters(source VARCHAR, partition INTEGER, position BIGINT, received_at TIMESTAMP, "
+                "reason VARCHAR, size BIGINT, raw BLOB)"
+            ),
+            "CREATE TABLE meta(key VARCHAR PRIMARY KEY, value VARCHAR)",
+            *self.view_sql(),
+        ]
+
+    def view_sql(self) -> list[str]:
+        """The statements that (re)make the read views."""
+        union = " UNION ALL ".join(f"SELECT {self.columns()} FROM {tier}" for tier in TIERS)
+        shown = "".join(f", {sql.dictionary(d)}.value AS {sql.name(d)}" for d in self.dimensions)
+        joins = "".join(
+            f" LEFT JOIN {sql.dictionary(d)} ON {sql.dictionary(d)}.id = cells.{sql.name(d)}" for d in self.dimensions
+        )
+        measures = ", ".join(f"cells.{sql.name(m)}" for m in self.measures)
+        return [
+            f"CREATE OR REPLACE VIEW cells AS {union}",
+            f"CREATE OR REPLACE VIEW rollup AS SELECT cells.bucket{shown}, {measures} FROM cells{joins}",
+        ]
+
+    def change_sql(self, stored: Schema) -> list[str]:
+        """The statements that bring a store with the schema `stored` to this one.
+
+        New dimensions and measures are added, older rows having none of them. StoreError where one was removed or
+        redefined: that would make history mean something else.
+        """
+        gone = [d for d in stored.dimensions if d not in self.dimensions]
+        gone += [m for m in stored.measures if m not in self.measures]
+        redefined = [m for m, old in stored.measures.items() if m in self.measures and self.measures[m] != old]
+        if gone or redefined:
+            what = f"removes {gone[0]!r}" if gone else f"redefines {redefined[0]!r}"
+            message = f"kmon.yaml {what}, which the store has history for: give it a new name, or use a new store"
+            raise StoreError(message)
+        statements = []
+        for dimension in self.dimensions:
+            if dimension not in stored.dimensions:
+                statements += [f"ALTER TABLE {t} ADD COLUMN {sql.name(dimension)} UINTEGER DEFAULT 0" for t in TIERS]
+                statements.append(self._dictionary_sql(dimension))
+        for key, measure in self.measures.items():
+            if key not in stored.measures:
+                statements += [f"ALTER TABLE {t} ADD COLUMN {sql.name(key)} {measure.type}" for t in TIERS]
+        return [*statements, *self.view_sql()] if statements else []
+
+    @staticmethod
+    def _dictionary_sql(dimension: str) -> str:
+        return f"CREATE TABLE {sql.dictionary(dimension)}(id UINTEGER PRIMARY KEY, value VARCHAR NOT NULL)"
+
+
+_SQL_TYPES = {
+    "string": "VARCHAR",
+    "integer": "BIGINT",
+    "number": "DOUBLE",
+    "boolean": "BOOLEAN",
+    "time": "TIMESTAMP",
+}
+
+
+def _columns(config: Config) -> list[tuple[str, EventField]]:
+    derived = {config.enrich.browser, config.enrich.device} - config.events.fields.keys()
+    return [*config.events.fields.items(), *((key, EventField()) for key in sorted(derived))]
+
+
+def _type(connection: duckdb.DuckDBPyConnection, key: str, expression: str, columns: str) -> str:
+    try:
+        row = connection.execute(f"SELECT typeof({expression}) FROM (SELECT {columns}) GROUP BY ALL").fetchone()
+    except duckdb.Error as error:
+        message = f"the measure {key!r} is not valid SQL: {str(error).splitlines()[0]}"
+        raise StoreError(message) from error
+    found = str(row[0]) if row else "DOUBLE"
+    if found == "HUGEINT":  # DOUBLE does not overflow, which would stop ingestion, and is exact up to 2**53
+        return "DOUBLE" if "SUM(" in expression.upper() else "BIGINT"
+    return found

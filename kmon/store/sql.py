@@ -1,0 +1,43 @@
+"""Quoting: the one place where names and values become SQL text, and the errors that SQL text may meet."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+
+Where = Mapping[str, str | Sequence[str]]
+"""Dimension values to keep: one, or any of several."""
+
+
+def name(identifier: str) -> str:
+    """An identifier, quoted."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def text(value: str) -> str:
+    """A string literal; a NUL byte, which SQL text cannot hold, becomes a call."""
+    parts = ["'" + part.replace("'", "''") + "'" for part in value.split("\x00")]
+    return parts[0] if len(parts) == 1 else "(" + " || chr(0) || ".join(parts) + ")"
+
+
+def time(value: dt.datetime) -> str:
+    """A timestamp literal in UTC; `value` must be aware."""
+    if value.tzinfo is None:
+        message = f"{value} has no time zone"
+        raise ValueError(message)
+    return f"TIMESTAMP '{value.astimezone(dt.UTC).replace(tzinfo=None).isoformat(sep=' ')}'"
+
+
+def dictionary(dimension: str) -> str:
+    """The table that numbers a dimension's values."""
+    return name(f"dim_{dimension}")
+
+
+def condition(where: Where) -> str:
+    """`where` as a condition on numbered dimensions; an unknown value matches nothing."""
+    clauses = []
+    for dimension, values in where.items():
+        listed = ", ".join(text(v) for v in ([values] if isinstance(values, str) else values))
+        matching = f"SELECT id FROM {dictionary(dimension)} WHERE value IN ({listed})" if listed else "SELECT NULL"
+        clauses.append(f"{name(dimension)} IN ({matching})")
+    return " AND ".join(clauses) or "true"

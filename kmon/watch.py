@@ -1,0 +1,279 @@
+"""One look at everything: what the scheduled notebook, ``kmon detect`` and ``kmon replay`` do at each instant.
+
+sweep  ►  explain  ►  decide  ►  tell when it began and what it costs  ►  record with the outbox, in one transaction
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import html
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlencode
+
+import polars as pl
+
+from kmon.alerts.notifier import outbox_for
+from kmon.alerts.routing import route
+from kmon.config import Config
+from kmon.detect import Fleet, Scored, Sweep, observe
+from kmon.detect import sweep as run_sweep
+from kmon.detect.fleet import numbers_of
+from kmon.errors import UsageError
+from kmon.explain import explain
+from kmon.impact import beginning, loss
+from kmon.incidents import Decision, Verdict, decide
+from kmon.ledger import Anomaly, Delivery, Incident, Ledger, SweepRecord, open_ledger
+from kmon.partners import Partners
+from kmon.store import Store, open_for_reading
+
+STILL = 0.01
+"""An open incident is over only when its monitor's p-value is above this: leaving takes less than entering."""
+MONTH = dt.timedelta(days=31)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one look found and did."""
+
+    at: dt.datetime | None
+    """The end of the data used; None where there was nothing new to judge."""
+    sweep: Sweep | None
+    decisions: tuple[Decision, ...]
+    outbox: tuple[Delivery, ...]
+    seconds: float
+    reason: str = ""
+
+    @property
+    def incidents(self) -> list[Incident]:
+        """Those that this look began, changed or ended."""
+        return [decision.incident for decision in self.decisions]
+
+    @property
+    def new(self) -> list[Incident]:
+        return [decision.incident for decision in self.decisions if decision.action == "new"]
+
+    @property
+    def scores(self) -> pl.DataFrame:
+        """The anomalies with their scores, the most surprising first."""
+        if self.sweep is None:
+            return pl.DataFrame()
+        frames = [
+            flagged.with_columns(window=pl.lit(scored.fleet.width), detector=pl.lit(scored.detector.name))
+            for scored, flagged in zip(self.sweep.scored, self.sweep.flagged, strict=True)
+        ]
+        return pl.concat(frames).sort("p_value") if frames else pl.DataFrame()
+
+    def __str__(self) -> str:
+        if self.sweep is None:
+            return self.reason
+        counts = f"{self.sweep.monitors:,} monitors, {self.sweep.tests:,} tests, {self.sweep.anomalies:,} anomalies"
+        return f"{self.at:%Y-%m-%d %H:%M:%S} UTC: {counts}, {len(self.new)} new incidents, {self.seconds:.2f} s"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{d.action}</td><td>{d.incident.severity}</td><td>{d.incident.metric} {d.incident.direction}</td>"
+            f"<td>{html.escape(show_scope(d.incident.scope))}</td><td>{d.incident.observed:.4g}</td>"
+            f"<td>{d.incident.expected:.4g}</td><td>{html.escape(d.reason)}</td></tr>"
+            for d in self.decisions
+        )
+        head = "".join(f"<th>{h}</th>" for h in ("", "severity", "metric", "where", "observed", "expected", "why"))
+        table = f"<table><tr>{head}</tr>{rows}</table>" if rows else "<p>No incident is open.</p>"
+        return f"<p><b>{html.escape(str(self))}</b></p>{table}"
+
+
+def show_scope(scope: dict[str, str]) -> str:
+    """A scope on one line, for people: ``partner=p17, country=SE``, or ``everything``."""
+    return ", ".join(f"{d}={v}" for d, v in scope.items()).encode("unicode_escape").decode() if scope else "everything"
+
+
+def run(config: Config, *, store: str | None = None, at: str | dt.datetime | None = None) -> Outcome:
+    """One look by itself: open store and ledger, look, and close them.
+
+    `at` is RFC 3339 text or an aware datetime: the last multiple of `every` up to it, where the data is complete.
+    """
+    moment = dt.datetime.fromisoformat(at) if isinstance(at, str) else at
+    with open_for_reading(config, store) as opened, open_ledger(config, store) as ledger:
+        watch = Watch(config, opened, ledger)
+        if moment is None:
+            return watch.look()
+        if moment.tzinfo is None:
+            message = f"{moment.isoformat()} has no time zone: write for example {moment.isoformat()}Z"
+            raise UsageError(message)
+        moment = _floor(moment, config.every)
+        mark = opened.watermark(config.events.lateness, config.events.idle)
+        if mark is None or moment > mark:
+            complete = f"only up to {mark:%Y-%m-%d %H:%M:%S} UTC" if mark else "nowhere: the store has no events yet"
+            return Outcome(None, None, (), (), 0.0, f"not judged: the data is complete {complete}")
+        return watch.look(moment)
+
+
+def _floor(at: dt.datetime, every: dt.timedelta) -> dt.datetime:
+    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    return epoch + (at - epoch) // every * every
+
+
+class Watch:
+    """Looks at the store again and again, and keeps the ledger."""
+
+    def __init__(self, config: Config, store: Store, ledger: Ledger, *, deliver: bool = True) -> None:
+        """Without `deliver` incidents are recorded, but no alert is put into the outbox."""
+        self._config, self._store, self._ledger, self._deliver = config, store, ledger, deliver
+        self._partners = Partners.load(config.resolve(config.partners) if config.partners else None)
+
+    def look(self, at: dt.datetime | None = None) -> Outcome:
+        """Judge the windows that end at `at`, default the newest complete instant that was not judged yet."""
+        began = time.monotonic()
+        if at is None:
+            at, reason = self._newest_unjudged()
+            if at is None:
+                return Outcome(None, None, (), (), time.monotonic() - began, reason)
+        recent = [i for i in self._ledger.overlapping(at - MONTH, at) if not self._is_normal_now(i)]
+        known = [i for i in recent if i.resolved_at is None]
+        sweep = run_sweep(self._store, self._config, at, masks=[_spoilt(i) for i in recent])
+        causes = explain(sweep, self._config, self._scope, self._inside, [i.scope for i in known])
+        recheck = _Recheck(self._store, self._config, sweep)
+        decisions = [self._told(at, d) for d in decide(self._config, at, causes, known, recheck)]
+        outbox = self._outbox(decisions) if self._deliver else []
+        seconds = time.monotonic() - began
+        counts = (sweep.monitors, sweep.tests, sweep.anomalies, sweep.cutoff)
+        record = SweepRecord(at, dt.datetime.now(dt.UTC), seconds, *counts)
+        anomalies = [*_anomalies(at, decisions), *self._shadows(sweep)]
+        self._ledger.record(record, [d.incident for d in decisions], anomalies, outbox)
+        return Outcome(at, sweep, tuple(decisions), tuple(outbox), seconds)
+
+    def _is_normal_now(self, incident: Incident) -> bool:
+        """Whether it lasted so long that its minutes are references like any other."""
+        ended = incident.resolved_at
+        return ended is not None and ended - incident.started_at >= self._config.incidents.lasting
+
+    def _newest_unjudged(self) -> tuple[dt.datetime | None, str]:
+        mark = self._store.watermark(self._config.events.lateness, self._config.events.idle)
+        if mark is None:
+            return None, "the store has no events yet"
+        at = _floor(mark, self._config.every)
+        last = self._ledger.last_sweep()
+        if last is not None and at <= last.at:
+            due = last.at + self._config.every
+            return None, f"nothing new: the next sweep is due when the data is complete up to {due:%H:%M:%S} UTC"
+        return at, ""
+
+    # ---- what explain and decide need to know of the store -----------------------------------------------------------
+
+    def _scope(self, fleet: Fleet, row: int) -> dict[str, str]:
+        numbers = {d: n for d, n in fleet.monitors.row(row, named=True).items() if d != "set" and n is not None}
+        return {d: self._store.names(d, [n])[n] for d, n in numbers.items()}
+
+    def _inside(self, fleet: Fleet, scope: dict[str, str], without: Sequence[dict[str, str]]) -> Fleet:
+        return observe(self._store, self._config, fleet.at, fleet.width, scope=scope, without=without)
+
+    # ---- what people want to know ------------------------------------------------------------------------------------
+
+    def _told(self, at: dt.datetime, decision: Decision) -> Decision:
+        """The decision with its incident's beginning, loss, channel and link filled in."""
+        incident = decision.incident
+        if decision.action == "new":
+            incident = replace(incident, started_at=beginning(self._store, self._config, incident, at))
+        if decision.action in ("new", "joined", "still"):
+            incident = replace(incident, impact=loss(self._store, self._config.incidents.impact, incident, at))
+        return replace(decision, incident=self._addressed(incident))
+
+    def _addressed(self, incident: Incident) -> Incident:
+        query = {**incident.scope, "metric": incident.metric, "incident": incident.id}
+        url = f"{self._config.apps.base_url}/partner?{urlencode(query)}"
+        return replace(incident, channel=route(self._config, incident, self._partners).channel, url=url)
+
+    def _outbox(self, decisions: Sequence[Decision]) -> list[Delivery]:
+        now = dt.datetime.now(dt.UTC)
+        outbox: list[Delivery] = []
+        for decision in decisions:
+            if decision.action == "new":
+                outbox += outbox_for(self._config, decision.incident, "firing", self._partners, now)
+            elif decision.action == "resolved":
+                outbox += outbox_for(self._config, decision.incident, "resolved", self._partners, now)
+        return outbox
+
+    def _shadows(self, sweep: Sweep) -> list[Anomaly]:
+        """What the detectors on trial would have flagged; of no incident."""
+        found = []
+        for scored, flagged in zip(sweep.scored, sweep.flagged, strict=True):
+            if scored.use.shadow:
+                keys = ("metric", "direction", "observed", "expected", "p_value")
+                found += [
+                    Anomaly(
+                        at=sweep.at,
+                        incident="",
+                        scope=self._scope(scored.fleet, row["row"]),
+                        window=scored.fleet.width,
+                        detector=scored.detector.name,
+                        shadow=True,
+                        **{key: row[key] for key in keys},
+                    )
+                    for row in flagged.iter_rows(named=True)
+                ]
+        return found
+
+
+def _spoilt(incident: Incident) -> Incident:
+    """The incident as long as it was seen: what came then, until it was resolved, is a reference like any other."""
+    return incident if incident.resolved_at is None else replace(incident, resolved_at=incident.seen_at)
+
+
+def _anomalies(at: dt.datetime, decisions: Sequence[Decision]) -> list[Anomaly]:
+    """What each cause explained. A second cause of one incident in one sweep counts, but is not listed."""
+    found: list[Anomaly] = []
+    for decision in decisions:
+        if decision.cause is not None:
+            same: dict[str, Any] = {"at": at, "incident": decision.incident.id, "detector": decision.cause.detector}
+            found += [Anomaly(**same, **vars(child)) for child in decision.cause.children]
+    return found
+
+
+class _Recheck:
+    """Judges the monitor of an open incident in the shortest window of this sweep that can."""
+
+    def __init__(self, store: Store, config: Config, sweep: Sweep) -> None:
+        self._store, self._config, self._sweep = store, config, sweep
+
+    def __call__(self, incident: Incident) -> Verdict:
+        numbers = numbers_of(self._store, incident.scope)
+        gone = incident.metric not in self._config.metrics  # taken out of kmon.yaml while the incident was open
+        if gone or len(numbers) < len(incident.scope):
+            return "unjudged"
+        verdict: Verdict = "unjudged"
+        for scored in sorted(self._sweep.scored, key=lambda s: s.fleet.width):
+            if scored.detector.name != incident.detector or scored.fleet.width < incident.window:
+                continue
+            verdict = self._verdict(scored, incident, numbers)
+            if verdict != "unjudged":
+                break
+        return verdict
+
+    def _verdict(self, scored: Scored, incident: Incident, numbers: dict[str, int]) -> Verdict:
+        fleet = scored.fleet
+        dimensions = [c for c in fleet.monitors.columns if c != "set"]
+        same = [pl.col(d).eq_missing(pl.lit(numbers.get(d), pl.UInt32)) for d in dimensions]
+        rows = fleet.monitors.with_row_index("row").filter(pl.all_horizontal(same))["row"]
+        if not len(rows):
+            return "unjudged"
+        found = scored.scores.filter((pl.col("metric") == incident.metric) & (pl.col("row") == rows[0]))
+        if found.height:
+            score = found.row(0, named=True)
+            return "abnormal" if score["p_value"] < STILL and score["direction"] == incident.direction else "normal"
+        return self._against_its_beginning(fleet, int(rows[0]), incident)
+
+    def _against_its_beginning(self, fleet: Fleet, row: int, incident: Incident) -> Verdict:
+        """Where the incident has outlasted its references: which is nearer, what it was or what was expected?"""
+        metric = self._config.metrics[incident.metric]
+        numerator, denominator = metric.parts
+        value = fleet.values[numerator][row, 0]
+        if denominator is None:
+            value *= incident.window / fleet.width
+        else:
+            size = fleet.values[denominator][row, 0]
+            if not size:
+                return "unjudged"
+            value /= size
+        return "abnormal" if abs(value - incident.observed) < abs(value - incident.expected) else "normal"

@@ -1,0 +1,81 @@
+"""The page as a person meets it: a real server, a real store in another process, a real browser."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+from playwright.sync_api import Locator, Page, expect
+
+from tests.apps.shop import EVIL
+from tests.browser.conftest import Site
+
+
+def card(page: Page, metric: str) -> Locator:
+    return page.locator(".metric").filter(has_text=metric)
+
+
+def heading(page: Page) -> Locator:
+    return page.get_by_role("heading", level=1)
+
+
+def open_page(page: Page, site: Site, query: str = "") -> None:
+    page.goto(f"{site.url}/partner{query}")
+    page.evaluate("window.never_reloaded = true")
+
+
+def same_page(page: Page) -> bool:
+    return bool(page.evaluate("window.never_reloaded === true"))
+
+
+def test_it_shows_a_shop_with_its_charts_and_no_incident(page: Page, site: Site) -> None:
+    open_page(page, site, "?shop=north")
+    expect(heading(page)).to_have_text("North & Sons")
+    expect(card(page, "Visits").locator(".value")).to_contain_text("90")
+    expect(page.locator(".bk-Figure")).to_have_count(2)
+    expect(page.locator(".pill")).to_have_text("As expected")
+    expect(page).to_have_title("kmon")
+
+
+def test_a_filter_changes_data_and_url_without_a_new_page_and_back_undoes_it(page: Page, site: Site) -> None:
+    open_page(page, site, "?shop=north")
+    expect(card(page, "Visits").locator(".value")).to_contain_text("90")
+    page.locator("select").first.select_option(label="EU")
+    expect(card(page, "Visits").locator(".value")).to_contain_text("30")
+    expect(page).to_have_url(re.compile(r"\?shop=north&region=EU$"))
+    page.go_back()
+    expect(card(page, "Visits").locator(".value")).to_contain_text("90")
+    assert same_page(page)
+
+
+def test_the_picker_finds_a_wild_name_and_shows_it_literally(page: Page, site: Site) -> None:
+    open_page(page, site)
+    expect(heading(page)).to_have_text("All shops")
+    picker = page.locator("input[type=text]").first
+    picker.click()
+    picker.press_sequentially("o'nei")
+    expect(page.locator(".bk-menu")).to_have_text(EVIL)
+    picker.press("Enter")
+    expect(heading(page)).to_have_text(EVIL)
+    expect(page.locator("a.row .value")).to_have_text(EVIL)
+    assert quote(EVIL, safe="").replace("%20", "+") in page.url
+
+
+def test_clicking_an_incident_shows_its_scope_and_metric_first(page: Page, site: Site) -> None:
+    open_page(page, site, "?shop=north")
+    page.locator("a.row", has_text="Conversion").click()
+    expect(heading(page)).to_have_text(EVIL)
+    expect(page.locator(".pill")).to_have_text("1 open incident")
+    expect(page.locator("a.row.selected")).to_have_count(1)
+    expect(page).to_have_url(re.compile("metric=conversion&incident=inc_1"))
+    assert same_page(page)
+
+
+def test_an_unknown_shop_is_explained_and_appears_when_its_data_arrives(page: Page, site: Site) -> None:
+    open_page(page, site, "?shop=late")
+    expect(page.get_by_role("heading", level=2).first).to_have_text("No shop called “late” has been seen")
+    site.add_five_minutes()
+    expect(card(page, "Visits").locator(".value")).to_contain_text("30")
+    expect(page.locator(".bk-Figure").first).to_be_visible()
+    expect(page.locator(".blank")).to_have_count(0)
+    assert same_page(page)

@@ -1,0 +1,67 @@
+"""Small real things that many tests share: the shipped configuration, an empty store, a way to fill it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from kmon.config import Config, load_config
+from kmon.store import Commit, EmbeddedStore
+
+TEMPLATE = Path(__file__).parents[1] / "kmon" / "templates" / "kmon.yaml"
+T = dt.datetime(2026, 3, 2, 12, tzinfo=dt.UTC)
+"""The time of an event that says nothing else."""
+TEXTS = ("operation", "status", "partner", "country", "payment_method", "browser", "device", "channel")
+EVIL = [
+    'O\'Neil "&" Söhne',
+    "two\nlines\tand a tab",
+    "🛒 <!channel> *bold* $x^2$",
+    "'; DROP TABLE rollup_1m; --",
+    "nul\x00byte",
+    "\u2028separator\x85",
+    "<script>alert(1)</script>",
+    "",
+]
+"""Names that partners could give themselves."""
+
+Commits = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def config() -> Config:
+    """The configuration that ships with kmon."""
+    return load_config(TEMPLATE)
+
+
+@pytest.fixture
+def store(tmp_path: Path, config: Config) -> Iterator[EmbeddedStore]:
+    """An empty store."""
+    with EmbeddedStore(tmp_path / "kmon.duckdb", config) as opened:
+        yield opened
+
+
+def frame(*rows: dict[str, Any]) -> pl.DataFrame:
+    """Events as the decoder makes them; a row is a session of p1 at T unless it says otherwise."""
+    full = [{"operation": "session", "status": "ok", "partner": "p1", "event_time": T, **row} for row in rows]
+    columns = {name: pl.Series(name, [row.get(name) for row in full], dtype=pl.String) for name in TEXTS}
+    times = pl.Series("event_time", [row["event_time"].replace(tzinfo=None) for row in full], dtype=pl.Datetime("us"))
+    amounts = pl.Series("amount", [row.get("amount") for row in full], dtype=pl.Float64)
+    return pl.DataFrame([times, amounts, *columns.values()])
+
+
+@pytest.fixture
+def commit(store: EmbeddedStore) -> Commits:
+    """``commit({"partner": "p2"}, ...)`` puts events into `store` as its next batch."""
+
+    def put(*rows: dict[str, Any]) -> None:
+        events = frame(*rows)
+        first = store.positions().get(("test", 0), 0)
+        newest = {"0": events["event_time"].max().replace(tzinfo=dt.UTC)} if rows else {}
+        store.commit(Commit("test", 0, first, first + len(rows), events, newest))
+
+    return put

@@ -1,0 +1,106 @@
+"""One pass over all monitors."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from kmon.config import show_duration
+from kmon.detect import due_windows, sweep
+from kmon.detect.sweep import _cutoff
+from tests.detect.worlds import AT, DAY, MINUTE, NEXT, Mask, config, shop, traffic
+
+DEAD = pl.when((pl.col("partner") == "p1") & NEXT).then(0.0).otherwise(8.0)
+
+
+@pytest.mark.parametrize(
+    ("p", "rate", "cutoff"),
+    [
+        ([], 0.05, 0.0),
+        ([0.5, 0.9], 0.05, 0.0),
+        ([0.01, 0.02, 0.03, 0.9], 0.05, 0.03),  # the third is below 3/4 x 0.05, though 0.02 would do alone
+        ([0.02, 0.06, 0.9, 0.9], 0.05, 0.0),
+        ([0.0125, 0.9, 0.9, 0.9], 0.05, 0.0125),
+    ],
+)
+def test_the_false_discovery_rate(p: list[float], rate: float, cutoff: float) -> None:
+    assert _cutoff(np.array(p), rate) == cutoff
+
+
+@pytest.mark.parametrize(
+    ("minute", "every", "due"),
+    [
+        (0, "1m", ["1m", "5m", "15m", "1h"]),
+        (1, "1m", ["1m", "5m"]),
+        (3, "1m", ["1m", "5m", "15m"]),
+        (5, "5m", ["1m", "5m", "15m"]),
+        (12, "1m", ["1m", "5m", "15m", "1h"]),
+    ],
+)
+def test_each_window_is_due_five_times_in_its_length(minute: int, every: str, due: list[str]) -> None:
+    settings = config(windows=["1m", "5m", "15m", "1h"], every=every)
+    assert [show_duration(w) for w in due_windows(settings, AT + minute * MINUTE)] == due
+
+
+def test_an_outage_is_flagged_and_noise_is_not() -> None:
+    with shop(traffic()) as calm, shop(traffic(DEAD)) as ill:
+        assert sweep(calm, config(), AT).anomalies == 0
+        found = sweep(ill, config(), AT)
+    assert 0 < found.cutoff < 0.01
+    flagged = found.flagged[0]
+    assert set(flagged["metric"]) == {"sessions", "orders"}
+    assert (flagged["observed"] == 0).all()
+
+
+def test_a_masked_reference_hides_nothing_and_invents_nothing() -> None:
+    """Yesterday's outage of p1 at this time makes today's look usual, unless its minutes are left out."""
+    was = (pl.col("partner") == "p1") & (pl.col("today").not_() | (pl.col("ago") <= 5))
+    dead = pl.when(was & pl.col("ago").is_between(-20, 20)).then(0.0).otherwise(8.0)
+    known = Mask({"partner": "p1"}, AT - DAY - 25 * MINUTE, AT - DAY + 25 * MINUTE)
+    with shop(traffic(dead)) as store:
+        assert sweep(store, config(), AT).anomalies == 0
+        assert sweep(store, config(), AT, masks=[known]).anomalies > 0
+
+
+def test_a_quiet_source_is_nobodys_outage() -> None:
+    silent = pl.when(pl.col("today") & (pl.col("ago") <= 5)).then(0.0).otherwise(8.0)
+    with shop(traffic(silent)) as store:
+        found = sweep(store, config(), AT)
+    assert (found.tests, found.anomalies, found.scored) == (0, 0, ())
+
+
+def test_an_empty_store_has_nothing_to_judge() -> None:
+    with shop(traffic().clear()) as store:
+        assert sweep(store, config(), AT).tests == 0
+
+
+MINE = """
+from kmon.detect import Compare
+
+class Harsh(Compare):
+    name = "harsh"
+"""
+
+
+def test_a_detector_on_trial_is_scored_but_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "harsh_detector.py").write_text(MINE)
+    uses = [{"use": "compare", "params": {"min_volume": 1e6}}, {"use": "harsh_detector:Harsh", "shadow": True}]
+    with shop(traffic(DEAD)) as store:
+        found = sweep(store, config(tmp_path, detectors=uses), AT)
+    assert [s.detector.name for s in found.scored] == ["compare", "harsh"]
+    assert (found.tests, found.cutoff, found.anomalies) == (0, 0.0, 0)
+    assert found.scored[1].scores.height > 0
+
+
+def test_a_measure_of_money_does_not_bound_the_number_of_events() -> None:
+    """A single order can be worth more than min_volume."""
+    one = traffic(0.05, 1.0).with_columns(kind=pl.lit("o"))
+    measures = {"sessions": "count(*)", "orders": "count(*)", "value": "sum(50) FILTER (kind = 'o')"}
+    settings = config(measures=measures, metrics={"value": {"count": "value"}})
+    with shop(one, settings) as store:
+        assert sweep(store, settings, AT - dt.timedelta(minutes=10)).tests > 0

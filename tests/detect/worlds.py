@@ -1,0 +1,126 @@
+"""Small worlds to judge: detector input made of numbers, and a shop's store of which the truth is known."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from kmon.config import Config
+from kmon.store import Commit, EmbeddedStore
+
+AT = dt.datetime(2026, 1, 10, 12, tzinfo=dt.UTC)
+"""The end of the shop's data; of the day before it has the hour around the same time."""
+MINUTE, DAY = dt.timedelta(minutes=1), dt.timedelta(days=1)
+PARTNERS, COUNTRIES, BROWSERS = ("p0", "p1", "p2", "p3", "p4", "p5"), ("SE", "DE", "US"), ("chrome", "safari", "edge")
+NEXT = (pl.col("today")) & (pl.col("ago") <= 5)
+"""The last five minutes."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A known incident, as the sweep needs it."""
+
+    scope: dict[str, str]
+    started_at: dt.datetime
+    resolved_at: dt.datetime | None = None
+
+
+def windows(
+    kind: str,
+    current: Sequence[float],
+    previous: Sequence[Sequence[float]],
+    sizes: float = 1.0,
+    *,
+    exposure: Sequence[float] | None = None,
+    own: dict[str, Any] | None = None,
+    **others: Sequence[Sequence[float]],
+) -> pl.DataFrame:
+    """Detector input: a row a monitor; every window of a rate or mean has the denominator `sizes` unless told."""
+    columns: dict[str, Any] = {"value": np.array(current, float)}
+    columns["exposure"] = np.full(len(current), sizes) if exposure is None else np.array(exposure, float)
+    for name, values in {"previous": previous, **others}.items():
+        columns[f"{name}_value"] = np.array(values, float).reshape(len(current), -1)
+        columns[f"{name}_exposure"] = np.full(columns[f"{name}_value"].shape, sizes)
+    thresholds = {key: pl.lit((own or {}).get(key), pl.Float64) for key in ("min_volume", "min_effect", "min_rise")}
+    return pl.DataFrame(columns).with_columns(kind=pl.lit(kind), **thresholds)
+
+
+def config(folder: Path | None = None, **changes: Any) -> Config:
+    """The shop's configuration: sessions and orders by partner, country and browser, in windows of five minutes."""
+    text = {"type": "string"}
+    data = {
+        "source": {"kind": "files", "paths": ["*.ndjson"]},
+        "events": {
+            "lateness": "0s",
+            "fields": {"ts": {"type": "time"}, "kind": text, "partner": text, "country": text, "browser": text},
+        },
+        "dimensions": ["partner", "country", "browser"],
+        "measures": {"sessions": "count(*) FILTER (kind = 's')", "orders": "count(*) FILTER (kind = 'o')"},
+        "metrics": {
+            "sessions": {"count": "sessions"},
+            "orders": {"count": "orders"},
+            "conversion": {"rate": "orders / sessions"},
+        },
+        "watch": [[], ["partner"], ["country"], ["browser"], ["partner", "country"], ["partner", "browser"]],
+        "windows": ["5m"],
+        "sinks": {"console": {"kind": "console"}},
+        "routes": [{"match": {"severity": ["critical", "warning"]}, "sinks": ["console"]}],
+        "incidents": {"impact": ["orders"]},
+        "path": (folder or Path("/nowhere")) / "kmon.yaml",
+    }
+    return Config.model_validate({**data, **changes})
+
+
+def traffic(
+    sessions: pl.Expr | float = 8.0,
+    conversion: pl.Expr | float = 0.5,
+    *,
+    partners: Sequence[str] = PARTNERS,
+    days: Sequence[int] = (1, 0),
+    minutes: int = 60,
+    seed: int = 1,
+) -> pl.DataFrame:
+    """Events of the hour before AT and of the two hours around AT on the days before.
+
+    `sessions` (a minute and cell) and `conversion` may depend on partner, country, browser, `today`, `ago` (minutes
+    before AT, 1 being the last) and `ts`.
+    """
+    times = [
+        (AT - day * DAY - ago * MINUTE, day == 0, ago)
+        for day in days
+        for ago in range(minutes, 0 if day == 0 else -minutes, -1)
+    ]
+    clock = pl.DataFrame(times, schema=["ts", "today", "ago"], orient="row").with_columns(
+        pl.col("ts").dt.replace_time_zone(None)
+    )
+    cells = pl.DataFrame({"partner": list(partners)}).join(pl.DataFrame({"country": COUNTRIES}), how="cross")
+    rates = clock.join(cells.join(pl.DataFrame({"browser": BROWSERS}), how="cross"), how="cross").with_columns(
+        rate=pl.lit(sessions) if isinstance(sessions, float) else sessions,
+        share=pl.lit(conversion) if isinstance(conversion, float) else conversion,
+    )
+    rng = np.random.default_rng(seed)
+    visits = rng.poisson(rates["rate"].to_numpy())
+    bought = rng.binomial(visits, rates["share"].to_numpy())
+    base = rates.select(event_time="ts", partner="partner", country="country", browser="browser")
+    parts = [base.with_columns(n=pl.Series(n), kind=pl.lit(k)) for k, n in (("s", visits), ("o", bought))]
+    counted = pl.concat(parts).sort("event_time").filter(pl.col("n") > 0)
+    return counted.select(pl.exclude("n").repeat_by("n")).explode(pl.all())
+
+
+def add(store: EmbeddedStore, events: pl.DataFrame, upto: dt.datetime = AT) -> None:
+    """Commit `events`, after which the data is complete up to `upto`."""
+    first = next(iter(store.positions().values()), 0)
+    store.commit(Commit("test", 0, first, first + events.height, events, {"0": upto}))
+
+
+def shop(events: pl.DataFrame, settings: Config | None = None, upto: dt.datetime = AT) -> EmbeddedStore:
+    """A store in memory with `events`."""
+    store = EmbeddedStore(":memory:", settings or config())
+    add(store, events, upto)
+    return store

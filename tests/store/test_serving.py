@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from kmon.config import Config
+from kmon.errors import StoreError
+from kmon.store import EmbeddedStore, RemoteStore, connect, open_for_reading, serving, token_for
+from tests.conftest import T
+from tests.store.conftest import MINUTE, TOKEN, free_address
+
+ONE_SELECT = "readers of a store may run one SELECT at a time, and no function that reads files or acts"
+REFUSED = """
+SELECT 1; SELECT 2
+SELECT 1; DROP TABLE meta
+DROP TABLE meta
+/* SELECT */ DROP TABLE meta
+INSERT INTO meta VALUES ('a', 'b')
+UPDATE meta SET value = 'x'
+DELETE FROM meta
+WITH x AS (INSERT INTO meta VALUES ('a', 'b') RETURNING *) SELECT * FROM x
+CREATE TABLE t(a INTEGER)
+CREATE MACRO f() AS 1
+ALTER TABLE meta ADD COLUMN x INTEGER
+COPY (SELECT 1) TO '/tmp/kmon-refused.csv'
+COPY meta FROM '/etc/passwd'
+EXPORT DATABASE '/tmp/kmon-refused'
+ATTACH '/tmp/kmon-refused.db'
+DETACH kmon_rules
+USE kmon_rules
+PRAGMA database_list
+SET threads = 1
+RESET threads
+CALL quack_stop('quack:localhost:1')
+EXPLAIN SELECT 1
+EXPLAIN ANALYZE SELECT 1
+BEGIN
+CHECKPOINT
+VACUUM
+LOAD httpfs
+INSTALL httpfs
+PREPARE x AS SELECT 1
+SELECT * FROM read_csv('/etc/passwd')
+SELECT * FROM read_text('/etc/passwd')
+SELECT * FROM parquet_scan('/etc/passwd')
+SELECT * FROM sniff_csv('/etc/passwd')
+SELECT * FROM glob('/etc/*')
+SELECT * FROM quack_stop('quack:localhost:1')
+SELECT * FROM "QUACK_Server_List"()
+FROM quack_query('quack:localhost:1', 'DROP TABLE meta')
+SELECT quack_check_token('a', 'b', 'c')
+SELECT * FROM query('SELECT * FROM quack_server_list()')
+SELECT * FROM query_table('meta')
+SELECT * FROM json_execute_serialized_sql(json_serialize_sql('SELECT * FROM quack_server_list()'))
+SELECT (SELECT count(*) FROM force_checkpoint())
+SELECT * FROM enable_logging()
+SELECT * FROM duckdb_secrets()
+SELECT * FROM duckdb_settings()
+SELECT getenv('HOME')
+SELECT write_log('x')
+""".strip().splitlines()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Iterator[tuple[EmbeddedStore, RemoteStore]]:
+    """A store and its reader, for tests that must not change anything."""
+    address = free_address()
+    path = tmp_path_factory.mktemp("shared") / "k.duckdb"
+    with EmbeddedStore(path, config) as store, serving(store, address, TOKEN), connect(address, TOKEN) as remote:
+        yield store, remote
+
+
+@pytest.fixture
+def served(store: EmbeddedStore) -> Iterator[RemoteStore]:
+    address = free_address()
+    with serving(store, address, TOKEN), connect(address, TOKEN) as remote:
+        yield remote
+
+
+@pytest.mark.parametrize("statement", REFUSED)
+def test_readers_may_only_select(shared, statement):
+    store, remote = shared
+    before = store.sql("SELECT * FROM meta")
+    with pytest.raises(StoreError) as caught:
+        remote.sql(statement)
+    assert str(caught.value).endswith(ONE_SELECT)
+    assert store.sql("SELECT * FROM meta").equals(before)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["SELECT 1 /* ; DROP TABLE meta */", "WITH x AS (SELECT 1) FROM x", "FROM range(3)", "VALUES (1)", "DESCRIBE cells",
+     "SHOW TABLES", "SUMMARIZE meta", "SELECT 'quack_stop(); DROP TABLE meta'", "SELECT unnest([1, 2])"],
+)  # fmt: skip
+def test_readers_may_select_anything(shared, statement):
+    assert shared[1].sql(statement).height
+
+
+def test_files_cannot_be_read_by_name(shared):
+    with pytest.raises(StoreError, match="does not exist"):
+        shared[1].sql("SELECT * FROM '/etc/passwd'")
+
+
+def test_the_rule_for_readers_leaves_no_trace_in_the_file(store, served, tmp_path):
+    assert store.sql("SELECT 1 FROM duckdb_functions() WHERE function_name = 'may_run'").height == 1
+    served.close()
+    store.close()
+    with EmbeddedStore(tmp_path / "kmon.duckdb") as again:
+        assert again.sql("SELECT 1 FROM duckdb_functions() WHERE function_name = 'may_run'").height == 0
+
+
+def test_a_store_is_served_again_and_elsewhere_in_one_process(store):
+    for address in (same := free_address(), same, free_address()):
+        with serving(store, address, TOKEN), connect(address, TOKEN) as remote:
+            assert remote.newest() is None
+            with pytest.raises(StoreError, match=ONE_SELECT):
+                remote.sql("DROP TABLE meta")
+
+
+def test_a_wrong_token_is_one_sentence(store):
+    address = free_address()
+    with serving(store, address, TOKEN), pytest.raises(StoreError) as caught:
+        connect(address, "another-token")
+    assert str(caught.value) == f"{address} does not take this token: copy it from the .token file beside the store"
+
+
+def test_no_token_is_one_sentence(monkeypatch):
+    monkeypatch.delenv("KMON_STORE_TOKEN", raising=False)
+    with pytest.raises(StoreError, match=r"quack:x:1 wants a token: set KMON_STORE_TOKEN, or copy it from the \.token"):
+        connect("quack:x:1")
+
+
+@pytest.mark.parametrize("by", ["a store", "something else"])
+def test_a_port_in_use_is_one_sentence(store, tmp_path, config, by):
+    address = free_address()
+    if by == "a store":
+        with serving(store, address, TOKEN), EmbeddedStore(tmp_path / "other.duckdb", config) as other:
+            refused(other, address)
+    else:
+        with socket.create_server(("localhost", int(address.rsplit(":", 1)[1]))):
+            refused(store, address)
+
+
+def refused(store, address):
+    with pytest.raises(StoreError) as caught, serving(store, address, TOKEN):
+        pass
+    sentence = (
+        f"the store cannot be served at {address} (the port is in use): choose another one as 'serve' in kmon.yaml"
+    )
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("address", ["quack:", "localhost:9494", "quack:localhost", "quack:localhost:x"])
+def test_an_odd_address_is_one_sentence(store, address):
+    with pytest.raises(StoreError, match="write quack:<host>:<port>"), serving(store, address, TOKEN):
+        pass
+
+
+def test_nobody_answers_is_one_sentence():
+    address = free_address()
+    with pytest.raises(StoreError) as caught:
+        RemoteStore(address, TOKEN, patience=0)
+    assert str(caught.value) == f"nobody answers at {address}: start the owner of the store with 'kmon up'"
+
+
+def test_readers_connect_again_after_the_owner_restarted(store, tmp_path, config, commit):
+    address = free_address()
+    with serving(store, address, TOKEN):
+        remote = connect(address, TOKEN)
+        assert remote.newest() is None
+    commit({})
+    store.close()
+    with EmbeddedStore(tmp_path / "kmon.duckdb", config) as again, serving(again, address, TOKEN):
+        assert remote.newest() == T
+        remote.close()
+
+
+def test_a_reader_waits_for_an_owner_that_is_being_restarted(store, tmp_path, config):
+    address = free_address()
+    with serving(store, address, TOKEN):
+        remote = connect(address, TOKEN)
+    found = []
+    waiting = threading.Thread(target=lambda: found.append(remote.sql("SELECT 1 AS one").item()))
+    waiting.start()
+    with serving(store, address, TOKEN):
+        waiting.join()
+        remote.close()
+    assert found == [1]
+
+
+def test_each_thread_has_a_session_of_its_own(served, commit):
+    commit(*({"partner": f"p{i}"} for i in range(5)))
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(served.totals({}, T, T + MINUTE)["sessions"])) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [5] * 4
+
+
+def test_the_token_is_made_once_and_only_its_owner_may_read_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("KMON_STORE_TOKEN", raising=False)
+    token = token_for(tmp_path / "k.duckdb")
+    path = tmp_path / "k.token"
+    assert (token_for(tmp_path / "k.duckdb"), path.read_text()) == (token, token)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert len(token) >= 24
+    monkeypatch.setenv("KMON_STORE_TOKEN", "from outside")
+    assert token_for(tmp_path / "k.duckdb") == "from outside"
+    monkeypatch.delenv("KMON_STORE_TOKEN")
+    with pytest.raises(StoreError, match="cannot be read or made"):
+        token_for(tmp_path / "nowhere" / "k.duckdb")
+
+
+def test_open_for_reading_takes_the_file_or_its_owner(store, tmp_path, config, commit):
+    config = config.model_copy(update={"path": tmp_path / "kmon.yaml", "serve": free_address()})
+    commit({})
+    with serving(store, config.serve, token_for(tmp_path / "kmon.duckdb")), open_for_reading(config) as reader:
+        assert isinstance(reader, RemoteStore)
+        assert reader.newest() == T
+    store.close()
+    with open_for_reading(config) as reader:
+        assert isinstance(reader, EmbeddedStore)
+    with pytest.raises(StoreError, match=r"nothing.duckdb does not exist: fill it with 'kmon up', 'kmon ingest'"):
+        open_for_reading(config, str(tmp_path / "nothing.duckdb"))

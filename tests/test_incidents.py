@@ -1,0 +1,139 @@
+"""The lifecycle, decision by decision."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from kmon.explain import Cause, Child
+from kmon.incidents import Verdict, decide, severity_of
+from kmon.ledger import Direction, Incident
+from tests.detect.worlds import AT, MINUTE, config
+
+FIVE = 5 * MINUTE
+EVIL = 'A$^2$ <!channel> "q"\n\'; DROP TABLE x; -- \N{SHOPPING TROLLEY}'
+
+
+def cause(metric: str = "orders", direction: str = "down", evidence: float = 20.0, **scope: str) -> Cause:
+    observed = 10.0 if direction == "down" else 300.0
+    child = Child(metric, scope, FIVE, cast(Direction, direction), observed, 100.0, 1e-9)
+    return Cause(
+        metric,
+        scope,
+        cast(Direction, direction),
+        FIVE,
+        "compare",
+        observed,
+        100.0,
+        70.0,
+        130.0,
+        1e-9,
+        observed / 100 - 1,
+        evidence,
+        (child,),
+    )
+
+
+def incident(*, began: dt.datetime = AT - 20 * MINUTE, **changes: Any) -> Incident:
+    """An open incident of p1's orders, seen five minutes ago."""
+    (decision,) = decide(config(), began + FIVE, [cause(partner="p1")], [], lambda _: "unjudged")
+    return replace(decision.incident, seen_at=AT - FIVE, **changes)
+
+
+def verdict(value: Verdict) -> Any:
+    return lambda _: value
+
+
+def test_a_cause_that_nothing_explains_is_a_new_incident() -> None:
+    (decision,) = decide(config(), AT, [cause(partner=EVIL)], [], verdict("unjudged"))
+    found = decision.incident
+    assert (decision.action, found.status, found.severity) == ("new", "firing", "critical")
+    assert (found.scope, found.started_at, found.detected_at) == ({"partner": EVIL}, AT - FIVE, AT)
+    assert found.public()["scope"] == {"partner": EVIL}
+
+
+@pytest.mark.parametrize(
+    ("metric", "direction", "effect", "severity"),
+    [("orders", "down", -0.6, "critical"), ("orders", "down", -0.4, "warning"), ("orders", "up", 9.0, "info")],
+)
+def test_severity(metric: str, direction: str, effect: float, severity: str) -> None:
+    assert severity_of(config(), metric, direction, effect) == severity
+
+
+@pytest.mark.parametrize(
+    ("changes", "quiet", "found", "action", "status"),
+    [
+        ({}, 0, "abnormal", "still", "firing"),
+        ({}, 2, "abnormal", "still", "firing"),  # a relapse: the count begins again
+        ({}, 0, "normal", "quiet", "firing"),
+        ({}, 2, "normal", "resolved", "resolved"),
+        ({}, 2, "unjudged", "unjudged", "firing"),
+        ({"seen_at": AT - 40 * MINUTE}, 0, "unjudged", "resolved", "resolved"),  # forgotten
+        ({"began": AT - dt.timedelta(hours=25)}, 0, "abnormal", "resolved", "resolved"),  # the new normal
+        ({"status": "acked"}, 0, "normal", "quiet", "acked"),
+        ({"status": "acked"}, 2, "normal", "resolved", "resolved"),
+    ],
+)
+def test_without_a_cause(changes: dict[str, Any], quiet: int, found: Verdict, action: str, status: str) -> None:
+    known = replace(incident(began=changes.pop("began", AT - 20 * MINUTE)), quiet=quiet, **changes)
+    (decision,) = decide(config(), AT, [], [known], verdict(found))
+    assert (decision.action, decision.incident.status) == (action, status)
+    assert decision.incident.quiet == {"still": 0, "quiet": quiet + 1}.get(action, decision.incident.quiet)
+    assert (decision.incident.resolved_at == AT) == (action == "resolved")
+    assert decision.reason == decision.incident.reason
+
+
+def test_what_lasts_is_resolved_even_while_it_is_seen() -> None:
+    known = incident(began=AT - dt.timedelta(hours=25))
+    (decision,) = decide(config(), AT, [cause(partner="p1")], [known], verdict("abnormal"))
+    assert (decision.action, decision.incident.reason) == ("resolved", "it has lasted 1d: this is the new normal")
+
+
+JOINS: list[tuple[str, dict[str, Any], Cause, Verdict, list[str]]] = [
+    ("the same scope", {}, cause(partner="p1"), "abnormal", ["joined"]),
+    ("another metric of it", {}, cause("conversion", partner="p1"), "abnormal", ["joined"]),
+    ("inside it", {}, cause(partner="p1", country="SE"), "abnormal", ["joined"]),
+    (
+        "inside it, which is over since long",
+        {"seen_at": AT - 20 * MINUTE},
+        cause(partner="p1", country="SE"),
+        "normal",
+        ["new", "quiet"],
+    ),
+    ("an echo inside it", {"seen_at": AT - MINUTE}, cause(partner="p1", country="SE"), "normal", ["quiet"]),
+    ("around it, while it is young", {"detected_at": AT - MINUTE}, cause(evidence=900), "abnormal", ["joined"]),
+    ("around it, not much more", {}, cause(evidence=50), "abnormal", ["joined"]),
+    ("around it, far larger", {}, cause(evidence=900), "abnormal", ["new", "still"]),
+    ("beside it", {}, cause(partner="p2"), "abnormal", ["new", "still"]),
+    ("welcome, in the same place", {}, cause("orders", "up", partner="p1"), "normal", ["new", "quiet"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "judged", "actions"), [case[1:] for case in JOINS], ids=[case[0] for case in JOINS]
+)
+def test_with_a_cause(changes: dict[str, Any], found: Cause, judged: Verdict, actions: list[str]) -> None:
+    known = replace(incident(detected_at=AT - 15 * MINUTE), **changes)
+    decisions = decide(config(), AT, [found], [known], verdict(judged))
+    assert [decision.action for decision in decisions] == actions
+
+
+def test_stronger_evidence_gives_the_name() -> None:
+    known = incident()
+    weak, strong = (
+        decide(config(), AT, [cause("conversion", evidence=e, partner="p1")], [known], verdict("abnormal"))[0].incident
+        for e in (5, 50)
+    )
+    assert (weak.metric, weak.evidence) == ("orders", 20)
+    assert (strong.metric, strong.evidence) == ("conversion", 50)
+    assert weak.anomalies == strong.anomalies == 2
+    assert weak.id == strong.id == known.id
+
+
+def test_two_causes_of_one_incident_are_one_decision() -> None:
+    causes = [cause(partner="p1", country=country) for country in ("SE", "DE")]
+    (decision,) = decide(config(), AT, causes, [incident()], verdict("abnormal"))
+    assert (decision.action, decision.incident.anomalies) == ("joined", 3)

@@ -1,0 +1,164 @@
+"""One look: sweep, explain, decide, record."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+import sqlalchemy as sa
+
+from kmon.config import Config
+from kmon.errors import LedgerError, UsageError
+from kmon.ledger import Incident, Ledger
+from kmon.store import EmbeddedStore
+from kmon.watch import Watch, run, show_scope
+from tests.detect.worlds import AT, MINUTE, PARTNERS, add, config, shop, traffic
+
+EVIL = 'A$^2$ <b>&</b> <!channel> "q"\n\'; DROP TABLE x; -- \N{SHOPPING TROLLEY}'
+NAMES = (EVIL, *PARTNERS)
+
+
+def ill(partner: str, ago: int, until: int = 0) -> pl.Expr:
+    """No traffic of `partner` from `ago` to `until` minutes before AT."""
+    gone = (pl.col("partner") == partner) & pl.col("today") & pl.col("ago").is_between(until + 1, ago)
+    return pl.when(gone).then(0.0).otherwise(8.0)
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    with Ledger.open("sqlite://") as opened:
+        yield opened
+
+
+Look = Callable[[EmbeddedStore, int], dict[str, list[Incident]]]
+
+
+@pytest.fixture
+def look(ledger: Ledger) -> Look:
+    """Look so many minutes before AT; the incidents by what was decided."""
+
+    def at(store: EmbeddedStore, ago: int) -> dict[str, list[Incident]]:
+        found: dict[str, list[Incident]] = {}
+        for decision in Watch(config(), store, ledger).look(AT - ago * MINUTE).decisions:
+            found.setdefault(decision.action, []).append(decision.incident)
+        return found
+
+    return at
+
+
+def test_an_outage_from_its_beginning_to_its_end(look: Look, ledger: Ledger) -> None:
+    """Dead for 12 minutes; what comes back is no surge, and it is told once when it is over."""
+    with shop(traffic(ill(EVIL, 30, 18), partners=NAMES)) as store:
+        seen = [look(store, ago) for ago in range(34, 5, -1)]
+    actions = [action for step in seen for action in step]
+    assert actions[:1] == ["new"]
+    assert actions.count("new") == actions.count("resolved") == 1
+    (incident,) = ledger.incidents()
+    assert (incident.scope, incident.status) == ({"partner": EVIL}, "resolved")
+    assert abs(incident.started_at - (AT - 30 * MINUTE)) <= MINUTE
+    assert AT - 30 * MINUTE < incident.detected_at <= AT - 25 * MINUTE
+    assert incident.resolved_at is not None
+    assert AT - 18 * MINUTE <= incident.resolved_at <= AT - 8 * MINUTE
+    assert incident.impact["orders"] == pytest.approx(-12 * 36, rel=0.2)
+    assert [(d.kind, d.sink) for d in ledger.deliveries()] == [("firing", "console"), ("resolved", "console")]
+
+
+def test_names_come_back_as_they_are(look: Look, ledger: Ledger) -> None:
+    with shop(traffic(ill(EVIL, 6), partners=NAMES)) as store:
+        (incident,) = look(store, 0)["new"]
+        assert {child.scope.get("partner") for child in ledger.anomalies(incident.id)} == {EVIL}
+        html = Watch(config(), store, ledger).look(AT)._repr_html_()
+    assert incident.scope == {"partner": EVIL}
+    assert "<!channel>" not in html
+    assert "&lt;!channel&gt;" in html
+    assert "\n" not in show_scope(incident.scope)
+
+
+def test_good_news_is_recorded_but_sent_to_nobody(look: Look, ledger: Ledger) -> None:
+    rise = pl.when((pl.col("partner") == "p1") & pl.col("today") & (pl.col("ago") <= 5)).then(40.0).otherwise(8.0)
+    with shop(traffic(rise)) as store:
+        (incident,) = look(store, 0)["new"]
+    assert (incident.severity, incident.direction) == ("info", "up")
+    assert ledger.deliveries() == []
+
+
+def test_a_sweep_and_its_alerts_are_one_transaction(look: Look, ledger: Ledger) -> None:
+    """Where an alert cannot be written there is no incident and no sweep either, and the next look finds it."""
+    with ledger._engine.begin() as connection:  # the database's own refusal, not a stand-in
+        connection.execute(
+            sa.text("CREATE TRIGGER full BEFORE INSERT ON outbox BEGIN SELECT RAISE(ABORT, 'full'); END")
+        )
+    with shop(traffic(ill("p1", 6))) as store:
+        with pytest.raises(LedgerError):
+            look(store, 0)
+        assert ledger.incidents() == []
+        assert ledger.last_sweep() is None
+        with ledger._engine.begin() as connection:
+            connection.execute(sa.text("DROP TRIGGER full"))
+        assert list(look(store, 0)) == ["new"]
+    assert [d.incident for d in ledger.deliveries()] == [ledger.incidents()[0].id]
+
+
+def test_the_newest_complete_instant_is_judged_once(ledger: Ledger) -> None:
+    with shop(traffic(), upto=AT + dt.timedelta(seconds=50)) as store:
+        watch = Watch(config(), store, ledger)
+        assert watch.look().at == AT
+        again = watch.look()
+        assert (again.at, str(again)) == (
+            None,
+            "nothing new: the next sweep is due when the data is complete up to 12:01:00 UTC",
+        )
+        add(store, traffic().head(1), AT + MINUTE)
+        assert watch.look().at == AT + MINUTE
+
+
+def test_an_empty_store_is_said_to_be_empty(ledger: Ledger) -> None:
+    with EmbeddedStore(":memory:", config()) as store:
+        assert str(Watch(config(), store, ledger).look()) == "the store has no events yet"
+
+
+def filled(folder: Path) -> Config:
+    settings = config(folder)
+    with EmbeddedStore(settings.resolve(settings.store), settings) as store:
+        add(store, traffic(ill("p1", 6)), AT + dt.timedelta(seconds=30))
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("at", "judged"),
+    [
+        (None, AT),
+        ("2026-01-10T12:00:00Z", AT),
+        ("2026-01-10T12:59:20+01:00", AT - MINUTE),
+        ("2026-01-10T12:01:00Z", None),
+    ],
+)
+def test_one_look_by_itself(tmp_path: Path, at: str | None, judged: dt.datetime | None) -> None:
+    """What is not complete is not judged."""
+    outcome = run(filled(tmp_path), at=at)
+    assert outcome.at == judged
+    if judged is None:
+        assert str(outcome) == "not judged: the data is complete only up to 2026-01-10 12:00:30 UTC"
+
+
+def test_a_time_needs_a_zone(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no time zone"):
+        run(filled(tmp_path), at="2026-01-10T12:00:00")
+
+
+def test_a_metric_that_was_taken_out_lets_its_incident_end(look: Look, ledger: Ledger) -> None:
+    with shop(traffic(ill("p1", 6))) as store:
+        look(store, 0)
+        without = config(metrics={"conversion": {"rate": "orders / sessions"}}, incidents={"impact": ["orders"]})
+        (decision,) = Watch(without, store, ledger).look(AT + MINUTE).decisions
+    assert decision.action == "unjudged"
+
+
+def test_detectors_on_trial_leave_anomalies_but_no_incident(ledger: Ledger) -> None:
+    uses = [{"use": "compare", "params": {"min_volume": 1e6}}, {"use": "compare", "shadow": True}]
+    with shop(traffic(ill("p1", 6))) as store:
+        outcome = Watch(config(detectors=uses), store, ledger).look(AT)
+    assert (outcome.decisions, ledger.incidents(), ledger.deliveries()) == ((), [], [])
