@@ -160,9 +160,10 @@ def test_what_is_no_duration(text):
 
 @pytest.mark.parametrize(
     ("expression", "merge"),
-    [("count(*)", "sum"), ("count(amount)", "sum"), ("count_if(amount > 0)", "sum"), ("SUM(amount) FILTER (a = 'b')", "sum"),
-     ("min(amount)", "min"), ("max(a + b)", "max"), ("avg(amount)", None), ("count(DISTINCT a)", None), ("a", None),
-     ("sum(a) / 2", None), ("sum(a) OVER ()", None), ("median(a)", None), ("sum(DISTINCT a)", None)],
+    [("count(*)", "sum"), ("count(amount)", "sum"), ("count_if(amount > 0)", "sum"),
+     ("SUM(amount) FILTER (a = 'b')", "sum"), ("min(amount)", "min"), ("max(a + b)", "max"),
+     ("avg(amount)", None), ("count(DISTINCT a)", None), ("a", None), ("sum(a) / 2", None),
+     ("sum(a) OVER ()", None), ("median(a)", None), ("sum(DISTINCT a)", None)],
 )  # fmt: skip
 def test_measures_are_mergeable(expression, merge):
     if merge:

@@ -4,7 +4,7 @@ from kmon.detect.compare import Compare
 from kmon.detect.contract import SCORES, Detector, detector, load_detector
 from kmon.detect.fleet import Fleet, Mask, observe
 from kmon.detect.series import expected_measures, expected_series
-from kmon.detect.sweep import Scored, Sweep, due_windows, sweep
+from kmon.detect.sweeps import Scored, Sweep, due_windows, sweep
 
 __all__ = [
     "SCORES",

@@ -11,7 +11,7 @@ import pytest
 
 from kmon.config import show_duration
 from kmon.detect import due_windows, sweep
-from kmon.detect.sweep import _cutoff
+from kmon.detect.sweeps import _cutoff
 from tests.detect.worlds import AT, DAY, MINUTE, NEXT, Mask, config, shop, traffic
 
 DEAD = pl.when((pl.col("partner") == "p1") & NEXT).then(0.0).otherwise(8.0)
