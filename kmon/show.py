@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import decimal
 import json
 import math
 import sys
@@ -37,11 +38,23 @@ def number(value: object) -> str:
     """A number for people: thousands separated, at most four digits that matter."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    value = _native(value)
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if isinstance(value, list | Mapping):
+        return json.dumps(_plain(value), ensure_ascii=False)
     return str(value)
+
+
+def _native(value: object) -> object:
+    """A decimal, which DuckDB's sums of integers are too, as a number."""
+    if not isinstance(value, decimal.Decimal):
+        return value
+    return int(value) if value == value.to_integral_value() else float(value)
 
 
 def clock(value: dt.datetime | None) -> str:
@@ -58,7 +71,7 @@ def table(
         return
     made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
     for i, column in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
+        numeric = bool(rows) and all(isinstance(row[i], int | float | decimal.Decimal) for row in rows)
         made.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         made.add_row(*(Text(visible(number(v))) if not isinstance(v, Text) else v for v in row))
@@ -84,6 +97,7 @@ def print_json(value: object) -> None:
 
 
 def _plain(value: Any) -> Any:
+    value = _native(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import pytest
 from kmon.config import Config, load_config
 from kmon.store import Commit, EmbeddedStore
 
-TEMPLATE = Path(__file__).parents[1] / "kmon" / "templates" / "kmon.yaml"
+ROOT = Path(__file__).parents[1]
+TEMPLATE = ROOT / "kmon" / "templates" / "kmon.yaml"
+DATA = Path(os.environ.get("KMON_DATA", ROOT.parent / "shared" / "data"))
+"""Where public data sets lie, which do not come with kmon."""
 T = dt.datetime(2026, 3, 2, 12, tzinfo=dt.UTC)
 """The time of an event that says nothing else."""
 TEXTS = ("operation", "status", "partner", "country", "payment_method", "browser", "device", "channel")

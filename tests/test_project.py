@@ -3,7 +3,6 @@
 import re
 import subprocess
 import tomllib
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -14,8 +13,8 @@ import kmon
 from kmon.cli import app
 from kmon.config import Config, load_config
 from kmon.resources import EXAMPLES, TEMPLATE
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DOCS = {p.name: p.read_text(encoding="utf-8") for p in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]}
 COMMANDS = typer.main.get_command(app).commands

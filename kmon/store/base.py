@@ -15,10 +15,12 @@ from typing import Any, Self, cast
 import polars as pl
 import pyarrow as pa
 
+from kmon.errors import StoreError
 from kmon.store import sql
 from kmon.store.schema import EVENTS, TIERS, Schema
 from kmon.store.sql import Where
 
+DAY_NS = 86_400_000_000_000
 MANY = 64
 """A dimension with more values than this is screened before its combinations are counted."""
 
@@ -58,7 +60,7 @@ class Store(ABC):
 
     def sql(self, text: str) -> pl.DataFrame:
         """The result of one SELECT as a frame; timestamps are UTC without a zone."""
-        return cast(pl.DataFrame, pl.from_arrow(self.arrow(text)))
+        return cast(pl.DataFrame, pl.from_arrow(_readable(self.arrow(text))))
 
     def _one(self, text: str) -> tuple[Any, ...]:
         return self.sql(text).row(0)
@@ -275,3 +277,22 @@ def _aware(time: dt.datetime | None) -> dt.datetime | None:
 
 def _within(start: dt.datetime, end: dt.datetime) -> str:
     return f"bucket >= {sql.time(start)} AND bucket < {sql.time(end)}"
+
+
+def _readable(table: pa.Table) -> pa.Table:
+    """The table in types that polars knows: intervals as durations, of 30 days a month as DuckDB compares them."""
+    for number, field in enumerate(table.schema):
+        if pa.types.is_interval(field.type):
+            spans = (v and ((v.months * 30 + v.days) * DAY_NS + v.nanoseconds) for v in table[number].to_pylist())
+            table = table.set_column(number, field.name, pa.array(spans, pa.duration("ns")))
+        elif _is_unknown(field.type):
+            message = f"the column {field.name!r} is of a type that cannot be shown: write {field.name}::VARCHAR"
+            raise StoreError(message)
+    return table
+
+
+def _is_unknown(found: pa.DataType) -> bool:
+    """Whether polars knows no such type, or one inside it."""
+    if pa.types.is_interval(found) or pa.types.is_union(found):
+        return True
+    return any(_is_unknown(found.field(number).type) for number in range(found.num_fields))

@@ -15,11 +15,11 @@ from kmon.config import Config, load_config
 from kmon.ledger import Incident, Ledger, SweepRecord
 from kmon.partners import Partners
 from kmon.store import Commit, EmbeddedStore
+from tests.conftest import TEMPLATE
 from tests.slack_server import TOKEN, SlackServer
 
 T = dt.datetime(2026, 11, 23, 14, 5, tzinfo=dt.UTC)
 MINUTE = dt.timedelta(minutes=1)
-TEMPLATE = Path(__file__).parents[2] / "kmon" / "templates" / "kmon.yaml"
 EVIL = 'A$^2$ *B* _x_ `y` \N{SHOPPING TROLLEY} <!channel> & "q"\n\'; DROP TABLE x; --\u202e'
 INCIDENT = Incident(
     id="inc_1",

@@ -178,3 +178,11 @@ def test_status(reader, store, filled):
     assert status["tiers"] == {"rollup_10s": {"rows": 4, "events": 4}, "rollup_1m": {"rows": 2, "events": 3}}
     assert status["dead_letters"] == {}
     assert status["bytes"] >= 0
+
+
+def test_types_that_polars_does_not_know(store):
+    found = store.sql("SELECT TIMESTAMP '2026-03-02 12:00' - TIMESTAMP '2026-03-01' AS since, NULL::INTERVAL AS never")
+    assert found.row(0) == (dt.timedelta(hours=36), None)
+    for odd in ("[INTERVAL 1 DAY]", "union_value(n := 1)", "{'a': [union_value(n := 1)]}"):
+        with pytest.raises(StoreError, match="'odd' is of a type that cannot be shown: write odd::VARCHAR"):
+            store.sql(f"SELECT {odd} AS odd")

@@ -1,0 +1,102 @@
+"""Real data through configuration alone: the totals are exact, and the incidents are what happened in that year."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import DATA
+
+INVOICES = DATA / "online_retail.parquet"
+pytestmark = [
+    pytest.mark.data,
+    pytest.mark.skipif(
+        not INVOICES.exists(), reason="the Online Retail data set is missing: set KMON_DATA to its folder"
+    ),
+    pytest.mark.xdist_group("online_retail"),
+    pytest.mark.timeout(600),
+]
+
+
+def kmon(folder, *arguments):
+    """What a command prints as JSON."""
+    command = [sys.executable, "-m", "kmon", *arguments, "--format", "json"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def year(tmp_path_factory):
+    """A folder in which the whole year was replayed, and the summary."""
+    folder = tmp_path_factory.mktemp("retail")
+    subprocess.run([sys.executable, "-m", "kmon", "init", "--example", "online_retail"], cwd=folder, check=True)
+    return folder, kmon(folder, "replay", str(INVOICES))
+
+
+@pytest.fixture(scope="module")
+def incidents(year):
+    found = kmon(year[0], "incidents")
+    for incident in found:
+        for key in ("started_at", "detected_at", "resolved_at"):
+            incident[key] = incident[key] and dt.datetime.fromisoformat(incident[key])
+    return found
+
+
+def test_nothing_is_lost(year):
+    _, summary = year
+    assert summary["events"] == 541_909
+    assert summary["dead_letters"] == 0
+
+
+def test_the_known_totals(year):
+    folder, _ = year
+    totals = kmon(
+        folder,
+        "query",
+        "SELECT sum(lines) AS lines, sum(cancelled_lines) AS cancelled_lines, count(DISTINCT Country) AS countries,"
+        " sum(pieces) AS pieces, round(sum(revenue), 3) AS revenue FROM rollup",
+    )
+    assert totals == [
+        {
+            "lines": 541_909,
+            "cancelled_lines": 9_288,
+            "countries": 38,
+            "pieces": 5_176_450,
+            "revenue": 9_747_747.934,
+        }
+    ]
+    countries = kmon(folder, "query", "SELECT Country, sum(lines) AS lines FROM rollup GROUP BY 1 ORDER BY 2 DESC")
+    assert {row["Country"]: row["lines"] for row in countries[:4]} == {
+        "United Kingdom": 495_478,
+        "Germany": 9_495,
+        "France": 8_557,
+        "EIRE": 8_196,
+    }
+    day = kmon(folder, "query", "SELECT bucket::DATE AS day, sum(lines) AS n FROM rollup GROUP BY 1 ORDER BY 2 DESC")
+    assert day[0] == {"day": "2011-12-05", "n": 5_331}
+
+
+@pytest.mark.parametrize(("day", "pieces"), [("2011-01-18", 74_215), ("2011-12-09", 80_995)])
+def test_the_known_orders_are_found(incidents, day, pieces):
+    found = [i for i in incidents if f"{i['detected_at']:%Y-%m-%d}" == day and i["metric"] == "pieces"]
+    assert [(i["scope"], i["direction"]) for i in found] == [({"Country": "United Kingdom"}, "up")]
+    assert pieces <= found[0]["observed"] <= 1.1 * pieces
+
+
+def test_a_closed_shop_is_no_incident(incidents):
+    closed = (dt.datetime(2010, 12, 24, tzinfo=dt.UTC), dt.datetime(2011, 1, 4, tzinfo=dt.UTC))
+    assert [i for i in incidents if closed[0] <= i["detected_at"] < closed[1]] == []
+    assert [i for i in incidents if i["detected_at"].weekday() == 5] == []  # Saturdays
+    assert [i for i in incidents if i["direction"] == "down"] == []
+
+
+def test_a_person_can_read_them_all(incidents):
+    """A few a month; what the example's page says of them was checked line by line."""
+    assert 10 <= len(incidents) <= 50
+    assert {i["metric"] for i in incidents if i["severity"] != "info"} == {"cancellations"}
+    assert all(i["status"] == "resolved" for i in incidents[:-1])
