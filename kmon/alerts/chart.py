@@ -67,12 +67,15 @@ def series_for(incident: Incident, store: Store, config: Config, *, masks: Seque
     from kmon.detect import expected_series
 
     quarter = 15 * MINUTE
-    grain = MINUTE if incident.window <= 5 * MINUTE else max(1, round(incident.window / 3 / MINUTE)) * MINUTE
+    grain = incident.window
+    if grain < 60 * MINUTE:  # points enough to see a shape; a longer window is a point, which shows what was judged
+        grain = MINUTE if grain <= 5 * MINUTE else round(grain / 3 / MINUTE) * MINUTE
     before = dt.timedelta(hours=3) if incident.window <= quarter else 40 * incident.window
     end = store.watermark(config.events.lateness, config.events.idle) or incident.detected_at
     if incident.resolved_at is not None:
         end = min(end, incident.resolved_at + 2 * quarter)
-    end = _floor(max(end, incident.detected_at), MINUTE)  # buckets end here: the last one is complete
+    end = _floor(max(end, incident.detected_at), MINUTE)
+    end = incident.detected_at + (end - incident.detected_at) // grain * grain  # buckets end here: all are complete
     start = end + (incident.started_at - before - end) // grain * grain
     known = [*masks, incident]
     return expected_series(store, config, incident.metric, incident.scope, start, end, grain=grain, masks=known)
@@ -91,7 +94,7 @@ def draw(incident: Incident, series: pl.DataFrame, config: Config, partners: Par
     """
     figure = Figure(figsize=SIZE, dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.075, 0.135, 0.795, 0.635))
+    axes = figure.add_axes((0.075, 0.155, 0.795, 0.615))
     picture = _Picture(incident, series, config, axes)
     picture.limits()
     picture.incident_span()
@@ -240,7 +243,8 @@ class _Picture:
     def unit(self) -> str:
         """What the value axis shows, in words."""
         unit = " ".join(word for word in (_SCALES.get(self.scale, ""), self.metric.unit) if word)
-        per = f" per {words(self.grain, short=True).removeprefix('1 ')}"
+        grain = words(self.grain, short=True)
+        per = f" per {grain.removeprefix('1 ')}" if self.metric.kind == "count" else f" in {grain}"
         return self.incident.metric.replace("_", " ") + per + (f", in {unit}" if unit else "")
 
 

@@ -128,7 +128,7 @@ def _ending(incident: Incident, config: Config, partners: Partners) -> str:
 
 
 def _sentence(incident: Incident, config: Config, partners: Partners, predicate: str, *, past: bool = False) -> str:
-    plural = metric_of(incident, config).kind == "count" and incident.metric.endswith("s")
+    plural = incident.metric.endswith("s")
     verb = ("were" if plural else "was") if past else ("are" if plural else "is")
     text = ""
     for most in (80, 40, 24, 12, 5):  # the end of the sentence matters more than the end of a name

@@ -97,8 +97,8 @@ def test_what_no_font_has_is_a_box() -> None:
     [
         (INCIDENT, 184, T - 180 * MINUTE, MINUTE),
         (RESOLVED, 184, T - 180 * MINUTE, MINUTE),
-        (replace(INCIDENT, window=15 * MINUTE), 37, T - 181 * MINUTE, 5 * MINUTE),
-        (replace(INCIDENT, window=60 * MINUTE), 121, T + (4 - 121 * 20) * MINUTE, 20 * MINUTE),
+        (replace(INCIDENT, window=15 * MINUTE), 37, T - 182 * MINUTE, 5 * MINUTE),
+        (replace(INCIDENT, window=60 * MINUTE), 41, T + (3 - 41 * 60) * MINUTE, 60 * MINUTE),
     ],
 )
 def test_series_reaches_from_well_before_to_where_the_data_is_complete(
