@@ -44,7 +44,8 @@ def page(config: str | Path | None = None, store: str | None = None) -> pn.viewa
 
     `config` and `store` default to those of the server (`kmon apps`, `kmon up`), else to the nearest ``kmon.yaml``.
     """
-    pn.extension(raw_css=["body { margin: 0; background: #f4f6f9; }"])
+    # inline: in JupyterLab, scripts would otherwise come from the internet
+    pn.extension(inline=True, raw_css=["body { margin: 0; background: #f4f6f9; }"])
     path = Path(config) if config else here.config_path()
     try:
         version = path.stat().st_mtime_ns if path.exists() else 0

@@ -19,6 +19,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 
 from kmon.apps.serve import serve
 from kmon.config import load_config
+from tests.conftest import ROOT
 
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
@@ -43,6 +44,8 @@ class Site:
 
     url: str
     store: subprocess.Popen[str]
+    store_address: str
+    config: Path
 
     def add_five_minutes(self) -> None:
         assert self.store.stdin is not None
@@ -54,19 +57,17 @@ class Site:
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    root = Path(__file__).parents[2]
+    port = free_port()
     command = [sys.executable, "-m", "tests.browser.owner", str(folder), str(port)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=root, text=True, **pipes) as owner:
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as owner:
         _await(owner, "ready")
-        served = serve(load_config(folder / "kmon.yaml"), f"quack:localhost:{port}", port=0)
+        config, address = folder / "kmon.yaml", f"quack:localhost:{port}"
+        served = serve(load_config(config), address, port=0)
         with subprocess.Popen(served.command, env=served.environment, text=True, stderr=subprocess.PIPE) as pages:
-            _await_port(served.url, pages)
+            await_port(served.url, pages)
             threading.Thread(target=_drain, args=(pages.stderr,), daemon=True).start()
-            yield Site(served.url, owner)
+            yield Site(served.url, owner, address, config)
             pages.terminate()
         owner.terminate()
 
@@ -93,6 +94,12 @@ def page(browser: Browser) -> Iterator[Page]:
     assert errors == []  # no script failed, nothing was fetched from the network
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _local(url: str) -> bool:
     return re.match(r"(https?|wss?)://(localhost|127\.0\.0\.1)[:/]|data:|blob:|about:", url) is not None
 
@@ -103,7 +110,7 @@ def _await(process: subprocess.Popen[str], word: str) -> None:
 
 
 @retry(retry=retry_if_exception_type(OSError), wait=wait_fixed(0.1), stop=stop_after_delay(60), reraise=True)
-def _await_port(url: str, server: subprocess.Popen[str]) -> None:
+def await_port(url: str, server: subprocess.Popen[str]) -> None:
     """Until `server` answers; AssertionError where it has ended."""
     assert server.poll() is None, server.stderr and server.stderr.read()
     host, _, port = url.removeprefix("http://").partition(":")
