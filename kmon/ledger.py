@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Dialect, RowMapping
@@ -26,6 +26,7 @@ from kmon.errors import LedgerError
 Status = Literal["firing", "acked", "snoozed", "resolved"]
 Severity = Literal["critical", "warning", "info"]
 Direction = Literal["down", "up"]
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 OPEN: tuple[Status, ...] = ("firing", "acked", "snoozed")
 
 
@@ -267,6 +268,7 @@ sweeps_table = sa.Table(
     *(_column(name, _int) for name in ("monitors", "tests", "anomalies")),
     _column("cutoff", _float),
 )
+_NEWEST = sa.select(sa.func.max(sweeps_table.c.ran_at).label("ran_at"))
 runs_table = sa.Table(
     "runs",
     _metadata,
@@ -379,9 +381,18 @@ class Ledger:
         incidents: Sequence[Incident],
         anomalies: Sequence[Anomaly] = (),
         outbox: Sequence[Delivery] = (),
+        *,
+        seen: dt.datetime | None = None,
     ) -> None:
-        """Write one sweep's outcome in one transaction; writing the same sweep again replaces its record."""
+        """Write one sweep's outcome in one transaction; writing the same sweep again replaces its record.
+
+        `seen` is what `newest_record` was when the incidents were read: LedgerError, having changed nothing, where
+        another process has recorded a sweep since then, which may have told the same incidents.
+        """
         with self._write() as connection:
+            if seen is not None and (connection.scalar(_NEWEST) or EPOCH) != seen:
+                message = "another process judged at the same time: its sweep was recorded, this one was not"
+                raise LedgerError(message)
             _upsert(connection, sweeps_table, [_row(sweep)], "at")
             _upsert(connection, incidents_table, [_row(incident) for incident in incidents], "id")
             for table, rows in ((anomalies_table, anomalies), (outbox_table, outbox)):
@@ -398,6 +409,10 @@ class Ledger:
         t = sweeps_table
         row = next(iter(self._rows(sa.select(t).order_by(t.c.at.desc()).limit(1))), None)
         return SweepRecord(**row) if row else None
+
+    def newest_record(self) -> dt.datetime:
+        """When the latest sweep was recorded (wall clock); 1970 where none was."""
+        return cast(dt.datetime | None, self._rows(_NEWEST)[0]["ran_at"]) or EPOCH
 
     # ---- outbox ------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import datetime as dt
 import html
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -32,6 +32,8 @@ from kmon.store import Store, open_for_reading
 STILL = 0.01
 """An open incident is over only when its monitor's p-value is above this: leaving takes less than entering."""
 MONTH = dt.timedelta(days=31)
+SHOWN = 100
+"""Anomalies of a window that an executed notebook lists."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Outcome:
     outbox: tuple[Delivery, ...]
     seconds: float
     reason: str = ""
+    scores: pl.DataFrame = field(default_factory=pl.DataFrame)
+    """The anomalies with the largest evidence, and where they are; those of detectors on trial too."""
 
     @property
     def incidents(self) -> list[Incident]:
@@ -54,17 +58,6 @@ class Outcome:
     @property
     def new(self) -> list[Incident]:
         return [decision.incident for decision in self.decisions if decision.action == "new"]
-
-    @property
-    def scores(self) -> pl.DataFrame:
-        """The anomalies with their scores, the most surprising first."""
-        if self.sweep is None:
-            return pl.DataFrame()
-        frames = [
-            flagged.with_columns(window=pl.lit(scored.fleet.width), detector=pl.lit(scored.detector.name))
-            for scored, flagged in zip(self.sweep.scored, self.sweep.flagged, strict=True)
-        ]
-        return pl.concat(frames).sort("p_value") if frames else pl.DataFrame()
 
     def __str__(self) -> str:
         if self.sweep is None:
@@ -130,19 +123,21 @@ class Watch:
             at, reason = self._newest_unjudged()
             if at is None:
                 return Outcome(None, None, (), (), time.monotonic() - began, reason)
+        seen = self._ledger.newest_record()
         recent = [i for i in self._ledger.overlapping(at - MONTH, at) if not self._is_normal_now(i)]
-        known = [i for i in recent if i.resolved_at is None]
+        known = [i for i in recent if i.resolved_at is None or i.resolved_at > at]  # later, where this looks back
         sweep = run_sweep(self._store, self._config, at, masks=[_spoilt(i) for i in recent])
         causes = explain(sweep, self._config, self._scope, self._inside, [i.scope for i in known])
         recheck = _Recheck(self._store, self._config, sweep)
-        decisions = [self._told(at, d) for d in decide(self._config, at, causes, known, recheck)]
+        decided = decide(self._config, at, causes, known, recheck)
+        decisions = [self._told(at, d) for d in decided if d.incident.id not in {i.id for i in known if i.resolved_at}]
         outbox = self._outbox(decisions) if self._deliver else []
         seconds = time.monotonic() - began
         counts = (sweep.monitors, sweep.tests, sweep.anomalies, sweep.cutoff)
         record = SweepRecord(at, dt.datetime.now(dt.UTC), seconds, *counts)
         anomalies = [*_anomalies(at, decisions), *self._shadows(sweep)]
-        self._ledger.record(record, [d.incident for d in decisions], anomalies, outbox)
-        return Outcome(at, sweep, tuple(decisions), tuple(outbox), seconds)
+        self._ledger.record(record, [d.incident for d in decisions], anomalies, outbox, seen=seen)
+        return Outcome(at, sweep, tuple(decisions), tuple(outbox), seconds, scores=self._scores(sweep))
 
     def _is_normal_now(self, incident: Incident) -> bool:
         """Whether it lasted so long that its minutes are references like any other."""
@@ -168,6 +163,25 @@ class Watch:
 
     def _inside(self, fleet: Fleet, scope: dict[str, str], without: Sequence[dict[str, str]]) -> Fleet:
         return observe(self._store, self._config, fleet.at, fleet.width, scope=scope, without=without)
+
+    def _scores(self, sweep: Sweep) -> pl.DataFrame:
+        """The most telling anomalies, with their monitors' dimension values."""
+        frames = []
+        for scored, flagged in zip(sweep.scored, sweep.flagged, strict=True):
+            top = flagged.sort("evidence", descending=True).head(SHOWN)
+            where = pl.Series([show_scope(self._scope(scored.fleet, row)) for row in top["row"]], dtype=pl.String)
+            frames.append(
+                top.select(
+                    *("metric", "direction"),
+                    where=where,
+                    window=pl.lit(scored.fleet.width),
+                    detector=pl.lit(scored.detector.name),
+                    **{
+                        name: pl.col(name) for name in ("observed", "expected", "lower", "upper", "p_value", "evidence")
+                    },
+                )
+            )
+        return pl.concat(frames).sort("evidence", descending=True) if frames else pl.DataFrame()
 
     # ---- what people want to know ------------------------------------------------------------------------------------
 

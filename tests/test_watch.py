@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -70,7 +71,9 @@ def test_names_come_back_as_they_are(look: Look, ledger: Ledger) -> None:
     with shop(traffic(ill(EVIL, 6), partners=NAMES)) as store:
         (incident,) = look(store, 0)["new"]
         assert {child.scope.get("partner") for child in ledger.anomalies(incident.id)} == {EVIL}
-        html = Watch(config(), store, ledger).look(AT)._repr_html_()
+        outcome = Watch(config(), store, ledger).look(AT)
+        html = outcome._repr_html_()
+    assert outcome.scores["where"][0] == show_scope({"partner": EVIL})
     assert incident.scope == {"partner": EVIL}
     assert "<!channel>" not in html
     assert "&lt;!channel&gt;" in html
@@ -162,3 +165,31 @@ def test_detectors_on_trial_leave_anomalies_but_no_incident(ledger: Ledger) -> N
     with shop(traffic(ill("p1", 6))) as store:
         outcome = Watch(config(detectors=uses), store, ledger).look(AT)
     assert (outcome.decisions, ledger.incidents(), ledger.deliveries()) == ((), [], [])
+
+
+def test_two_that_judge_at_once_tell_an_incident_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that records later has not seen what the other one found: it records nothing."""
+    with shop(traffic(ill("p1", 8))) as store:
+        first, second = (Watch(config(), store, ledger) for _ in range(2))
+        read = store.windows
+
+        def interrupted(*arguments: Any, **options: Any) -> pl.DataFrame:
+            monkeypatch.undo()
+            assert len(first.look(AT).new) == 1
+            return read(*arguments, **options)
+
+        monkeypatch.setattr(store, "windows", interrupted)
+        with pytest.raises(LedgerError, match="another process judged at the same time"):
+            second.look(AT)
+    assert len(ledger.incidents()) == len(ledger.deliveries()) == 1
+
+
+def test_looking_back_tells_nothing_twice_and_ends_nothing(look: Look, ledger: Ledger) -> None:
+    with shop(traffic(ill("p1", 30, 18))) as store:
+        for ago in range(34, 5, -1):
+            look(store, ago)
+        (before,) = ledger.incidents()
+        for ago in (24, 20, 31):
+            look(store, ago)
+    assert ledger.incidents() == [before]
+    assert before.status == "resolved"
