@@ -10,6 +10,7 @@ KmonError                    it failed: one sentence that says what to do (exit 
 ├── LedgerError              the ledger cannot be opened or written
 ├── JobError                 a notebook failed; the executed notebook was kept
 └── SinkError                an alert was not delivered; `retryable` says whether to try again
+    └── ThrottledError       the far end asks to wait for so many `seconds`
 """
 
 from __future__ import annotations
@@ -61,3 +62,11 @@ class SinkError(KmonError):
     def __init__(self, message: str, *, retryable: bool) -> None:
         super().__init__(message)
         self.retryable = retryable
+
+
+class ThrottledError(SinkError):
+    """The far end asks to wait for `seconds`."""
+
+    def __init__(self, message: str, *, seconds: float) -> None:
+        super().__init__(message, retryable=True)
+        self.seconds = seconds

@@ -17,7 +17,7 @@ import polars as pl
 
 from kmon.alerts.notifier import outbox_for
 from kmon.alerts.routing import route
-from kmon.config import Config
+from kmon.config import Config, page_key
 from kmon.detect import Fleet, Scored, Sweep, observe
 from kmon.detect import sweep as run_sweep
 from kmon.detect.fleet import numbers_of
@@ -195,7 +195,8 @@ class Watch:
         return replace(decision, incident=self._addressed(incident))
 
     def _addressed(self, incident: Incident) -> Incident:
-        query = {**incident.scope, "metric": incident.metric, "incident": incident.id}
+        scope = {page_key(dimension): value for dimension, value in incident.scope.items()}
+        query = {**scope, "metric": incident.metric, "incident": incident.id}
         url = f"{self._config.apps.base_url}/partner?{urlencode(query)}"
         return replace(incident, channel=route(self._config, incident, self._partners).channel, url=url)
 

@@ -17,9 +17,9 @@ import structlog
 
 from kmon.alerts.message import Message, compose
 from kmon.alerts.routing import route
-from kmon.alerts.sinks import Alert, Receipt, Sink, Throttled, make_sinks
+from kmon.alerts.sinks import Alert, Receipt, Sink, make_sinks
 from kmon.config import Config
-from kmon.errors import KmonError, LedgerError, SinkError
+from kmon.errors import KmonError, LedgerError, SinkError, ThrottledError
 from kmon.ledger import Delivery, Incident, Ledger, new_id
 from kmon.partners import Partners
 from kmon.store import Store
@@ -252,10 +252,9 @@ class Notifier:
         wait = backoff(delivery.attempts)
         if isinstance(error, SinkError) and error.retryable:
             self._failures[delivery.sink] = self._failures.get(delivery.sink, 0) + 1
-            hold = (
-                backoff(self._failures[delivery.sink]) / 2
-            )  # so that another one tries first: it may be this one's fault
-            if isinstance(error, Throttled):
+            # half as long as this one waits, so that another one tries first: it may be this one's fault
+            hold = backoff(self._failures[delivery.sink]) / 2
+            if isinstance(error, ThrottledError):
                 wait = hold = dt.timedelta(seconds=error.seconds)
             self._held[delivery.sink] = now + hold
         if not getattr(error, "retryable", True) or now - delivery.created_at >= GIVE_UP:

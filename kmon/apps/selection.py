@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlencode
 
-from kmon.config import Config, parse_duration, show_duration
+from kmon.config import Config, page_key, parse_duration, show_duration
 from kmon.ledger import Incident, show_time
 
 HOUR, DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
-_RESERVED = ("metric", "incident", "at", "range")
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def read_query(config: Config, query: str) -> Selection:
     """The selection that a URL's query asks for; what cannot be followed is left out and said in `notes`."""
     given = dict(parse_qsl(query.lstrip("?")))
     notes = []
-    where = {d: given[_key(d)] for d in config.dimensions if _key(d) in given}
+    where = {d: given[page_key(d)] for d in config.dimensions if page_key(d) in given}
     metric = given.get("metric")
     if metric is not None and metric not in config.metrics:
         near = difflib.get_close_matches(metric, config.metrics, n=1) or list(config.metrics)[:1]
@@ -85,7 +84,7 @@ def read_query(config: Config, query: str) -> Selection:
 
 def write_query(config: Config, selection: Selection) -> str:
     """The query of a URL that shows `selection`: empty, or beginning with ``?``."""
-    pairs = [(_key(d), selection.where[d]) for d in config.dimensions if d in selection.where]
+    pairs = [(page_key(d), selection.where[d]) for d in config.dimensions if d in selection.where]
     pairs += [(key, value) for key in ("metric", "incident") if (value := getattr(selection, key))]
     if selection.at is not None:
         pairs.append(("at", str(show_time(selection.at.replace(microsecond=0)))))
@@ -111,10 +110,6 @@ def concerns(where: Mapping[str, str], incident: Incident) -> bool:
 def covers(where: Mapping[str, str], incident: Incident) -> bool:
     """Whether all of what `where` selects lies inside an incident's scope."""
     return all(where.get(dimension) == value for dimension, value in incident.scope.items())
-
-
-def _key(dimension: str) -> str:
-    return f"{dimension}_" if dimension in _RESERVED else dimension
 
 
 def _range(config: Config, text: str | None) -> Range:

@@ -25,7 +25,7 @@ from kmon.config.models import (
     SlackSink,
     Source,
 )
-from kmon.config.words import BUCKET, MINUTE, Duration, Name, parse_duration, show_duration
+from kmon.config.words import BUCKET, MINUTE, Duration, Name, page_key, parse_duration, show_duration
 
 __all__ = [
     "BUCKET",
@@ -54,6 +54,7 @@ __all__ = [
     "columns_of",
     "load_config",
     "merge_function",
+    "page_key",
     "parse_duration",
     "show_duration",
 ]

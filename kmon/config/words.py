@@ -52,6 +52,11 @@ def _check_name(value: object) -> object:
     raise ValueError(message)
 
 
+def page_key(dimension: str) -> str:
+    """The key of a dimension in a page's URL: with an underscore where the page has a key of that name itself."""
+    return f"{dimension}_" if dimension in ("metric", "incident", "at", "range") else dimension
+
+
 Duration = Annotated[dt.timedelta, BeforeValidator(parse_duration)]
 Name = Annotated[str, BeforeValidator(_check_name)]
 

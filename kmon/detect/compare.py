@@ -117,9 +117,7 @@ class Compare:
         own = {key: _threshold(windows, key, default) for key, default in defaults.items()}
         change = (observed - levels) / np.abs(levels)
         enough = np.where(falls, change <= -own["min_effect"], change >= own["min_rise"])
-        if (
-            now.kind == "rate"
-        ):  # more sessions with as many orders are no lost orders: the numerator must have moved too
+        if now.kind == "rate":  # more sessions with as many orders are no lost orders: the numerator moves too
             before = np.where(usable, references.per_window, np.nan)
             lost = np.fmax(before * own["min_effect"] / 2, NOISE * np.sqrt(dispersion * before))
             enough &= np.where(falls, before - now.value >= lost, now.value > before)

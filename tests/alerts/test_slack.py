@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from kmon.alerts.message import compose
-from kmon.alerts.sinks import Alert, Throttled
+from kmon.alerts.sinks import Alert
 from kmon.alerts.sinks.slack import Slack, whoami
 from kmon.config import Config
-from kmon.errors import SinkError
+from kmon.errors import SinkError, ThrottledError
 from kmon.partners import Partners
 from tests.alerts.conftest import INCIDENT, RESOLVED, T
 from tests.slack_server import COMPLETE, POST, TOKEN, UPLOAD, URL, Fault, SlackServer
@@ -114,7 +114,7 @@ def test_whoami(slack: SlackServer) -> None:
 )
 def test_rate_limits_say_how_long(slack: SlackServer, firing: Alert, fault: Fault) -> None:
     slack.fail(POST, fault)
-    with pytest.raises(Throttled) as caught:
+    with pytest.raises(ThrottledError) as caught:
         Receipts().deliver(firing)
     assert caught.value.seconds == 7
 

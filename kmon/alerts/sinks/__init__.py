@@ -35,14 +35,6 @@ class Alert:
     """Of a resolved alert: the receipt of the firing one, empty where it never got through."""
 
 
-class Throttled(SinkError):  # noqa: N818
-    """The far end asks to wait."""
-
-    def __init__(self, message: str, *, seconds: float) -> None:
-        super().__init__(message, retryable=True)
-        self.seconds = seconds
-
-
 class Sink(Protocol):
     """One way to tell people."""
 
@@ -72,4 +64,4 @@ def make_sinks(config: Config) -> dict[str, Sink]:
     return {name: make(chosen) for name, chosen in config.sinks.items()}
 
 
-__all__ = ["Alert", "Receipt", "Save", "Sink", "Throttled", "make_sinks"]
+__all__ = ["Alert", "Receipt", "Save", "Sink", "make_sinks"]

@@ -20,8 +20,8 @@ from slack_sdk.errors import SlackApiError, SlackClientError
 
 from kmon import environment
 from kmon.alerts.message import show
-from kmon.alerts.sinks import Alert, Receipt, Save, Throttled
-from kmon.errors import SinkError
+from kmon.alerts.sinks import Alert, Receipt, Save
+from kmon.errors import SinkError, ThrottledError
 
 TIMEOUT = 10
 """Seconds that one call may take."""
@@ -145,7 +145,7 @@ def _refusal(error: SlackApiError, channel: str) -> SinkError:
         headers = {key.lower(): value for key, value in error.response.headers.items()}
         after = headers.get("retry-after", "")
         seconds = float(after) if after.isdecimal() else 30.0
-        return Throttled(f"Slack asks to wait {seconds:g} s", seconds=seconds)
+        return ThrottledError(f"Slack asks to wait {seconds:g} s", seconds=seconds)
     if status >= 500 or code in _TRANSIENT:
         return SinkError(f"Slack has trouble of its own (HTTP {status}, {code})", retryable=True)
     if status == 200 and code == "no reason given":
