@@ -11,7 +11,6 @@ from typing import Any, Literal, Protocol
 
 from kmon.alerts.message import Message
 from kmon.config import Config, ConsoleSink, FolderSink
-from kmon.errors import SinkError
 from kmon.ledger import Incident
 
 Receipt = dict[str, Any]
