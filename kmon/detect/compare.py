@@ -115,7 +115,9 @@ class Compare:
         least_fall = self.min_fall if now.kind == "count" else self.min_effect
         defaults = {"min_volume": self.min_volume, "min_effect": least_fall, "min_rise": self.min_rise}
         own = {key: _threshold(windows, key, default) for key, default in defaults.items()}
-        change = (observed - levels) / np.abs(levels)
+        # a count that fell by a third and is low by chance has not fallen by half: one standard deviation of doubt
+        doubt = np.where(falls, np.sqrt(dispersion * (now.value + 1)), 0) if now.kind == "count" else 0
+        change = (observed + doubt - levels) / np.abs(levels)
         enough = np.where(falls, change <= -own["min_effect"], change >= own["min_rise"])
         if now.kind == "rate":  # more sessions with as many orders are no lost orders: the numerator moves too
             before = np.where(usable, references.per_window, np.nan)

@@ -21,9 +21,12 @@ WEEKS = 4
 DAY = dt.timedelta(days=1)
 NEAR = dt.timedelta(minutes=30)
 """Windows further than this from the time of day are not the same time of day."""
+RECENT = dt.timedelta(hours=1)
+"""A count's previous windows reach back no further than this: the daily shape would look like a change."""
+FEW = 4
+"""Fewer previous windows than this tell too little of what is usual: then all count."""
 SHAPELESS = dt.timedelta(hours=2)
-"""Previous windows that reach further back than this do not suffice alone: the daily shape would look like a change."""
-
+"""Previous windows that reach further back than this do not suffice alone, for the same reason."""
 
 CONSIDERABLE = 0.2
 """The share of a monitor's events from which on an incident in a part of it spoils it as its own reference."""
@@ -43,6 +46,12 @@ class Mask(Protocol):
 def neighbours(width: dt.timedelta) -> int:
     """How many windows before and after the same time of another day are still the same time of day."""
     return min(NEIGHBOURS, NEAR // width)
+
+
+def previous_windows(metric: Metric, width: dt.timedelta) -> int:
+    """How many windows just before the current one a metric is compared with."""
+    near = min(PREVIOUS, RECENT // width)
+    return near if metric.kind == "count" and near >= FEW else PREVIOUS
 
 
 def spans_for(at: dt.datetime, width: dt.timedelta, oldest: dt.datetime) -> list[Span]:
@@ -80,6 +89,8 @@ class Fleet:
         names = [span.name for span in self.spans for _ in range(span.count)]
         for name in dict.fromkeys(names[1:]):
             slots = [i for i, n in enumerate(names) if n == name]
+            if name == "previous":
+                slots = slots[-previous_windows(metric, self.width) :]
             for key, source in (("value", value), ("exposure", exposure)):
                 columns[f"{name}_{key}"] = np.where(usable[:, slots], source[:, slots], np.nan)
         own = {key: getattr(metric, key) for key in ("min_volume", "min_effect", "min_rise")}

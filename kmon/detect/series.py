@@ -11,7 +11,7 @@ import polars as pl
 
 from kmon.config import Config, Metric
 from kmon.detect.contract import load_detector
-from kmon.detect.fleet import DAY, PREVIOUS, WEEKS, Mask, neighbours
+from kmon.detect.fleet import DAY, PREVIOUS, WEEKS, Mask, neighbours, previous_windows
 from kmon.store import Store
 from kmon.store.schema import EVENTS
 from kmon.store.sql import Where
@@ -121,12 +121,15 @@ def _scored(
     exposure = np.ones(n) if denominator is None else now.values[denominator][PREVIOUS:]
     columns: dict[str, object] = {"value": value, "exposure": exposure}
     for name, parts in blocks.items():
-        width = PREVIOUS if name == "previous" else 2 * j + 1
+        width, skip = 2 * j + 1, 0
+        if name == "previous":
+            width = previous_windows(chosen, grain)
+            skip = PREVIOUS - width
         if parts and n:
-            numerators = [_sliding(np.where(b.usable, b.values[numerator], np.nan), width, n) for b in parts]
+            numerators = [_sliding(np.where(b.usable, b.values[numerator], np.nan)[skip:], width, n) for b in parts]
             columns[f"{name}_value"] = np.hstack(numerators)
             denominators = [np.ones(len(b.usable)) if denominator is None else b.values[denominator] for b in parts]
-            columns[f"{name}_exposure"] = np.hstack([_sliding(d, width, n) for d in denominators])
+            columns[f"{name}_exposure"] = np.hstack([_sliding(d[skip:], width, n) for d in denominators])
     frame = pl.DataFrame(columns).with_columns(kind=pl.lit(chosen.kind))
     scores = detector.score(frame)  # type: ignore[attr-defined]
     yesterday = np.full(n, np.nan)

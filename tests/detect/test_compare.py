@@ -31,6 +31,7 @@ def first(
     [
         ("count", 60, {}, False),  # -40 %: demand
         ("count", 40, {}, True),  # -60 %
+        ("count", 47, {}, False),  # -53 %, but by chance alone it might be less than half
         ("count", 60, {"min_fall": 0.3}, True),
         ("count", 180, {}, False),  # not yet twice as much
         ("count", 230, {}, True),

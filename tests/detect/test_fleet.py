@@ -42,6 +42,18 @@ def test_spans_go_back_as_far_as_the_history() -> None:
     assert [s.name for s in spans_for(AT, FIVE, AT - dt.timedelta(hours=2))] == ["current", "previous"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "minutes", "windows"),
+    [("count", 1, 6), ("count", 5, 6), ("count", 15, 4), ("count", 60, 6), ("rate", 15, 6)],
+)
+def test_a_count_is_compared_with_the_last_hour(kind: str, minutes: int, windows: int, store: EmbeddedStore) -> None:
+    """Further back the daily shape looks like a change; hourly windows have no choice."""
+    width = minutes * MINUTE
+    metric = config().metrics["orders" if kind == "count" else "conversion"]
+    fleet = observe(store, config(), AT, width)
+    assert fleet.windows(metric)["previous_value"].dtype.shape == (windows,)
+
+
 def test_counts_are_those_of_the_store(store: EmbeddedStore) -> None:
     fleet = observe(store, config(), AT, FIVE)
     total = store.totals({}, AT - FIVE, AT)
