@@ -9,11 +9,7 @@ import pytest
 
 from kmon.config import load_config
 from kmon.resources import TEMPLATE
-
-
-def kmon(*arguments, cwd, env=None):
-    command = [sys.executable, "-W", "error", "-m", "kmon", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+from tests.command import kmon
 
 
 def event(second, **changes):

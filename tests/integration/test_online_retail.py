@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
-import subprocess
-import sys
 
 import pytest
 
+from tests.command import kmon, kmon_json
 from tests.conftest import DATA
 
 INVOICES = DATA / "online_retail.parquet"
@@ -22,25 +20,17 @@ pytestmark = [
 ]
 
 
-def kmon(folder, *arguments):
-    """What a command prints as JSON."""
-    command = [sys.executable, "-m", "kmon", *arguments, "--format", "json"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.fixture(scope="module")
 def year(tmp_path_factory):
     """A folder in which the whole year was replayed, and the summary."""
     folder = tmp_path_factory.mktemp("retail")
-    subprocess.run([sys.executable, "-m", "kmon", "init", "--example", "online_retail"], cwd=folder, check=True)
-    return folder, kmon(folder, "replay", str(INVOICES))
+    assert kmon("init", "--example", "online_retail", cwd=folder).returncode == 0
+    return folder, kmon_json("replay", INVOICES, cwd=folder)
 
 
 @pytest.fixture(scope="module")
 def incidents(year):
-    found = kmon(year[0], "incidents")
+    found = kmon_json("incidents", cwd=year[0])
     for incident in found:
         for key in ("started_at", "detected_at", "resolved_at"):
             incident[key] = incident[key] and dt.datetime.fromisoformat(incident[key])
@@ -55,11 +45,11 @@ def test_nothing_is_lost(year):
 
 def test_the_known_totals(year):
     folder, _ = year
-    totals = kmon(
-        folder,
+    totals = kmon_json(
         "query",
         "SELECT sum(lines) AS lines, sum(cancelled_lines) AS cancelled_lines, count(DISTINCT Country) AS countries,"
         " sum(pieces) AS pieces, round(sum(revenue), 3) AS revenue FROM rollup",
+        cwd=folder,
     )
     assert totals == [
         {
@@ -70,14 +60,16 @@ def test_the_known_totals(year):
             "revenue": 9_747_747.934,
         }
     ]
-    countries = kmon(folder, "query", "SELECT Country, sum(lines) AS lines FROM rollup GROUP BY 1 ORDER BY 2 DESC")
+    by_country = "SELECT Country, sum(lines) AS lines FROM rollup GROUP BY 1 ORDER BY 2 DESC"
+    countries = kmon_json("query", by_country, cwd=folder)
     assert {row["Country"]: row["lines"] for row in countries[:4]} == {
         "United Kingdom": 495_478,
         "Germany": 9_495,
         "France": 8_557,
         "EIRE": 8_196,
     }
-    day = kmon(folder, "query", "SELECT bucket::DATE AS day, sum(lines) AS n FROM rollup GROUP BY 1 ORDER BY 2 DESC")
+    by_day = "SELECT bucket::DATE AS day, sum(lines) AS n FROM rollup GROUP BY 1 ORDER BY 2 DESC"
+    day = kmon_json("query", by_day, cwd=folder)
     assert day[0] == {"day": "2011-12-05", "n": 5_331}
 
 

@@ -15,12 +15,9 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
+from tests.command import kmon
+
 pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("running")]
-
-
-def kmon(*arguments, cwd):
-    command = [sys.executable, "-m", "kmon", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
 
 
 class Running:
