@@ -34,7 +34,8 @@ def examine(config: Config, store: str | None = None) -> Iterator[Check]:
         ("source", lambda: _source(config)),
         *((f"sink {name}", lambda sink=sink: _sink(sink)) for name, sink in config.sinks.items()),
         ("partners", lambda: _partners(config)),
-        ("page server", lambda: _port(config)),
+        ("store server", lambda: _store_port(config)),
+        ("page server", lambda: _page_port(config)),
         ("disk", lambda: _disk(config)),
     ]
     for name, check in checks:
@@ -58,7 +59,9 @@ def _installation() -> str:
 def _detectors(config: Config) -> str:
     from kmon.detect import load_detector
 
-    return ", ".join(load_detector(use).name + (" (shadow)" if use.shadow else "") for use in config.detectors)
+    return ", ".join(
+        load_detector(use, config.path.parent).name + (" (shadow)" if use.shadow else "") for use in config.detectors
+    )
 
 
 def _notebooks(config: Config) -> str:
@@ -69,11 +72,13 @@ def _notebooks(config: Config) -> str:
 
 def _store(config: Config, store: str | None) -> str:
     from kmon.store import SCHEME, open_for_reading
+    from kmon.store.schema import Schema
 
     where = store or config.store
     if not where.startswith(SCHEME) and not config.resolve(where).exists():
         return f"{config.resolve(where)} does not exist yet: 'kmon up' makes it"
     with open_for_reading(config, store) as opened:
+        Schema.of(config).change_sql(opened.schema)  # says what the store has and the configuration has not
         newest = opened.newest()
         return f"answers; newest event {newest:%Y-%m-%d %H:%M:%S} UTC" if newest else "answers; no events yet"
 
@@ -110,10 +115,36 @@ def _partners(config: Config) -> str:
     return f"{Partners.load(config.resolve(config.partners)).frame.height:,} partners"
 
 
-def _port(config: Config) -> str:
+def _store_port(config: Config) -> str:
+    from kmon.store import SCHEME, check_address
+
+    if config.store.startswith(SCHEME):
+        return "another process serves the store"
+    if _is_running(config):
+        return f"kmon is running and answers at {config.serve}"
+    check_address(config.serve)
+    return f"{config.serve} is free"
+
+
+def _page_port(config: Config) -> str:
     from kmon.apps.serve import free_port
 
-    return f"port {free_port(config, config.apps.port)} is free"
+    try:
+        return f"port {free_port(config, config.apps.port)} is free"
+    except KmonError:
+        if not _is_running(config):
+            raise
+        return f"port {config.apps.port} is in use, as it is while kmon is running"
+
+
+def _is_running(config: Config) -> bool:
+    from kmon.store import RemoteStore, token_for
+
+    try:
+        RemoteStore(config.serve, token_for(config.resolve(config.store)), patience=0).close()
+    except KmonError:
+        return False
+    return True
 
 
 def _disk(config: Config) -> str:

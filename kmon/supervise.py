@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ import structlog
 from kmon import environment, parts
 from kmon.config import Config
 from kmon.errors import KmonError, StoreError
-from kmon.store import RemoteStore, token_for
+from kmon.store import RemoteStore, check_address, token_for
 
 log = structlog.get_logger("kmon")
 PATIENCE = 60.0
@@ -50,7 +49,7 @@ class Supervisor:
 
         `on_ready` is called once, when the store answers and the other parts have been started.
         """
-        _check_free(self._config.serve)
+        check_address(self._config.serve)
         try:
             first, *others = self._parts
             self._start(first)
@@ -111,13 +110,3 @@ class Supervisor:
         wait = min(LONGEST, 2.0 ** (part.deaths - 1))
         log.warning("part died", part=part.name, exit_code=code, again_in=dt.timedelta(seconds=wait))
         part.process, part.again_at = None, now + wait
-
-
-def _check_free(address: str) -> None:
-    """Whether the store can be served at `address`: asking a stranger who answers there could take for ever."""
-    _, host, port = address.rsplit(":", 2)
-    try:
-        socket.create_server((host, int(port))).close()
-    except OSError as error:
-        message = f"the store cannot be served at {address} ({error.strerror}): stop what runs there, or change 'serve'"
-        raise KmonError(message) from error

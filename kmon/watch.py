@@ -17,7 +17,7 @@ import polars as pl
 
 from kmon.alerts.notifier import outbox_for
 from kmon.alerts.routing import route
-from kmon.config import Config, page_key
+from kmon.config import Config, page_key, show_duration
 from kmon.detect import Fleet, Scored, Sweep, observe
 from kmon.detect import sweep as run_sweep
 from kmon.detect.fleet import numbers_of
@@ -62,8 +62,10 @@ class Outcome:
     def __str__(self) -> str:
         if self.sweep is None:
             return self.reason
+        windows = ", ".join(map(show_duration, self.sweep.windows)) or "no"
         counts = f"{self.sweep.monitors:,} monitors, {self.sweep.tests:,} tests, {self.sweep.anomalies:,} anomalies"
-        return f"{self.at:%Y-%m-%d %H:%M:%S} UTC: {counts}, {len(self.new)} new incidents, {self.seconds:.2f} s"
+        found = f"{counts}, {len(self.new)} new incidents"
+        return f"{self.at:%Y-%m-%d %H:%M:%S} UTC, windows of {windows}: {found}, {self.seconds:.2f} s"
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -100,7 +102,7 @@ def run(config: Config, *, store: str | None = None, at: str | dt.datetime | Non
         if mark is None or moment > mark:
             complete = f"only up to {mark:%Y-%m-%d %H:%M:%S} UTC" if mark else "nowhere: the store has no events yet"
             return Outcome(None, None, (), (), 0.0, f"not judged: the data is complete {complete}")
-        return watch.look(moment)
+        return watch.look(moment, thorough=True)
 
 
 def _floor(at: dt.datetime, every: dt.timedelta) -> dt.datetime:
@@ -116,17 +118,22 @@ class Watch:
         self._config, self._store, self._ledger, self._deliver = config, store, ledger, deliver
         self._partners = Partners.load(config.resolve(config.partners) if config.partners else None)
 
-    def look(self, at: dt.datetime | None = None) -> Outcome:
-        """Judge the windows that end at `at`, default the newest complete instant that was not judged yet."""
+    def look(self, at: dt.datetime | None = None, *, thorough: bool = False) -> Outcome:
+        """Judge the windows that end at `at`, default the newest complete instant that was not judged yet.
+
+        Those that have become due since the last sweep; all of them where `thorough`, or where `at` lies before it.
+        """
         began = time.monotonic()
+        last = self._ledger.last_sweep()
         if at is None:
-            at, reason = self._newest_unjudged()
+            at, reason = self._newest_unjudged(last)
             if at is None:
                 return Outcome(None, None, (), (), time.monotonic() - began, reason)
         seen = self._ledger.newest_record()
         recent = [i for i in self._ledger.overlapping(at - MONTH, at) if not self._is_normal_now(i)]
         known = [i for i in recent if i.resolved_at is None or i.resolved_at > at]  # later, where this looks back
-        sweep = run_sweep(self._store, self._config, at, masks=[_spoilt(i) for i in recent])
+        since = last.at if last and last.at < at and not thorough else None
+        sweep = run_sweep(self._store, self._config, at, since=since, masks=[_spoilt(i) for i in recent])
         causes = explain(sweep, self._config, self._scope, self._inside, [i.scope for i in known])
         recheck = _Recheck(self._store, self._config, sweep)
         decided = decide(self._config, at, causes, known, recheck)
@@ -144,12 +151,11 @@ class Watch:
         ended = incident.resolved_at
         return ended is not None and ended - incident.started_at >= self._config.incidents.lasting
 
-    def _newest_unjudged(self) -> tuple[dt.datetime | None, str]:
+    def _newest_unjudged(self, last: SweepRecord | None) -> tuple[dt.datetime | None, str]:
         mark = self._store.watermark(self._config.events.lateness, self._config.events.idle)
         if mark is None:
             return None, "the store has no events yet"
         at = _floor(mark, self._config.every)
-        last = self._ledger.last_sweep()
         if last is not None and at <= last.at:
             due = last.at + self._config.every
             return None, f"nothing new: the next sweep is due when the data is complete up to {due:%H:%M:%S} UTC"

@@ -161,6 +161,7 @@ class MetricChart:
         if self._metric.kind != "count" and len(lines):
             lowest = min(float(lines.min()), float(bands[0].min(initial=np.inf)))
             low = lowest - 0.3 * (high - lowest) if lowest > 0.3 * high else min(bottom, 0.0)
+        low = min(low, 0.9 * high)  # a constant rate has no range of its own
         step = 10.0 ** np.floor(np.log10(high - low)) / 5
         low = float(np.floor(low / step) * step)
         high = float(np.ceil((high + 0.06 * (high - low)) / step) * step)

@@ -189,11 +189,17 @@ def _pooled(windows: pl.DataFrame, name: str, kind: str) -> tuple[Floats, ...]:
     value = _bounded(kind, value, exposure)
     total, size, count = value.sum(axis=1), exposure.sum(axis=1), usable.sum(axis=1)
     level = np.where(size > 0, total / size, np.nan)
-    variance = {"count": level, "rate": level * (1 - level), "mean": np.ones_like(level)}[kind]
+    variance = {"count": level, "rate": _binomial_variance(total, size), "mean": np.ones_like(level)}[kind]
     spread = (value - exposure * level[:, None]) ** 2 / (exposure * variance[:, None])
     chi2 = np.where(usable & (variance > 0)[:, None], spread, 0).sum(axis=1)
     df = np.where((variance > 0) & (count > 1), count - 1.0, 0.0)
     return level, size, total, total / np.maximum(count, 1), chi2, df
+
+
+def _binomial_variance(total: Floats, size: Floats) -> Floats:
+    """Of one event, by a rate half an event away from 0 and 1: what was always so need not be so for ever."""
+    rate = (total + 0.5) / (size + 1)
+    return np.asarray(np.where(size > 0, rate * (1 - rate), np.nan))
 
 
 def _bounded(kind: str, value: Floats, exposure: Floats) -> Floats:
@@ -219,7 +225,7 @@ def _tests(now: _Now, references: _References, dispersion: Floats) -> tuple[Floa
         t, df = (value / exposure - level) / sd, references.df + 1
         fall, rise = stats.t.cdf(t, df), stats.t.sf(t, df)
         return np.where(np.isnan(t), 1.0, fall), np.where(np.isnan(t), 1.0, rise), sd
-    sd = np.sqrt(dispersion * level * (1 - level) * (1 / exposure + 1 / size))
+    sd = np.sqrt(dispersion * _binomial_variance(total, size) * (1 / exposure + 1 / size))
     effective = [x / dispersion for x in (value, exposure, total, size)]
     _, p = test_proportions_2indep(*effective, compare="diff", method="score", return_results=False)
     p = np.where(np.isfinite(p), p / 2, 1.0)

@@ -89,7 +89,7 @@ BUILT_IN = {"compare": "kmon.detect.compare:Compare"}
 """What stands behind a name without a colon in ``kmon.yaml``."""
 
 
-def load_detector(use: DetectorUse, folder: Path | None = None) -> Detector:
+def load_detector(use: DetectorUse, folder: Path) -> Detector:
     """The detector that the configuration names; UsageError with the nearest valid name where it does not exist.
 
     `folder`, where ``kmon.yaml`` lies, is searched for one's own modules after everything that is installed.
@@ -97,7 +97,7 @@ def load_detector(use: DetectorUse, folder: Path | None = None) -> Detector:
     if ":" not in use.use and use.use not in BUILT_IN:
         message = f"there is no detector {use.use!r}: built in is {', '.join(BUILT_IN)}, your own is 'module:Name'"
         raise UsageError(message)
-    if folder is not None and str(folder) not in sys.path:
+    if str(folder) not in sys.path:
         sys.path.append(str(folder))
     module, _, name = BUILT_IN.get(use.use, use.use).partition(":")
     try:

@@ -63,7 +63,7 @@ def expected_measures(
             for shift in shifts
             if name == "previous" or end - shift > oldest
         ]
-    detector = load_detector(config.detectors[0])
+    detector = load_detector(config.detectors[0], config.path.parent)
     return [_scored(config, m, detector, blocks, start, n, grain, j) for m in metrics]
 
 

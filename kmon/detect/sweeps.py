@@ -22,6 +22,7 @@ from kmon.detect.contract import SCORES, Detector, load_detector, scored
 from kmon.detect.fleet import Fleet, Mask, observe
 from kmon.store import Store
 
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 LOOKS = 5
 """How often a window is judged within its own length: more often adds tests, not evidence."""
 
@@ -51,6 +52,8 @@ class Sweep:
     """Anomalies are the judged and notable monitors with a p-value up to this; 0 where none is."""
     tests: int
     monitors: int
+    windows: tuple[dt.timedelta, ...]
+    """The widths that were judged."""
     flagged: tuple[pl.DataFrame, ...] = field(repr=False)
     """The anomalies, a frame for each of `scored`, with the columns of its scores."""
 
@@ -60,14 +63,27 @@ class Sweep:
         return sum(f.height for s, f in zip(self.scored, self.flagged, strict=True) if not s.use.shadow)
 
 
-def due_windows(config: Config, at: dt.datetime) -> list[dt.timedelta]:
-    """The widths to judge at `at`: each five times in its own length, on a grid that all sweeps share."""
-    since = at - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-    return [w for w in config.windows if not since % (max(1, w / LOOKS // config.every) * config.every)]
+def due_windows(config: Config, at: dt.datetime, since: dt.datetime | None = None) -> list[dt.timedelta]:
+    """The widths to judge at `at` after a sweep at `since`: each five times in its own length, on a grid of its own.
+
+    A sweep that is late or was left out delays what was due, and loses nothing of it. Without `since` all are due.
+    """
+
+    def step(width: dt.timedelta) -> dt.timedelta:
+        return max(1, width / LOOKS // config.every) * config.every
+
+    return [w for w in config.windows if since is None or (since - EPOCH) // step(w) < (at - EPOCH) // step(w)]
 
 
-def sweep(store: Store, config: Config, at: dt.datetime, *, masks: Sequence[Mask] = ()) -> Sweep:
-    """Judge every monitor on the windows that end at `at`.
+def sweep(
+    store: Store,
+    config: Config,
+    at: dt.datetime,
+    *,
+    since: dt.datetime | None = None,
+    masks: Sequence[Mask] = (),
+) -> Sweep:
+    """Judge every monitor on the windows that end at `at` and were due after the sweep at `since`, default all.
 
     `at` is event time, at or before the watermark: what is not complete is not judged. `masks` are the known
     incidents, whose minutes serve nobody inside them as a reference. Reads the store, writes nothing.
@@ -75,7 +91,8 @@ def sweep(store: Store, config: Config, at: dt.datetime, *, masks: Sequence[Mask
     detectors = [(use, load_detector(use, config.path.parent)) for use in config.detectors]
     found: list[Scored] = []
     monitors = 0
-    for width in due_windows(config, at):
+    widths = due_windows(config, at, since)
+    for width in widths:
         fleet = observe(store, config, at, width, masks=masks, least=_least(config))
         if not fleet.usable[:, 0].any():  # not one event anywhere: the source is quiet, which is no partner's outage
             continue
@@ -84,7 +101,7 @@ def sweep(store: Store, config: Config, at: dt.datetime, *, masks: Sequence[Mask
     p = np.concatenate([s.scores["p_value"].to_numpy() for s in found if not s.use.shadow] or [np.empty(0)])
     cutoff = _cutoff(p, config.fdr)
     flagged = tuple(s.scores.filter((pl.col("p_value") <= cutoff) & pl.col("notable")) for s in found)
-    return Sweep(at, tuple(found), cutoff, len(p), monitors, flagged)
+    return Sweep(at, tuple(found), cutoff, len(p), monitors, tuple(widths), flagged)
 
 
 def _scores(detector: Detector, fleet: Fleet, config: Config) -> pl.DataFrame:

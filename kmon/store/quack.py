@@ -87,7 +87,7 @@ def serving(store: EmbeddedStore, address: str, token: str) -> Iterator[None]:
     From then on this process can load no extension and open no other file through DuckDB. StoreError where the port
     is taken.
     """
-    _check_free(address)
+    check_address(address)
     connection = store.connection.cursor()
     try:
         _close_to_readers(connection)
@@ -118,7 +118,7 @@ def _close_to_readers(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("SET GLOBAL lock_configuration = true")
 
 
-def _check_free(address: str) -> None:
+def check_address(address: str) -> None:
     """StoreError where the port is taken: Quack itself would share it with another server of a store."""
     host, _, port = address.removeprefix(SCHEME).rpartition(":")
     if not address.startswith(SCHEME) or not host or not port.isdigit():
@@ -130,7 +130,8 @@ def _check_free(address: str) -> None:
             probe.bind((host, int(port)))
     except (OSError, OverflowError) as error:
         reason = "the port is in use" if getattr(error, "errno", None) == errno.EADDRINUSE else str(error)
-        message = f"the store cannot be served at {address} ({reason}): choose another one as 'serve' in kmon.yaml"
+        hint = "is 'kmon up' running already? If not, choose another one as 'serve' in kmon.yaml"
+        message = f"the store cannot be served at {address} ({reason}): {hint}"
         raise StoreError(message) from error
 
 

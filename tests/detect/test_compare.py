@@ -184,3 +184,15 @@ def test_the_band_holds_normal_windows(kind: str) -> None:
 def test_a_wrong_parameter_is_named(params: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(params))):
         Compare(**params)
+
+
+@pytest.mark.parametrize(("always", "now"), [(100.0, 0.0), (0.0, 60.0)])
+def test_a_rate_that_never_moved_is_judged_when_it_does(always: float, now: float) -> None:
+    """Every authorization was approved, or none had an error: the normal interval has a width all the same."""
+    steady = [[always] * 6] * 20
+    given = windows("rate", [now, *[always] * 19], steady, 100, yesterday=[[always] * 11] * 20)
+    scores = Compare().score(given)
+    assert scores["judged"].all()
+    assert scores["notable"].to_list() == [True] + [False] * 19
+    assert scores["p_value"][0] < 1e-9
+    assert (scores["upper"] - scores["lower"]).min() > 0

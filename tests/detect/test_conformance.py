@@ -11,6 +11,7 @@ import pytest
 from kmon.config import DetectorUse
 from kmon.detect import SCORES, load_detector
 from kmon.detect.contract import BUILT_IN, Detector
+from tests.conftest import ROOT
 from tests.detect.worlds import windows
 
 KINDS = ("count", "rate", "mean")
@@ -33,7 +34,7 @@ def usual(kind: str, n: int = 30, seed: int = 3) -> pl.DataFrame:
 
 @pytest.fixture(params=sorted(BUILT_IN))
 def found(request: pytest.FixtureRequest) -> Detector:
-    return load_detector(DetectorUse(use=request.param))
+    return load_detector(DetectorUse(use=request.param), ROOT)
 
 
 def test_all_are_found() -> None:

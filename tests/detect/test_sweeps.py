@@ -43,7 +43,19 @@ def test_the_false_discovery_rate(p: list[float], rate: float, cutoff: float) ->
 )
 def test_each_window_is_due_five_times_in_its_length(minute: int, every: str, due: list[str]) -> None:
     settings = config(windows=["1m", "5m", "15m", "1h"], every=every)
-    assert [show_duration(w) for w in due_windows(settings, AT + minute * MINUTE)] == due
+    at = AT + minute * MINUTE
+    assert [show_duration(w) for w in due_windows(settings, at, at - settings.every)] == due
+
+
+@pytest.mark.parametrize(
+    ("seconds", "due"),
+    [(10, ["1m"]), (60, ["1m", "5m"]), (120, ["1m", "5m", "15m", "1h"]), (None, ["1m", "5m", "15m", "1h"])],
+)
+def test_what_was_due_in_a_sweep_that_was_left_out_is_judged_in_the_next(seconds: int | None, due: list[str]) -> None:
+    settings = config(windows=["1m", "5m", "15m", "1h"], every="10s")
+    at = AT + 13 * MINUTE + dt.timedelta(seconds=10)
+    since = at - dt.timedelta(seconds=seconds) if seconds else None
+    assert [show_duration(w) for w in due_windows(settings, at, since)] == due
 
 
 def test_an_outage_is_flagged_and_noise_is_not() -> None:
