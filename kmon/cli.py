@@ -186,6 +186,10 @@ def replay(
         EmbeddedStore(path, loaded) as owned,
         open_ledger(loaded, path) as ledger,
     ):
+        others = {source for source, _ in owned.positions()} - {str(file.resolve()) for file in files}
+        if others:
+            there = f"{path} has events of {len(others)} other sources"
+            show.err.print(f"{there}: these are added to them, and only what is newer is judged (see --store)")
         summary = run(
             loaded,
             owned,
@@ -258,6 +262,7 @@ def incidents(
             f"{i.metric} {i.direction}",
             show.scope(i.scope),
             show.clock(i.started_at),
+            show.clock(i.detected_at),
             show.clock(i.resolved_at),
             i.observed,
             i.expected,
@@ -265,7 +270,7 @@ def incidents(
         for i in found
     ]
     show.table(
-        ["id", "status", "severity", "what", "where", "since (UTC)", "until", "observed", "expected"],
+        ["id", "status", "severity", "what", "where", "since (UTC)", "detected", "resolved", "observed", "expected"],
         rows,
         empty="no incidents",
     )
@@ -285,7 +290,9 @@ def series(
     """A monitor's series with its expected band."""
     from kmon import arguments
     from kmon.detect import expected_series
+    from kmon.ledger import open_ledger
     from kmon.store import open_for_reading
+    from kmon.watch import MONTH
 
     loaded = _load(config)
     scope = arguments.scope(loaded, where)
@@ -294,9 +301,13 @@ def series(
     with open_for_reading(loaded, store) as opened:
         newest = opened.watermark(loaded.events.lateness, loaded.events.idle) or dt.datetime.now(dt.UTC)
         until = arguments.moment(end) or dt.datetime.fromtimestamp(newest.timestamp() // 60 * 60, dt.UTC)
-        data = expected_series(
-            opened, loaded, metric, scope, arguments.moment(start) or until - dt.timedelta(hours=3), until, grain=width
-        )
+        begin = arguments.moment(start) or until - dt.timedelta(hours=3)
+        with open_ledger(loaded, store) as ledger:
+            masks = ledger.overlapping(begin - MONTH, until)
+        data = expected_series(opened, loaded, metric, scope, begin, until, grain=width, masks=masks)
+        for dimension, value in scope.items():
+            if opened.number(dimension, value) is None:
+                show.err.print(f"no event with {dimension}={show.visible(value)} was ever seen")
     show.frame(data, format)
 
 
@@ -372,14 +383,15 @@ def status(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output
     if format == "json":
         show.print_json(found)
         return
-    show.facts(found["summary"])
+    show.facts({key.replace("_", " "): value for key, value in found["summary"].items()})
     show.table(
         ["tier", "rows", "events"], [(t, v["rows"], v["events"]) for t, v in found["tiers"].items()], title="\nrollups"
     )
     offsets = [(o["source"], o["partition"], o["position"]) for o in found["offsets"]]
     show.table(["source", "partition", "position"], offsets, title="\noffsets")
     if found["dead_letters"]:
-        show.table(["reason", "records"], list(found["dead_letters"].items()), title="\ndead letters")
+        title = "\ndead letters   (kmon query 'SELECT * FROM dead_letters')"
+        show.table(["reason", "records"], list(found["dead_letters"].items()), title=title)
 
 
 @app.command()
@@ -448,11 +460,13 @@ def main() -> None:
 
 def _usage(error: TyperException, *, debug: bool) -> int:
     """Tell a wrong command line; asked for nothing, show the help."""
-    text = getattr(error, "format_message", lambda: str(error))()
+    text = getattr(error, "format_message", lambda: str(error))().replace("Value error, ", "")
     if type(error).__name__ == "NoArgsIsHelpError":
         show.err.print(text)
         return 2
-    return _fail(f"{text.rstrip('.')}: see 'kmon --help'", error, 2, debug=debug)
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "kmon"
+    return _fail(f"{text.rstrip('.')}: see '{command} --help'", error, 2, debug=debug)
 
 
 def _fail(text: str, error: BaseException, code: int, *, debug: bool) -> int:

@@ -70,6 +70,7 @@ def table(
         out.print(empty)
         return
     made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    made.show_header = any(columns)
     for i, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[i], int | float | decimal.Decimal) for row in rows)
         made.add_column(column, justify="right" if numeric else "left", overflow="fold")

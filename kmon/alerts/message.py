@@ -66,7 +66,7 @@ class Message:
             fields += [{"type": "mrkdwn", "text": f"*{label}*"}, _plain(value, FIELD)]
         context = [_plain(self.note, CONTEXT)]
         if self.url:
-            context.insert(0, {"type": "mrkdwn", "text": f"<{_link(self.url)}|Look closer and decide>"})
+            context.insert(0, {"type": "mrkdwn", "text": f"<{_link(self.url)}|Look closer>"})
         return [
             {"type": "header", "text": _plain(f"{self.icon} {self.title}", HEADER)},
             {"type": "section", "fields": fields},
@@ -255,14 +255,14 @@ def _local(incident: Incident, partner: Partner | None, now: dt.datetime) -> str
 
 
 def _loss(incident: Incident, config: Config) -> str:
-    """``420 fewer orders and 31,500 less amount``; empty where nothing is known or lost."""
+    """``420 fewer orders and 31,500 less in amount``; empty where nothing is known or lost."""
     parts = []
     for measure, delta in incident.impact.items():
         if math.isfinite(delta) and abs(delta) >= 0.5:
             digits = 2 if abs(delta) < 1000 else 3
             rounded = round(abs(delta), digits - 1 - math.floor(math.log10(abs(delta))))
-            less = "fewer" if measure.endswith("s") else "less"
-            parts.append(f"{number(rounded)} {'more' if delta > 0 else less} {measure.replace('_', ' ')}")
+            less, of = ("fewer", "") if measure.endswith("s") else ("less", " in")
+            parts.append(f"{number(rounded)} {'more' if delta > 0 else less}{of} {measure.replace('_', ' ')}")
     return " and ".join(parts)
 
 

@@ -151,7 +151,7 @@ class Notifier:
         self.ledger.update(
             replace(self._stored(delivery), status="sent", error=None, due_at=None, sent_at=self.clock())
         )
-        log.info(
+        log.debug(
             "delivered",
             delivery=delivery.id,
             incident=delivery.incident,

@@ -84,4 +84,5 @@ def row(config: Config, incident: Incident, watermark: dt.datetime | None, *, se
 
 def loss(incident: Incident) -> list[str]:
     """What was lost, by measure; what was gained counts as nothing."""
-    return [f"{words.number(-v)} {words.title(m).lower()}" for m, v in incident.impact.items() if v < 0]
+    named = {m: words.title(m).lower() if m.endswith("s") else f"in {words.title(m).lower()}" for m in incident.impact}
+    return [f"{words.number(-v)} {named[m]}" for m, v in incident.impact.items() if v < 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator
 
-from kmon.config.expressions import columns_of, merge_function
+from kmon.config.expressions import columns_of, comparisons, merge_function
 from kmon.config.words import BUCKET, MINUTE, nearest, show_duration
 
 if typing.TYPE_CHECKING:
@@ -69,6 +69,11 @@ def _measure_errors(config: Config, a_field: tuple[str, typing.Iterable[str]]) -
         for column in columns_of(expression):
             for _, message in _unknown((), [column], a_field):
                 yield ("measures", measure), message
+        for column, text in comparisons(expression):
+            field = config.events.fields.get(column)
+            if field is not None and field.values:  # an event with another value is rejected, so this counts nothing
+                for _, message in _unknown((), [text], (f"a value of {column!r}", field.values)):
+                    yield ("measures", measure), message
 
 
 def _repetitions(config: Config) -> Iterator[tuple[Loc, str]]:

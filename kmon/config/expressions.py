@@ -29,6 +29,16 @@ def columns_of(expression: str) -> list[str]:
     return list(dict.fromkeys(column.name for column in _parse(expression).find_all(sql.Column)))
 
 
+def comparisons(expression: str) -> list[tuple[str, str]]:
+    """The texts that a measure's SQL `expression` compares event fields with: (field, text)."""
+    found = []
+    for node in _parse(expression).find_all(sql.EQ, sql.NEQ, sql.In):
+        literals = [part for part in node.find_all(sql.Literal) if part.is_string]
+        if isinstance(node.this, sql.Column):
+            found += [(node.this.name, str(literal.this)) for literal in literals]
+    return found
+
+
 def _parse(expression: str) -> sql.Expression:
     try:
         return typing.cast("sql.Expression", sqlglot.parse_one(expression, dialect="duckdb"))

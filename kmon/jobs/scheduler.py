@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -20,6 +21,8 @@ from kmon.jobs.runner import run_job, utc_now
 from kmon.ledger import Ledger
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+SLOW = 3
+"""Runs left out while one goes on, from which on somebody should know; the next sweep makes up for them."""
 _log = structlog.get_logger(__name__)
 
 
@@ -61,6 +64,7 @@ class Scheduler:
         self._patience, self._clock, self._on_end = patience, clock, on_end
         self._idle = threading.Condition()
         self._running = 0
+        self._skipped: Counter[str] = Counter()  # runs left out while the last one goes on
         self._stopping = False
 
     def run(self, stop: threading.Event) -> None:
@@ -101,6 +105,7 @@ class Scheduler:
             if self._stopping:
                 return
             self._running += 1
+        self._skipped[name] = 0
         try:
             failure = self._try(name, pool)
             if self._on_end:
@@ -122,7 +127,9 @@ class Scheduler:
 
     def _hear(self, event: JobEvent) -> None:
         if event.code == EVENT_JOB_MAX_INSTANCES:
-            _log.warning("job skipped: its last run has not ended", job=event.job_id)
+            self._skipped[event.job_id] += 1
+            if self._skipped[event.job_id] == SLOW:
+                _log.warning("a run takes much longer than its schedule allows", job=event.job_id)
         else:
             _log.error("job raised an unexpected error", job=event.job_id, error=repr(event.exception))
 

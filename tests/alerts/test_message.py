@@ -21,14 +21,14 @@ def test_firing_in_words(make_config: Callable[..., Config], partners: Partners)
     message = compose(INCIDENT, "firing", make_config(), partners, T)
     assert message.summary == (
         "Conversion of Nordic Shoes (p17) in SE is down 65 %: 11.0 % instead of 31.2 % (27.1 to 35.4 %)"
-        " since 14:05 UTC. About 420 fewer orders and 31,500 less amount so far."
+        " since 14:05 UTC. About 420 fewer orders and 31,500 less in amount so far."
     )
     assert message.text.splitlines() == [
         "Conversion of Nordic Shoes (p17) in SE is down 65 %",
         "Observed: 11.0 % in 5 min",
         "Expected: 31.2 % (27.1 to 35.4 %)",
         "Since: 14:05 UTC (15:05 in Europe/Stockholm)",
-        "Loss so far: about 420 fewer orders and 31,500 less amount",
+        "Loss so far: about 420 fewer orders and 31,500 less in amount",
         "Account team: Nordics",
         "critical · detected 14:08 UTC · inc_1",
         INCIDENT.url,
@@ -44,7 +44,7 @@ def test_firing_in_words(make_config: Callable[..., Config], partners: Partners)
             "resolved",
             "Conversion of Nordic Shoes (p17) in SE is back to normal after 25 minutes. It was 11.0 %",
         ),
-        (RESOLVED, "resolved", "from 14:05 to 14:30 UTC. About 420 fewer orders and 31,500 less amount in all."),
+        (RESOLVED, "resolved", "from 14:05 to 14:30 UTC. About 420 fewer orders and 31,500 less in amount in all."),
         (replace(RESOLVED, resolved_at=T + 1440 * MINUTE), "resolved", "is down 65 % for 1 day and counts as normal"),
         (replace(INCIDENT, scope={}, impact={}), "firing", "Overall conversion is down 65 %: 11.0 %"),
         (replace(INCIDENT, started_at=T.replace(year=2011)), "firing", "since 23 Nov 2011 14:05 UTC"),
@@ -136,7 +136,7 @@ def test_slack_gets_no_markup_and_stays_below_its_limits(
         assert len(text["text"].encode("utf-16-le")) // 2 <= (150 if text is header["text"] else 2000)
     assert header["text"]["text"].endswith("is down 65 %")
     assert "<!channel>" not in json.dumps(message.blocks()) + message.notification
-    assert context["elements"][0]["text"] == "<http://x/?a=1&amp;b=%3C%7C%3E|Look closer and decide>"
+    assert context["elements"][0]["text"] == "<http://x/?a=1&amp;b=%3C%7C%3E|Look closer>"
 
 
 def labels(rows: tuple[tuple[str, str], ...]) -> list[str]:
