@@ -77,6 +77,8 @@ class Fleet:
     """By measure: (monitors, slots), 0 where nothing was."""
     usable: npt.NDArray[np.bool_]
     """(monitors, slots): false for a window without any event at all, or inside a known incident."""
+    recorded: npt.NDArray[np.bool_]
+    """(slots): false for a window without any event at all."""
 
     def windows(self, metric: Metric, rows: npt.NDArray[np.int64] | None = None) -> pl.DataFrame:
         """The detectors' input for one metric, of all monitors or of some `rows`."""
@@ -85,8 +87,9 @@ class Fleet:
         value = self.values[numerator][pick]
         exposure = np.ones_like(value) if denominator is None else self.values[denominator][pick]
         usable = self.usable[pick]
-        columns: dict[str, object] = {"value": value[:, 0], "exposure": exposure[:, 0]}
-        names = [span.name for span in self.spans for _ in range(span.count)]
+        now = np.where(self._level_unknown(metric)[pick], np.nan, value[:, 0])
+        columns: dict[str, object] = {"value": now, "exposure": exposure[:, 0]}
+        names = self._names()
         for name in dict.fromkeys(names[1:]):
             slots = [i for i, n in enumerate(names) if n == name]
             if name == "previous":
@@ -96,6 +99,20 @@ class Fleet:
         own = {key: getattr(metric, key) for key in ("min_volume", "min_effect", "min_rise")}
         constants = [pl.Series("kind", [metric.kind]), *(pl.Series(k, [v], pl.Float64) for k, v in own.items())]
         return pl.DataFrame(columns).hstack([constant.new_from_index(0, len(value)) for constant in constants])
+
+    def _level_unknown(self, metric: Metric) -> npt.NDArray[np.bool_]:
+        """Monitors whose count cannot be judged, as known incidents hide all that came just before.
+
+        The other days alone would take a holiday for an outage.
+        """
+        previous = [i for i, name in enumerate(self._names()) if name == "previous"]
+        slots = previous[-previous_windows(metric, self.width) :]
+        if metric.kind != "count" or not self.recorded[slots].any():
+            return np.zeros(self.monitors.height, dtype=np.bool_)
+        return np.asarray(~self.usable[:, slots].any(axis=1), dtype=np.bool_)
+
+    def _names(self) -> list[str]:
+        return [span.name for span in self.spans for _ in range(span.count)]
 
     def minus(self, part: Fleet) -> Fleet:
         """The same monitors without the events that `part` counted."""
@@ -146,7 +163,7 @@ def observe(
     recorded[everything.filter(pl.col(EVENTS) > 0)["slot"].to_numpy()] = True
     recorded &= np.array([start >= oldest for start in slot_starts(spans, width)])  # history begins within a window
     usable = np.broadcast_to(recorded, (monitors.height, slots)).copy()
-    fleet = Fleet(at, width, tuple(spans), monitors, values, usable)
+    fleet = Fleet(at, width, tuple(spans), monitors, values, usable, recorded)
     _mask(fleet, store, masks)
     _distrust_lonely_previous(fleet)
     return fleet

@@ -83,6 +83,21 @@ def test_a_known_incident_is_no_reference(
     assert usable(clean, store, scope) - usable(masked, store, scope) == lost
 
 
+@pytest.mark.parametrize(("began", "judged"), [(29, True), (31, False)])
+def test_a_count_right_after_a_known_incident_waits_for_a_clean_window(
+    store: EmbeddedStore, began: int, judged: bool
+) -> None:
+    """Yesterday alone would take a holiday for an outage; a rate is none the worse for it."""
+    ill = Mask({"partner": "p0"}, AT - began * MINUTE, AT - 6 * MINUTE)
+    fleet = observe(store, config(), AT, FIVE, masks=(ill,))
+    whose = fleet.monitors.with_row_index("row").filter(
+        (pl.col("partner") == store.number("partner", "p0")) & pl.col("country").is_null() & pl.col("browser").is_null()
+    )
+    value = {m: fleet.windows(config().metrics[m])["value"][whose["row"][0]] for m in ("sessions", "conversion")}
+    assert np.isfinite(value["sessions"]) == judged
+    assert np.isfinite(value["conversion"])
+
+
 def test_a_window_without_any_event_is_no_reference() -> None:
     store = shop(traffic().filter(~pl.col("event_time").dt.minute().is_between(45, 49)))
     fleet = observe(store, config(), AT, FIVE)
