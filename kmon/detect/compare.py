@@ -93,7 +93,11 @@ class Compare:
         telling = (df > 0) & (level >= 1) if kind == "count" else df > 0
         total = df[telling].sum()
         if total < self.prior:
-            return np.where(df > 0, np.maximum(1, chi2 / stats.chi2.ppf(DOUBT, np.maximum(df, 1))), np.nan)
+            upper = np.maximum(1, chi2 / stats.chi2.ppf(DOUBT, np.maximum(df, 1)))
+            never_moved = (
+                np.nanmax(references.size, axis=0, initial=0) > 0 if kind == "rate" else np.zeros(len(df), bool)
+            )
+            return np.where(df > 0, upper, np.where(never_moved, 1.0, np.nan))
         pooled = np.full(len(df), chi2[telling].sum() / total)
         if kind == "count":
             weight = (df * level)[telling].sum()
@@ -189,7 +193,7 @@ def _pooled(windows: pl.DataFrame, name: str, kind: str) -> tuple[Floats, ...]:
     value = _bounded(kind, value, exposure)
     total, size, count = value.sum(axis=1), exposure.sum(axis=1), usable.sum(axis=1)
     level = np.where(size > 0, total / size, np.nan)
-    variance = {"count": level, "rate": _binomial_variance(total, size), "mean": np.ones_like(level)}[kind]
+    variance = {"count": level, "rate": level * (1 - level), "mean": np.ones_like(level)}[kind]
     spread = (value - exposure * level[:, None]) ** 2 / (exposure * variance[:, None])
     chi2 = np.where(usable & (variance > 0)[:, None], spread, 0).sum(axis=1)
     df = np.where((variance > 0) & (count > 1), count - 1.0, 0.0)
