@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from kmon.config import BUCKET, Config, parse_duration, show_duration
 from kmon.errors import UsageError
 
+FIRST_YEAR, LAST_YEAR = 1971, 9000
+
 
 def moment(text: str | None) -> dt.datetime | None:
     """RFC 3339 text as a UTC time; without an offset it is UTC already."""
@@ -18,6 +20,9 @@ def moment(text: str | None) -> dt.datetime | None:
     except ValueError:
         message = f"{text!r} is not a time: write for example 2026-03-02T14:05:00Z"
         raise UsageError(message) from None
+    if not FIRST_YEAR <= at.year <= LAST_YEAR:
+        message = f"{text} is too far away: a time lies between the years {FIRST_YEAR} and {LAST_YEAR}"
+        raise UsageError(message)
     return at.replace(tzinfo=dt.UTC) if at.tzinfo is None else at.astimezone(dt.UTC)
 
 

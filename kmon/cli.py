@@ -155,7 +155,9 @@ def ingest(
                 done = Ingestion(loaded, owned, on_batch=note).run(FilesSource(files), stop)
         else:
             done = parts.run_source(loaded, stop, store, on_batch=note)
+        stopped = bool(files) and stop.is_set()  # the configured source never ends by itself
     _summary({"events": done.events, "dead_letters": done.dead_letters, "late": done.late}, format)
+    _say_if_interrupted(stopped)
 
 
 @app.command()
@@ -187,9 +189,9 @@ def replay(
         open_ledger(loaded, path) as ledger,
     ):
         others = {source for source, _ in owned.positions()} - {str(file.resolve()) for file in files}
+        note = ""
         if others:
-            there = f"{path} has events of {len(others)} other sources"
-            show.err.print(f"{there}: these are added to them, and only what is newer is judged (see --store)")
+            note = f"{path} had events of {len(others)} other sources: these were added, and what is newer was judged"
         summary = run(
             loaded,
             owned,
@@ -209,7 +211,11 @@ def replay(
                 waiting = parts.notifier(loaded, owned, ledger).finish(stop)
             if waiting:
                 show.err.print(f"{waiting} alerts could not be delivered yet: 'kmon up' goes on trying")
+        stopped = stop.is_set()
+    if note:
+        show.err.print(note)
     _summary(summary.public(), format)
+    _say_if_interrupted(stopped)
 
 
 @app.command()
@@ -453,7 +459,12 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe left early, as 'head' does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception as error:
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}"
+        sys.exit(_fail(what, error, 1, debug=debug))
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
         text = f"unexpected {type(error).__name__}: {error}; this is a bug in kmon, 'kmon --debug ...' shows where"
         sys.exit(_fail(text, error, 1, debug=debug))
 
@@ -474,6 +485,12 @@ def _fail(text: str, error: BaseException, code: int, *, debug: bool) -> int:
         traceback.print_exception(error)
     print(f"kmon: {show.visible(text)}", file=sys.stderr)
     return code
+
+
+def _say_if_interrupted(stopped: bool) -> None:
+    if stopped:
+        show.err.print("interrupted: the same command goes on where this one stopped")
+        raise typer.Exit(130)
 
 
 def _load(path: Path) -> Config:

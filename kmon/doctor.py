@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.metadata
 import shutil
 import sys
@@ -94,7 +95,7 @@ def _ledger(config: Config, store: str | None) -> str:
 def _source(config: Config) -> str:
     source = config.source
     if isinstance(source, FilesSource):
-        found = sum(len(list(config.path.parent.glob(path))) for path in source.paths)
+        found = sum(len(glob.glob(str(config.resolve(path)), recursive=True)) for path in source.paths)  # noqa: PTH207
         return f"{found} files match {', '.join(source.paths)}"
     return f"simulator: {source.partners:,} partners, {source.rate:g} events/s"
 

@@ -6,6 +6,7 @@ in small company: only there are records looked at one by one, to say what is wr
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import io
 import json
@@ -31,6 +32,8 @@ LARGEST = 2.0**53
 POSITION = "#position"
 """The column of an event's position in its source; no field can be called that."""
 _REASON = "#reason"
+YEAR_1, YEAR_9999 = -62_135_596_800, 253_370_764_800
+"""Seconds from 1970 to the beginning of these years."""
 
 _TYPES: dict[str, Callable[[], pl.DataType]] = {
     "string": lambda: pl.Categorical(pl.Categories.random()),  # strict about JSON types, unlike String, and numbered
@@ -331,8 +334,12 @@ class _Raw:
 
 
 def _row(table: pl.DataFrame, index: int) -> bytes:
-    """A record of a table as JSON."""
-    return json.dumps(table.row(index, named=True), ensure_ascii=False, default=str).encode("utf-8", "replace")
+    """A record of a table as JSON, for people: a value that Python cannot hold is left out."""
+    record = {}
+    for column in table[index]:
+        with contextlib.suppress(ValueError, OverflowError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
+            record[column.name] = column.item()
+    return json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "replace")
 
 
 def _is_used(name: str, field: EventField, config: Config) -> bool:
@@ -430,7 +437,7 @@ def _fits(value: object, field: EventField) -> bool:
 def _cast(raw: pl.Series, field: EventField) -> pl.Series:
     """`raw` as the field's type; null where that loses something."""
     if field.type == "time":
-        return raw if raw.dtype.is_temporal() else _strictless(raw, pl.String())
+        return _within_years(raw) if raw.dtype in (pl.Datetime, pl.Date) else _strictless(raw, pl.String())
     if field.type == "string":
         return _strictless(_strictless(raw, pl.String()), _TYPES["string"]())
     if field.type == "boolean" and raw.dtype == pl.String:
@@ -440,6 +447,14 @@ def _cast(raw: pl.Series, field: EventField) -> pl.Series:
     if field.type == "integer" and raw.dtype.is_float():
         return value.set(value.cast(pl.Float64) != raw, None)
     return value.set(~value.is_finite(), None) if field.type == "number" else value
+
+
+def _within_years(raw: pl.Series) -> pl.Series:
+    """A column of times without those that no calendar has, on which other operations would fail."""
+    per_second = {"ms": 1e3, "us": 1e6, "ns": 1e9}
+    unit = raw.dtype.time_unit if isinstance(raw.dtype, pl.Datetime) else None
+    seconds = raw.to_physical() / per_second[unit] if unit else raw.to_physical() * 86400.0
+    return raw.set(~seconds.is_between(YEAR_1, YEAR_9999), None)
 
 
 def _strictless(raw: pl.Series, dtype: pl.DataType) -> pl.Series:

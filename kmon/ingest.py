@@ -84,7 +84,8 @@ class Ingestion:
         self._run_steps(self._floor(self._clock.watermark))  # an earlier run may have been killed before it did
         for raw in source.read(self._store.positions(), stop or threading.Event()):
             self.emit(raw)
-        self.emit(None)
+        if stop is None or not stop.is_set():  # told to stop, what waits for the next batch is read again
+            self.emit(None)
         return self.progress
 
     def emit(self, raw: RawBatch | None) -> None:

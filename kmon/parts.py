@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime as dt
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -75,7 +77,11 @@ def run_apps(
 
     served = serve(config, store, port=port, show=show)
     process = subprocess.Popen(
-        served.command, env=served.environment, stdout=subprocess.DEVNULL, start_new_session=True
+        served.command,
+        env=served.environment,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_end_with_parent,  # noqa: PLW1509  (this part has no other thread that holds a lock)
     )
     try:
         while process.poll() is None:
@@ -85,6 +91,13 @@ def run_apps(
         raise KmonError(message)
     finally:
         terminate(process)
+
+
+def _end_with_parent() -> None:
+    """Have Linux end this process when its parent is gone, however it went: the port must be free again."""
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
 
 
 def run_notifier(config: Config, stop: threading.Event, store: str | None = None) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from kmon import environment, parts
+from kmon.apps.serve import free_port
 from kmon.config import Config
 from kmon.errors import KmonError, StoreError
 from kmon.store import RemoteStore, check_address, token_for
@@ -23,7 +24,7 @@ PATIENCE = 60.0
 SETTLED = 30.0
 """A part that has run for so many seconds has started well: its next death is a new one."""
 MOST = 5
-"""Deaths in a row after which everything is stopped."""
+"""Deaths in a row after which the source is given up, and everything is stopped."""
 LONGEST = 30.0
 
 
@@ -50,6 +51,8 @@ class Supervisor:
         `on_ready` is called once, when the store answers and the other parts have been started.
         """
         check_address(self._config.serve)
+        if any(part.name == "apps" for part in self._parts):
+            free_port(self._config, self._config.apps.port)
         try:
             first, *others = self._parts
             self._start(first)
@@ -104,9 +107,9 @@ class Supervisor:
         if code is None:
             return
         part.deaths = 1 if now - part.started > SETTLED else part.deaths + 1
-        if part.deaths > MOST or code == 2:
+        if code == 2 or (part.deaths > MOST and part.name == "source"):  # the others must not stop ingestion
             message = f"the part {part.name!r} ended with exit code {code} and cannot be kept running"
             raise KmonError(message)
-        wait = min(LONGEST, 2.0 ** (part.deaths - 1))
+        wait = min(LONGEST, 2.0 ** min(part.deaths - 1, 10))
         log.warning("part died", part=part.name, exit_code=code, again_in=dt.timedelta(seconds=wait))
         part.process, part.again_at = None, now + wait

@@ -12,6 +12,9 @@ from sqlglot import expressions as sql
 def merge_function(expression: str) -> Literal["sum", "min", "max"]:
     """The aggregate that merges partial results of a measure's SQL `expression`; ValueError if there is none."""
     outer = _parse(expression)
+    if outer.find(sql.Query) is not None:
+        message = f"{expression!r} has a query in it: a measure is of one event's fields"
+        raise ValueError(message)
     if isinstance(outer, sql.Filter):
         outer = outer.this
     if isinstance(outer, sql.Count | sql.CountIf | sql.Sum) and not list(outer.find_all(sql.Distinct)):

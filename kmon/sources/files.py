@@ -6,9 +6,12 @@ absolute path. A damaged file gives what can be read of it, and a record marked 
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import io
+import itertools
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +22,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+import structlog
 import zstandard
 
 from kmon.errors import SourceError
@@ -27,6 +31,11 @@ from kmon.sources import Positions, RawBatch
 JSON = (".ndjson", ".jsonl", ".json")
 _PACKED = 1 << 15
 """Bytes of an archive that are unpacked at once: what is lost where it is corrupt."""
+FEW = 1_000
+"""Lines that a quoted text of a table may go on over."""
+SETTLED = 5.0
+"""Seconds without a change after which a file that cannot be read bit by bit counts as complete."""
+log = structlog.get_logger("kmon")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -52,7 +61,9 @@ class FilesSource:
     """Files, one after the other.
 
     With `follow` it goes on watching, every so many seconds: new files that match, and new complete lines of plain JSON
-    files.
+    files. Other kinds are read once they have not changed for SETTLED seconds, as a half-copied archive looks damaged.
+    A file that cannot be read is told in the log, and the others are read. A plain JSON file that was truncated or
+    replaced is a new file: its source is ``path#2`` from then on, ``path#3`` after the next time.
     """
 
     def __init__(
@@ -65,21 +76,47 @@ class FilesSource:
         """Batches of the files' records after `positions`; a plain JSON file's position counts lines."""
         reached = {key[0]: position for key, position in positions.items()}
         places: dict[Path, Place] = {}
-        sizes: dict[Path, int] = {}
+        states: dict[Path, tuple[int, int]] = {}
         while True:
             for path in self._files():
-                size = _size(path)
-                if size is None or sizes.get(path) == size:
+                state = _state(path)
+                if state is None or states.get(path) == state or not self._is_settled(path):
                     continue
-                first, place = reached.get(str(path), 0), places.setdefault(path, Place())
-                for batch in read_file(path, first, self._limits, growing=self._follow, place=place):
-                    yield batch
-                    reached[batch.source] = batch.next
-                    if stop.is_set():
-                        return
-                sizes[path] = size
+                try:
+                    for batch in self._new(path, reached, places, replaced=_is_replaced(states.get(path), state)):
+                        yield batch
+                        reached[batch.source] = batch.next
+                        if stop.is_set():
+                            return
+                except SourceError as error:
+                    if not self._follow:
+                        raise
+                    log.warning("file left out", reason=str(error))
+                states[path] = state
             if not self._follow or stop.wait(self._every):
                 return
+
+    def _new(
+        self, path: Path, reached: dict[str, int], places: dict[Path, Place], *, replaced: bool
+    ) -> Iterator[RawBatch]:
+        """What is new in a file, as the latest of the sources that it has been."""
+        number = max((_number(path, source) for source in reached), default=0) or 1
+        place = places.setdefault(path, Place())
+        if not replaced:
+            source = _source(path, number)
+            yield from read_file(
+                path, reached.get(source, 0), self._limits, growing=self._follow, place=place, source=source
+            )
+            # shorter than what was read, where a last line without its newline may have counted too
+            replaced = _is_plain(path) and place.position < reached.get(source, 0) - 1
+        if replaced and self._follow:
+            source = _source(path, number + 1)
+            log.warning("file was truncated or replaced: it is read anew", path=str(path), source=source)
+            places[path] = Place()
+            yield from read_file(path, 0, self._limits, growing=True, place=places[path], source=source)
+
+    def _is_settled(self, path: Path) -> bool:
+        return not self._follow or _is_plain(path) or time.time() - path.stat().st_mtime >= SETTLED
 
     def _files(self) -> list[Path]:
         """The files that there are now, each once; SourceError for a name that is no pattern and does not exist."""
@@ -87,7 +124,11 @@ class FilesSource:
         for pattern in self._patterns:
             try:
                 literal = Path(pattern).exists() or not glob.has_magic(pattern)
-                for match in [pattern] if literal else sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207
+                matches = [pattern] if literal else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+                if not matches and not self._follow:
+                    message = f"{pattern} matches no file"
+                    raise SourceError(message)
+                for match in matches:
                     path = Path(match)
                     if path.is_file():
                         found[path.resolve()] = None
@@ -101,25 +142,34 @@ class FilesSource:
 
 
 def read_file(
-    path: Path, first: int = 0, limits: Limits | None = None, *, growing: bool = False, place: Place | None = None
+    path: Path,
+    first: int = 0,
+    limits: Limits | None = None,
+    *,
+    growing: bool = False,
+    place: Place | None = None,
+    source: str | None = None,
 ) -> Iterator[RawBatch]:
     """The records of one file from number `first` on; SourceError where it cannot be opened.
 
     Of a `growing` file the last line is left alone until its newline is there. `place` says where to begin in plain
-    JSON, no later than `first`, and is moved.
+    JSON, no later than `first`, and is moved. `source` is what the batches are said to be of, default the path.
     """
-    limits = limits or Limits()
+    limits, source = limits or Limits(), source or str(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     last = suffixes[-1] if suffixes else ""
     try:
-        if last in (".parquet", ".csv"):
-            yield from _read_table(path, (_parquet if last == ".parquet" else _csv)(path, limits.records), first)
+        if last == ".parquet":
+            yield from _read_table(source, _parquet(path, limits.records), first)
+        elif last == ".csv":
+            with path.open("rb") as raw:
+                yield from _read_csv(source, raw, first, limits)
         elif last in JSON:
             with path.open("rb") as raw:
-                yield from _read_json(path, raw, first, limits, place or Place(), growing=growing)
+                yield from _read_json(source, raw, first, limits, place or Place(), growing=growing)
         elif last in (".gz", ".zst") and suffixes[-2:-1] and suffixes[-2] in JSON:
             with path.open("rb") as raw:
-                yield from _read_json(path, _Unpacked(raw, last), first, limits, Place(), growing=False)
+                yield from _read_json(source, _Unpacked(raw, last), first, limits, Place(), growing=False)
         else:
             message = f"{path} is of no known kind: name it .ndjson, .ndjson.gz, .ndjson.zst, .csv or .parquet"
             raise SourceError(message)
@@ -130,7 +180,7 @@ def read_file(
 
 
 def _read_json(
-    path: Path, stream: BinaryIO | _Unpacked, first: int, limits: Limits, place: Place, *, growing: bool
+    source: str, stream: BinaryIO | _Unpacked, first: int, limits: Limits, place: Place, *, growing: bool
 ) -> Iterator[RawBatch]:
     if place.offset and isinstance(stream, io.IOBase):
         stream.seek(place.offset)
@@ -149,12 +199,12 @@ def _read_json(
         data, rest = data[:end], data[end:]
         if data:
             size = int(np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n")))
-            batch = RawBatch(str(path), 0, place.position, place.position + size, data, size)
+            batch = RawBatch(source, 0, place.position, place.position + size, data, size)
             place.position, place.offset = place.position + size, place.offset + len(data)
             if (trimmed := batch.after(first)) is not None:
                 yield from _split(trimmed, limits.records)
     if ((rest and not growing) or damage) and place.position >= first:
-        yield RawBatch(str(path), 0, place.position, place.position + 1, rest + b"\n", 1, damage)
+        yield RawBatch(source, 0, place.position, place.position + 1, rest + b"\n", 1, damage)
 
 
 class _DamagedError(Exception):
@@ -192,7 +242,7 @@ class _Unpacked:
             length += len(out[-1])
             if self._decoder.eof:
                 self._pending, self._decoder = self._decoder.unused_data.lstrip(b"\0"), None
-        if not out and self._damage:
+        if not any(out) and self._damage:
             raise _DamagedError(self._damage)
         return b"".join(out)
 
@@ -208,21 +258,21 @@ def _split(batch: RawBatch, records: int) -> Iterator[RawBatch]:
     yield batch
 
 
-def _read_table(path: Path, tables: Iterator[pl.DataFrame], first: int) -> Iterator[RawBatch]:
+def _read_table(source: str, tables: Iterator[pl.DataFrame], first: int) -> Iterator[RawBatch]:
     position, damage = 0, None
     while True:
         try:
             table = next(tables, None)
-        except (pl.exceptions.PolarsError, pa.ArrowException) as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException) as error:
             table, damage = None, f"damaged file: {str(error).splitlines()[0]}"
         if table is None:
             break
         skip, end = max(0, first - position), position + table.height
         if skip < table.height:
-            yield RawBatch(str(path), 0, position + skip, end, table[skip:], table.height - skip)
+            yield RawBatch(source, 0, position + skip, end, table[skip:], table.height - skip)
         position = end
     if damage and position >= first:
-        yield RawBatch(str(path), 0, position, position + 1, b"\n", 1, damage)
+        yield RawBatch(source, 0, position, position + 1, b"\n", 1, damage)
 
 
 def _parquet(path: Path, records: int) -> Iterator[pl.DataFrame]:
@@ -231,18 +281,67 @@ def _parquet(path: Path, records: int) -> Iterator[pl.DataFrame]:
             yield pl.DataFrame(pl.from_arrow(part))
 
 
-def _csv(path: Path, records: int) -> Iterator[pl.DataFrame]:
-    """Every column as text: what type a field has is for the configuration to say."""
-    with path.open("rb") as raw:
-        if not raw.read(1):
-            return
-    lazy = pl.scan_csv(path, infer_schema=False, truncate_ragged_lines=True, encoding="utf8-lossy", glob=False)
-    yield from lazy.collect_batches(chunk_size=records, maintain_order=True)
+def _read_csv(source: str, raw: BinaryIO, first: int, limits: Limits) -> Iterator[RawBatch]:
+    """Every column as text: what type a field has is for the configuration to say. A row that is none is damaged."""
+    header = raw.readline().removeprefix(_BOM)
+    position = 0
+    while lines := list(itertools.islice(raw, limits.records)):
+        quotes = sum(line.count(b'"') for line in lines)
+        most = len(lines) + FEW
+        while quotes % 2 and len(lines) < most and (line := raw.readline()):
+            lines.append(line)  # the batch ended inside a quoted text, which goes on
+            quotes += line.count(b'"')
+        for part in _rows(header, lines):
+            size = part.height if isinstance(part, pl.DataFrame) else 1
+            skip = max(0, first - position)
+            if skip < size:
+                data = part[skip:] if isinstance(part, pl.DataFrame) else part.rstrip(b"\r\n") + b"\n"
+                damage = None if isinstance(part, pl.DataFrame) else "not a row of the table"
+                yield RawBatch(source, 0, position + skip, position + size, data, size - skip, damage)
+            position += size
 
 
-def _size(path: Path) -> int | None:
-    """In bytes; None where the file has just gone."""
+def _rows(header: bytes, lines: list[bytes]) -> Iterator[pl.DataFrame | bytes]:
+    """Lines of a table as frames, and in their place those that are no rows, found by halving."""
+    data = header + b"".join(lines)
+    table = None
+    if data.count(b'"') % 2 == 0:
+        with contextlib.suppress(pl.exceptions.PolarsError):
+            table = pl.read_csv(io.BytesIO(data), infer_schema=False)
+    if table is None and len(lines) == 1:
+        yield lines[0]
+    elif table is None:
+        half = len(lines) // 2
+        yield from _rows(header, lines[:half])
+        yield from _rows(header, lines[half:])
+    elif table.height:
+        yield table
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Size in bytes and number of the file; None where it has just gone."""
     try:
-        return path.stat().st_size
+        found = path.stat()
     except OSError:
         return None
+    return found.st_size, found.st_ino
+
+
+def _is_replaced(before: tuple[int, int] | None, now: tuple[int, int]) -> bool:
+    return before is not None and (now[0] < before[0] or now[1] != before[1])
+
+
+def _is_plain(path: Path) -> bool:
+    return path.suffix.lower() in JSON
+
+
+def _source(path: Path, number: int) -> str:
+    return str(path) if number == 1 else f"{path}#{number}"
+
+
+def _number(path: Path, source: str) -> int:
+    """Which of the sources that `path` has been this is; 0 for another file's."""
+    rest = source.removeprefix(str(path))
+    if rest == source:
+        return 0
+    return 1 if not rest else int(rest[1:]) if rest[0] == "#" and rest[1:].isdigit() else 0

@@ -60,7 +60,15 @@ class Store(ABC):
 
     def sql(self, text: str) -> pl.DataFrame:
         """The result of one SELECT as a frame; timestamps are UTC without a zone."""
-        return cast(pl.DataFrame, pl.from_arrow(_readable(self.arrow(text))))
+        if not text.strip():
+            message = "the query is empty: write for example SELECT * FROM rollup LIMIT 10"
+            raise StoreError(message)
+        table = _readable(self.arrow(text))
+        try:
+            return cast(pl.DataFrame, pl.from_arrow(table))
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            message = f"the result cannot be shown: {str(error).splitlines()[0]}"
+            raise StoreError(message) from error
 
     def _one(self, text: str) -> tuple[Any, ...]:
         return self.sql(text).row(0)
@@ -257,7 +265,9 @@ class Store(ABC):
     def status(self) -> dict[str, Any]:
         """Offsets, clocks, rows and events a tier, dead letters by reason, bytes on disk (of the database)."""
         count = f"SELECT count(*) AS rows, coalesce(sum({EVENTS}), 0)::BIGINT AS events"
-        letters = "SELECT reason, count(*) FROM dead_letters GROUP BY 1 ORDER BY 2 DESC, 1"
+        kind = "CASE WHEN starts_with(reason, 'unknown ') OR starts_with(reason, 'too long') THEN"
+        kind += " split_part(reason, ':', 1) ELSE reason END"  # the rest is the record's own
+        letters = f"SELECT {kind}, count(*) FROM dead_letters GROUP BY 1 ORDER BY 2 DESC, 1"
         size = (
             "SELECT coalesce(sum(total_blocks * block_size), 0)::BIGINT FROM pragma_database_size()"
             " WHERE database_name = current_database()"

@@ -275,10 +275,15 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "checkpoint_threshold": "64MB",  # of the log, before it is merged into the file: fewer, larger merges
 }
 
+_READING: dict[str, str | bool | int | float | list[str]] = {
+    "enable_external_access": "false",  # a query of the store reads and writes nothing else
+    "lock_configuration": "true",
+}
+
 
 def _connect(path: str, *, read_only: bool) -> duckdb.DuckDBPyConnection:
     try:
-        return duckdb.connect(path, read_only=read_only, config=_SETTINGS)
+        return duckdb.connect(path, read_only=read_only, config={**_SETTINGS, **(_READING if read_only else {})})
     except duckdb.Error as error:
         reason = first_line(error)
         if "Could not set lock" in reason or "different configuration" in reason:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import os
 import threading
 
 import polars as pl
@@ -204,3 +205,97 @@ def test_stopping_ends_between_two_batches(tmp_path):
     next(batches)
     stop.set()
     assert list(batches) == []
+
+
+def test_a_pattern_that_matches_nothing_is_told(tmp_path):
+    with pytest.raises(SourceError, match="matches no file"):
+        list(FilesSource([tmp_path / "*.ndjson"]).read({}, threading.Event()))
+
+
+def follow(folder, positions, stop):
+    return FilesSource([folder / "*"], follow=True, every=0).read(positions, stop)
+
+
+@pytest.mark.parametrize("how", ["truncated", "replaced"])
+@pytest.mark.parametrize("meanwhile", ["watched", "stopped"])
+def test_a_file_that_is_truncated_or_replaced_is_read_anew_under_another_name(tmp_path, how, meanwhile):
+    path, stop = tmp_path / "a.ndjson", threading.Event()
+    path.write_bytes(b"\n".join(LINES[:100]) + b"\n")
+    batches = follow(tmp_path, {}, stop)
+    first = next(batches)
+    assert (first.source, first.next) == (str(path), 100)
+    if meanwhile == "stopped":
+        batches = follow(tmp_path, {(str(path), 0): 100}, stop)
+    if how == "replaced":
+        other = tmp_path.parent / "other"
+        other.write_bytes(LINES[7] + b"\n")
+        other.rename(path)
+    else:
+        path.write_bytes(LINES[7] + b"\n")
+    again = next(batches)
+    assert (again.source, again.first, again.data) == (f"{path}#2", 0, LINES[7] + b"\n")
+    with path.open("ab") as file:
+        file.write(LINES[8] + b"\n")
+    more = next(batches)
+    assert (more.source, more.first, more.data) == (f"{path}#2", 1, LINES[8] + b"\n")
+    stop.set()
+    stop = threading.Event()
+    resumed = follow(tmp_path, {(str(path), 0): 100, (f"{path}#2", 0): 1}, stop)
+    assert next(resumed).data == LINES[8] + b"\n"
+
+
+def test_a_last_line_without_its_end_was_read_once(tmp_path):
+    path, stop = tmp_path / "a.ndjson", threading.Event()
+    path.write_bytes(LINES[0] + b"\n" + LINES[1])
+    assert [batch.next for batch in FilesSource([path]).read({}, stop)] == [1, 2]
+    followed = follow(tmp_path, {(str(path), 0): 2}, stop)
+    with path.open("ab") as file:
+        file.write(b"\n" + LINES[2] + b"\n")
+    assert (batch := next(followed)).data == LINES[2] + b"\n"
+    assert batch.source == str(path)
+
+
+def test_an_archive_that_is_still_being_copied_is_waited_for(tmp_path):
+    path, stop = tmp_path / "a.ndjson.zst", threading.Event()
+    whole = zstandard.compress(WHOLE)
+    path.write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "b.ndjson").write_bytes(LINES[0] + b"\n")
+    (tmp_path / "notes.txt").write_text("of no known kind: left out")
+    os.utime(tmp_path / "notes.txt", (0, 0))
+    batches = follow(tmp_path, {}, stop)
+    assert next(batches).source.endswith("b.ndjson")
+    path.write_bytes(whole)
+    os.utime(path, (0, 0))
+    assert (batch := next(batches)).damage is None
+    assert batch.next == 400
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_an_archive_cut_in_its_header_is_damaged(tmp_path, kind):
+    packed = gzip.compress(WHOLE) if kind == "gz" else zstandard.compress(WHOLE)
+    path = tmp_path / f"a.ndjson.{kind}"
+    path.write_bytes(packed[:3])
+    (batch,) = FilesSource([path]).read({}, threading.Event())
+    assert batch.damage == "damaged archive: it ends in the middle"
+
+
+BROKEN_ROW = {
+    "a quote without its end": b'2026-03-02T12:00:00Z,"session,1',
+    "a field too many": b"2026-03-02T12:00:00Z,session,1,2",
+    "not UTF-8": b"2026-03-02T12:00:00Z,s\xff,1",
+}
+
+
+@pytest.mark.parametrize("what", BROKEN_ROW)
+@pytest.mark.parametrize("first", [0, 150, 160])
+def test_a_broken_row_of_a_csv_is_one_dead_letter_with_its_bytes(tmp_path, what, first):
+    rows = [f"{T.isoformat()},session,{i}".encode() for i in range(300)]
+    rows[20] = f'{T.isoformat()},"ses\nsion",20'.encode()
+    rows[155] = BROKEN_ROW[what]
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"ts,operation,n\n" + b"\n".join(rows) + b"\n")
+    batches = list(FilesSource([path], limits=Limits(100)).read({(str(path), 0): first}, threading.Event()))
+    assert [b.first for b in batches[1:]] == [b.next for b in batches[:-1]]
+    assert (batches[0].first, batches[-1].next) == (first, 300)
+    damaged = [(b.first, b.data) for b in batches if b.damage]
+    assert damaged == ([(155, BROKEN_ROW[what] + b"\n")] if first <= 155 else [])
