@@ -140,11 +140,11 @@ def test_up_follows_files_answers_readers_and_restarts_what_dies(shop):
 
 
 def test_up_tells_a_port_in_use_in_one_sentence(shop):
-    port = int(re.search(r"serve: quack:localhost:(\d+)", (shop / "kmon.yaml").read_text())[1])
+    port = int(re.search(r"^serve: quack:localhost:(\d+)", (shop / "kmon.yaml").read_text(), re.MULTILINE)[1])
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        done = kmon("up", cwd=shop)
+        done = kmon("up", cwd=shop, timeout=60)
     assert done.returncode == 1
     assert f"cannot be served at quack:localhost:{port}" in done.stderr
     assert "Traceback" not in done.stderr
