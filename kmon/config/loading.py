@@ -50,8 +50,13 @@ def load_config(path: str | Path = "kmon.yaml") -> Config:
     if not isinstance(data, dict):
         message = f"{path}: the file is empty or not a mapping of keys to values"
         raise ConfigError(message)
-    for loc in _twice(node):
-        raise _config_error(path, node, loc, "the key is there twice", last=True)
+    try:
+        twice = next(_twice(node), None)
+    except RecursionError:  # an alias inside what it stands for
+        message = f"{path}: nested too deeply"
+        raise ConfigError(message) from None
+    if twice is not None:
+        raise _config_error(path, node, twice, "the key is there twice", last=True)
     if "path" in data:
         raise _config_error(path, node, ("path",), "unknown key 'path'")
     try:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kmon.config.checks import InconsistentError, inconsistencies
-from kmon.config.words import MINUTE, Duration, Name, nearest
+from kmon.config.words import MINUTE, Address, Duration, Name, nearest
 
 
 class Model(BaseModel):
@@ -257,7 +257,7 @@ class Config(Model):
     name: str = "kmon"
     store: str = "kmon.duckdb"
     """The DuckDB file, relative to kmon.yaml, or the ``quack:`` address of a running one."""
-    serve: str = "quack:localhost:9494"
+    serve: Address = "quack:localhost:9494"
     """Where the owner of the store answers readers."""
     ledger: str | None = None
     """SQLAlchemy URL; default a SQLite file beside the store."""
@@ -279,7 +279,7 @@ class Config(Model):
     )
     every: Duration = MINUTE
     """The time between two sweeps."""
-    false_alerts_per_day: float = Field(default=1.0, gt=0)
+    false_alerts_per_day: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """For the whole fleet: each sweep controls its false discovery rate at this over the number of sweeps a day."""
     detectors: tuple[DetectorUse, ...] = (DetectorUse(use="compare"),)
     incidents: Incidents = Incidents()

@@ -57,7 +57,16 @@ def page_key(dimension: str) -> str:
     return f"{dimension}_" if dimension in ("metric", "incident", "at", "range") else dimension
 
 
+def _check_address(value: object) -> object:
+    _, _, port = str(value).rpartition(":")
+    if re.fullmatch(r"quack:[^:\s]+:\d{1,5}", str(value)) and 0 < int(port) < 65536:
+        return value
+    message = f"{value!r} is not an address: write quack:<host>:<port>, for example quack:localhost:9494"
+    raise ValueError(message)
+
+
 Duration = Annotated[dt.timedelta, BeforeValidator(parse_duration)]
+Address = Annotated[str, BeforeValidator(_check_address)]
 Name = Annotated[str, BeforeValidator(_check_name)]
 
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 import duckdb
 
 from kmon.config import Config, EventField, merge_function
-from kmon.errors import StoreError
+from kmon.errors import ConfigError, StoreError
 from kmon.store import sql
 
 TIERS = ("rollup_10s", "rollup_1m")
@@ -51,10 +51,11 @@ class Schema:
     def of(cls, config: Config) -> Schema:
         """The schema that a configuration asks for."""
         columns = ", ".join(f"NULL::{_SQL_TYPES[field.type]} AS {sql.name(key)}" for key, field in _columns(config))
+        where = f"{config.path}: measures"
         with duckdb.connect() as connection:
             measures = {
-                key: Measure(expression, merge_function(expression), _type(connection, key, expression, columns))
-                for key, expression in {EVENTS: "count(*)", **config.measures}.items()
+                key: Measure(text, merge_function(text), _type(connection, f"{where}.{key}", text, columns))
+                for key, text in {EVENTS: "count(*)", **config.measures}.items()
             }
         return cls(tuple(config.dimensions), measures)
 
@@ -149,13 +150,20 @@ def _columns(config: Config) -> list[tuple[str, EventField]]:
     return [*config.events.fields.items(), *((key, EventField()) for key in sorted(derived))]
 
 
-def _type(connection: duckdb.DuckDBPyConnection, key: str, expression: str, columns: str) -> str:
+def _type(connection: duckdb.DuckDBPyConnection, where: str, expression: str, columns: str) -> str:
+    """The type of a measure's column; ConfigError where its expression means nothing, or no number."""
     try:
         row = connection.execute(f"SELECT typeof({expression}) FROM (SELECT {columns}) GROUP BY ALL").fetchone()
     except duckdb.Error as error:
-        message = f"the measure {key!r} is not valid SQL: {str(error).splitlines()[0]}"
-        raise StoreError(message) from error
+        message = f"{where}: {expression!r} is not valid SQL: {str(error).splitlines()[0].split('Error: ', 1)[-1]}"
+        raise ConfigError(message) from error
     found = str(row[0]) if row else "DOUBLE"
+    if not found.startswith(_NUMBERS):
+        message = f"{where}: {expression!r} is a {found}, and a measure is a number"
+        raise ConfigError(message)
     if found == "HUGEINT":  # DOUBLE does not overflow, which would stop ingestion, and is exact up to 2**53
         return "DOUBLE" if "SUM(" in expression.upper() else "BIGINT"
     return found
+
+
+_NUMBERS = ("BIGINT", "INTEGER", "HUGEINT", "DOUBLE", "FLOAT", "DECIMAL", "SMALLINT", "TINYINT", "UBIGINT", "UINTEGER")

@@ -9,7 +9,7 @@ import duckdb
 import pytest
 
 from kmon.config import Config, load_config
-from kmon.errors import OffsetConflictError, StoreBusyError, StoreError
+from kmon.errors import ConfigError, OffsetConflictError, StoreBusyError, StoreError
 from kmon.store import Commit, DeadLetter, EmbeddedStore
 from tests.conftest import TEMPLATE, T, frame
 from tests.store.conftest import HOUR, MINUTE, SECOND
@@ -168,9 +168,16 @@ def test_history_is_not_thrown_away(store, tmp_path, config, updates, says):
         EmbeddedStore(tmp_path / "kmon.duckdb", changed(config, **updates))
 
 
-@pytest.mark.parametrize("expression", ["sum(nothing(amount))", "sum(partner)"])
-def test_a_measure_that_is_not_sql_is_one_sentence(tmp_path, config, expression):
-    with pytest.raises(StoreError, match="the measure 'odd' is not valid SQL: ") as caught:
+IMPOSSIBLE = {
+    "sum(nothing(amount))": "not valid SQL: ",
+    "sum(partner)": "not valid SQL: ",
+    "max(ts)": "and a measure is",
+}
+
+
+@pytest.mark.parametrize("expression", IMPOSSIBLE)
+def test_a_measure_that_cannot_be_is_one_sentence(tmp_path, config, expression):
+    with pytest.raises(ConfigError, match=rf"kmon.yaml: measures.odd: .*{IMPOSSIBLE[expression]}") as caught:
         EmbeddedStore(tmp_path / "k.duckdb", changed(config, measures={"odd": expression}))
     assert "\n" not in str(caught.value)
 
