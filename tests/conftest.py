@@ -8,11 +8,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import polars as pl
 import pytest
 
 from kmon.config import Config, load_config
 from kmon.store import Commit, EmbeddedStore
+
+# how long an example takes says nothing of the code under test on a machine that does other things too
+hypothesis.settings.register_profile(
+    "kmon",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+)
+hypothesis.settings.load_profile("kmon")
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "kmon" / "templates" / "kmon.yaml"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -45,8 +47,13 @@ def notebook(lab: str, browser: Browser, request: pytest.FixtureRequest) -> Iter
     expect.set_options(timeout=START)
     tab.goto(lab.format(request.param))
     expect(tab.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible()
-    tab.get_by_role("menuitem", name="Run", exact=True).click()
-    tab.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    for _ in range(8):  # a click that comes before the notebook is ready is lost
+        tab.get_by_role("menuitem", name="Run", exact=True).click()
+        tab.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        with contextlib.suppress(AssertionError):
+            begun = tab.locator(".jp-InputPrompt", has_text=re.compile(r"\[[*0-9]+\]:"))
+            expect(begun.first).to_be_visible(timeout=10_000)
+            break
     yield tab
     tab.close()
     expect.set_options(timeout=PATIENCE)
