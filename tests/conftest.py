@@ -19,7 +19,7 @@ from kmon.store import Commit, EmbeddedStore
 hypothesis.settings.register_profile(
     "kmon",
     deadline=None,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("kmon")
 

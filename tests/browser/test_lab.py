@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, Page, expect
 from kmon.resources import shipped_notebooks
 from tests.browser.conftest import PATIENCE, Site, await_port, free_port
 
+pytestmark = pytest.mark.xdist_group("lab")  # one JupyterLab at a time
 START = 120_000
 """Milliseconds that JupyterLab and a kernel may take to start on a busy machine."""
 
