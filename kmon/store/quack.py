@@ -30,6 +30,8 @@ from kmon.store.embedded import EmbeddedStore, first_line
 from kmon.store.schema import Schema
 
 SCHEME = "quack:"
+LETTING_GO = 2.0
+"""Seconds that a server which was stopped a moment ago has to let go of its port."""
 _RULES = "kmon_rules"
 """A database in memory with the rule for readers, so that the store's file holds nothing but data."""
 _READABLE = (
@@ -124,15 +126,27 @@ def check_address(address: str) -> None:
     if not address.startswith(SCHEME) or not host or not port.isdigit():
         message = f"the store cannot be served at {address!r}: write quack:<host>:<port>"
         raise StoreError(message)
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, int(port)))
-    except (OSError, OverflowError) as error:
-        reason = "the port is in use" if getattr(error, "errno", None) == errno.EADDRINUSE else str(error)
+    deadline = time.monotonic() + LETTING_GO
+    while (error := _bind(host, int(port))) is not None:
+        in_use = getattr(error, "errno", None) == errno.EADDRINUSE
+        if in_use and time.monotonic() < deadline:
+            time.sleep(0.1)
+            continue
+        reason = "the port is in use" if in_use else str(error)
         hint = "is 'kmon up' running already? If not, choose another one as 'serve' in kmon.yaml"
         message = f"the store cannot be served at {address} ({reason}): {hint}"
         raise StoreError(message) from error
+
+
+def _bind(host: str, port: int) -> OSError | OverflowError | None:
+    """Why the port cannot be had; None where it can."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, OverflowError) as error:
+        return error
+    return None
 
 
 class RemoteStore(Store):
