@@ -462,9 +462,9 @@ def main() -> None:
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}"
         sys.exit(_fail(what, error, 1, debug=debug))
-    except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
+    except SystemExit:
+        raise
+    except BaseException as error:  # a panic of polars is no Exception
         text = f"unexpected {type(error).__name__}: {error}; this is a bug in kmon, 'kmon --debug ...' shows where"
         sys.exit(_fail(text, error, 1, debug=debug))
 

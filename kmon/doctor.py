@@ -139,13 +139,9 @@ def _page_port(config: Config) -> str:
 
 
 def _is_running(config: Config) -> bool:
-    from kmon.store import RemoteStore, token_for
+    from kmon.store import answers
 
-    try:
-        RemoteStore(config.serve, token_for(config.resolve(config.store)), patience=0).close()
-    except KmonError:
-        return False
-    return True
+    return answers(config.serve, config.resolve(config.store))
 
 
 def _disk(config: Config) -> str:

@@ -81,7 +81,7 @@ def run_apps(
         env=served.environment,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_end_with_parent,  # noqa: PLW1509  (this part has no other thread that holds a lock)
+        preexec_fn=_end_with_parent,  # noqa: PLW1509  (what it calls takes no lock that a thread could hold)
     )
     try:
         while process.poll() is None:

@@ -15,8 +15,8 @@ import structlog
 from kmon import environment, parts
 from kmon.apps.serve import free_port
 from kmon.config import Config
-from kmon.errors import KmonError, StoreError
-from kmon.store import RemoteStore, check_address, token_for
+from kmon.errors import KmonError
+from kmon.store import answers, check_address, token_for
 
 log = structlog.get_logger("kmon")
 PATIENCE = 60.0
@@ -90,11 +90,7 @@ class Supervisor:
         if source.process is not None and (code := source.process.poll()) is not None:
             message = f"the part 'source' ended at once with exit code {code}"
             raise KmonError(message)
-        try:
-            RemoteStore(self._config.serve, token_for(self._store), patience=0).close()
-        except StoreError:
-            return False
-        return True
+        return answers(self._config.serve, self._store)
 
     def _keep(self, part: _Part) -> None:
         """Restart a part that died, each time a little later."""

@@ -17,6 +17,7 @@ import polars as pl
 
 from kmon.alerts.notifier import outbox_for
 from kmon.alerts.routing import route
+from kmon.clock import EPOCH
 from kmon.config import Config, page_key, show_duration
 from kmon.detect import Fleet, Scored, Sweep, observe
 from kmon.detect import sweep as run_sweep
@@ -106,8 +107,7 @@ def run(config: Config, *, store: str | None = None, at: str | dt.datetime | Non
 
 
 def _floor(at: dt.datetime, every: dt.timedelta) -> dt.datetime:
-    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-    return epoch + (at - epoch) // every * every
+    return EPOCH + (at - EPOCH) // every * every
 
 
 class Watch:
@@ -137,7 +137,8 @@ class Watch:
         causes = explain(sweep, self._config, self._scope, self._inside, [i.scope for i in known])
         recheck = _Recheck(self._store, self._config, sweep)
         decided = decide(self._config, at, causes, known, recheck)
-        decisions = [self._told(at, d) for d in decided if d.incident.id not in {i.id for i in known if i.resolved_at}]
+        over = {i.id for i in known if i.resolved_at is not None}
+        decisions = [self._told(at, d) for d in decided if d.incident.id not in over]
         outbox = self._outbox(decisions) if self._deliver else []
         seconds = time.monotonic() - began
         counts = (sweep.monitors, sweep.tests, sweep.anomalies, sweep.cutoff)
@@ -175,16 +176,14 @@ class Watch:
         frames = []
         for scored, flagged in zip(sweep.scored, sweep.flagged, strict=True):
             top = flagged.sort("evidence", descending=True).head(SHOWN)
-            where = pl.Series([show_scope(self._scope(scored.fleet, row)) for row in top["row"]], dtype=pl.String)
+            where = [show_scope(self._scope(scored.fleet, row)) for row in top["row"]]
             frames.append(
                 top.select(
                     *("metric", "direction"),
-                    where=where,
-                    window=pl.lit(scored.fleet.width),
-                    detector=pl.lit(scored.detector.name),
-                    **{
-                        name: pl.col(name) for name in ("observed", "expected", "lower", "upper", "p_value", "evidence")
-                    },
+                    pl.Series("where", where, dtype=pl.String),
+                    pl.lit(scored.fleet.width).alias("window"),
+                    pl.lit(scored.detector.name).alias("detector"),
+                    *("observed", "expected", "lower", "upper", "p_value", "evidence"),
                 )
             )
         return pl.concat(frames).sort("evidence", descending=True) if frames else pl.DataFrame()

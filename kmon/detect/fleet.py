@@ -87,32 +87,29 @@ class Fleet:
         value = self.values[numerator][pick]
         exposure = np.ones_like(value) if denominator is None else self.values[denominator][pick]
         usable = self.usable[pick]
-        now = np.where(self._level_unknown(metric)[pick], np.nan, value[:, 0])
+        now = value[:, 0]
+        recent = self._slots("previous", metric)
+        if metric.kind == "count" and self.recorded[recent].any():
+            # where known incidents hide all that came just before, other days alone would take a holiday for an outage
+            now = np.where(usable[:, recent].any(axis=1), now, np.nan)
         columns: dict[str, object] = {"value": now, "exposure": exposure[:, 0]}
-        names = self._names()
-        for name in dict.fromkeys(names[1:]):
-            slots = [i for i, n in enumerate(names) if n == name]
-            if name == "previous":
-                slots = slots[-previous_windows(metric, self.width) :]
+        for name in dict.fromkeys(self.names[1:]):
+            slots = self._slots(name, metric)
             for key, source in (("value", value), ("exposure", exposure)):
                 columns[f"{name}_{key}"] = np.where(usable[:, slots], source[:, slots], np.nan)
         own = {key: getattr(metric, key) for key in ("min_volume", "min_effect", "min_rise")}
         constants = [pl.Series("kind", [metric.kind]), *(pl.Series(k, [v], pl.Float64) for k, v in own.items())]
         return pl.DataFrame(columns).hstack([constant.new_from_index(0, len(value)) for constant in constants])
 
-    def _level_unknown(self, metric: Metric) -> npt.NDArray[np.bool_]:
-        """Monitors whose count cannot be judged, as known incidents hide all that came just before.
-
-        The other days alone would take a holiday for an outage.
-        """
-        previous = [i for i, name in enumerate(self._names()) if name == "previous"]
-        slots = previous[-previous_windows(metric, self.width) :]
-        if metric.kind != "count" or not self.recorded[slots].any():
-            return np.zeros(self.monitors.height, dtype=np.bool_)
-        return np.asarray(~self.usable[:, slots].any(axis=1), dtype=np.bool_)
-
-    def _names(self) -> list[str]:
+    @property
+    def names(self) -> list[str]:
+        """Of which span each slot is."""
         return [span.name for span in self.spans for _ in range(span.count)]
+
+    def _slots(self, name: str, metric: Metric) -> list[int]:
+        """The slots of a reference that a metric is compared with."""
+        slots = [i for i, n in enumerate(self.names) if n == name]
+        return slots[-previous_windows(metric, self.width) :] if name == "previous" else slots
 
     def minus(self, part: Fleet) -> Fleet:
         """The same monitors without the events that `part` counted."""
@@ -204,7 +201,7 @@ def _distrust_lonely_previous(fleet: Fleet) -> None:
     """Leave long windows without any daily reference unjudged: they would take the daily shape for a change."""
     if (PREVIOUS + 1) * fleet.width <= SHAPELESS:
         return
-    names = np.array([span.name for span in fleet.spans for _ in range(span.count)])
+    names = np.array(fleet.names)
     lonely = ~fleet.usable[:, np.isin(names, ("yesterday", "weekly"))].any(axis=1)
     fleet.usable[np.ix_(lonely, names == "previous")] = False
 

@@ -17,12 +17,12 @@ import numpy.typing as npt
 import polars as pl
 from statsmodels.stats.multitest import multipletests
 
+from kmon.clock import EPOCH
 from kmon.config import Config, DetectorUse
 from kmon.detect.contract import SCORES, Detector, load_detector, scored
 from kmon.detect.fleet import Fleet, Mask, observe
 from kmon.store import Store
 
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 LOOKS = 5
 """How often a window is judged within its own length: more often adds tests, not evidence."""
 

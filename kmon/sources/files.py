@@ -10,6 +10,7 @@ import contextlib
 import glob
 import io
 import itertools
+import os
 import threading
 import time
 import zlib
@@ -79,8 +80,11 @@ class FilesSource:
         states: dict[Path, tuple[int, int]] = {}
         while True:
             for path in self._files():
-                state = _state(path)
-                if state is None or states.get(path) == state or not self._is_settled(path):
+                found = _stat(path)
+                if found is None or not self._is_settled(path, found):
+                    continue
+                state = found.st_size, found.st_ino
+                if states.get(path) == state:
                     continue
                 try:
                     for batch in self._new(path, reached, places, replaced=_is_replaced(states.get(path), state)):
@@ -115,8 +119,8 @@ class FilesSource:
             places[path] = Place()
             yield from read_file(path, 0, self._limits, growing=True, place=places[path], source=source)
 
-    def _is_settled(self, path: Path) -> bool:
-        return not self._follow or _is_plain(path) or time.time() - path.stat().st_mtime >= SETTLED
+    def _is_settled(self, path: Path, found: os.stat_result) -> bool:
+        return not self._follow or _is_plain(path) or time.time() - found.st_mtime >= SETTLED
 
     def _files(self) -> list[Path]:
         """The files that there are now, each once; SourceError for a name that is no pattern and does not exist."""
@@ -291,40 +295,38 @@ def _read_csv(source: str, raw: BinaryIO, first: int, limits: Limits) -> Iterato
         while quotes % 2 and len(lines) < most and (line := raw.readline()):
             lines.append(line)  # the batch ended inside a quoted text, which goes on
             quotes += line.count(b'"')
-        for part in _rows(header, lines):
-            size = part.height if isinstance(part, pl.DataFrame) else 1
+        for data, size, damage in _rows(header, lines):
             skip = max(0, first - position)
             if skip < size:
-                data = part[skip:] if isinstance(part, pl.DataFrame) else part.rstrip(b"\r\n") + b"\n"
-                damage = None if isinstance(part, pl.DataFrame) else "not a row of the table"
-                yield RawBatch(source, 0, position + skip, position + size, data, size - skip, damage)
+                yield RawBatch(
+                    source, 0, position + skip, position + size, data[skip:] if skip else data, size - skip, damage
+                )
             position += size
 
 
-def _rows(header: bytes, lines: list[bytes]) -> Iterator[pl.DataFrame | bytes]:
-    """Lines of a table as frames, and in their place those that are no rows, found by halving."""
+def _rows(header: bytes, lines: list[bytes]) -> Iterator[tuple[pl.DataFrame | bytes, int, str | None]]:
+    """Data, size and damage of batches: frames, and the lines that are no rows in their place, found by halving."""
     data = header + b"".join(lines)
     table = None
     if data.count(b'"') % 2 == 0:
         with contextlib.suppress(pl.exceptions.PolarsError):
             table = pl.read_csv(io.BytesIO(data), infer_schema=False)
     if table is None and len(lines) == 1:
-        yield lines[0]
+        yield lines[0].rstrip(b"\r\n") + b"\n", 1, "not a row of the table"
     elif table is None:
         half = len(lines) // 2
         yield from _rows(header, lines[:half])
         yield from _rows(header, lines[half:])
     elif table.height:
-        yield table
+        yield table, table.height, None
 
 
-def _state(path: Path) -> tuple[int, int] | None:
-    """Size in bytes and number of the file; None where it has just gone."""
+def _stat(path: Path) -> os.stat_result | None:
+    """None where the file has just gone."""
     try:
-        found = path.stat()
+        return path.stat()
     except OSError:
         return None
-    return found.st_size, found.st_ino
 
 
 def _is_replaced(before: tuple[int, int] | None, now: tuple[int, int]) -> bool:

@@ -12,7 +12,7 @@ from kmon.config import Config
 from kmon.errors import StoreBusyError, StoreError
 from kmon.store.base import Span, Store
 from kmon.store.embedded import Commit, DeadLetter, EmbeddedStore
-from kmon.store.quack import SCHEME, RemoteStore, check_address, serving, token_for
+from kmon.store.quack import SCHEME, RemoteStore, answers, check_address, serving, token_for
 
 __all__ = [
     "SCHEME",
@@ -22,6 +22,7 @@ __all__ = [
     "RemoteStore",
     "Span",
     "Store",
+    "answers",
     "check_address",
     "connect",
     "open",

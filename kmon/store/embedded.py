@@ -94,7 +94,7 @@ class EmbeddedStore(Store):
                 self._cursors.add(cursor)
             return cursor.execute(text).to_arrow_table()
         except duckdb.Error as error:
-            raise StoreError(first_line(error)) from error
+            raise StoreError(sql.first_line(error)) from error
 
     def _cardinality(self, dimension: str) -> int:
         return len(self._numbers[dimension])
@@ -138,7 +138,7 @@ class EmbeddedStore(Store):
                 with contextlib.suppress(duckdb.Error):  # a failed COMMIT has already rolled back
                     self._connection.execute("ROLLBACK")
                 if isinstance(error, duckdb.Error):
-                    message = f"{self._path} cannot be written: {first_line(error)}"
+                    message = f"{self._path} cannot be written: {sql.first_line(error)}"
                     raise StoreError(message) from error
                 raise
 
@@ -270,12 +270,13 @@ _CLOCK_SQL = (
     "INSERT INTO clocks VALUES ($1, $2)"
     " ON CONFLICT (partition) DO UPDATE SET newest = greatest(newest, excluded.newest)"
 )
-_SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+_Settings = dict[str, str | bool | int | float | list[str]]
+_SETTINGS: _Settings = {
     "autoinstall_known_extensions": "false",
     "checkpoint_threshold": "64MB",  # of the log, before it is merged into the file: fewer, larger merges
 }
 
-_READING: dict[str, str | bool | int | float | list[str]] = {
+_READING: _Settings = {
     "enable_external_access": "false",  # a query of the store reads and writes nothing else
     "lock_configuration": "true",
 }
@@ -285,7 +286,7 @@ def _connect(path: str, *, read_only: bool) -> duckdb.DuckDBPyConnection:
     try:
         return duckdb.connect(path, read_only=read_only, config={**_SETTINGS, **(_READING if read_only else {})})
     except duckdb.Error as error:
-        reason = first_line(error)
+        reason = sql.first_line(error)
         if "Could not set lock" in reason or "different configuration" in reason:
             message = f"{path} is owned by another process: read it through its quack: address, or stop that process"
             raise StoreBusyError(message) from error
@@ -294,8 +295,3 @@ def _connect(path: str, *, read_only: bool) -> duckdb.DuckDBPyConnection:
             raise StoreError(message) from error
         message = f"{path} cannot be opened as a store: {reason}"
         raise StoreError(message) from error
-
-
-def first_line(error: BaseException) -> str:
-    """A database error without its kind and its sketch of the statement."""
-    return str(error).splitlines()[0].split("Error: ", 1)[-1]

@@ -26,7 +26,7 @@ from kmon import environment
 from kmon.errors import StoreError
 from kmon.store import sql
 from kmon.store.base import Store
-from kmon.store.embedded import EmbeddedStore, first_line
+from kmon.store.embedded import EmbeddedStore
 from kmon.store.schema import Schema
 
 SCHEME = "quack:"
@@ -95,7 +95,7 @@ def serving(store: EmbeddedStore, address: str, token: str) -> Iterator[None]:
         _close_to_readers(connection)
         connection.execute(f"CALL quack_serve({sql.text(address)}, token={sql.text(token)})")
     except duckdb.Error as error:
-        message = f"the store cannot be served at {address}: {first_line(error)}"
+        message = f"the store cannot be served at {address}: {sql.first_line(error)}"
         raise StoreError(message) from error
     try:
         yield
@@ -149,6 +149,15 @@ def _bind(host: str, port: int) -> OSError | OverflowError | None:
     return None
 
 
+def answers(address: str, store: str | Path) -> bool:
+    """Whether the owner of the store file `store` answers at `address` now."""
+    try:
+        RemoteStore(address, token_for(store), patience=0).close()
+    except StoreError:
+        return False
+    return True
+
+
 class RemoteStore(Store):
     """A store that another process owns, read over Quack. Each thread has a session of its own."""
 
@@ -186,7 +195,7 @@ class RemoteStore(Store):
                 time.sleep(0.2)
 
     def _explain(self, error: duckdb.Error, query: str) -> str:
-        text = first_line(error)
+        text = sql.first_line(error)
         if text == "Authentication failed":
             return f"{self._address} does not take this token: copy it from the .token file beside the store"
         if text == "Authorization failed":
@@ -218,7 +227,7 @@ def _owner_gone(error: duckdb.Error) -> bool:
 
     What a query does wrong at the far end comes as an InvalidInputException too.
     """
-    return isinstance(error, duckdb.IOException) or first_line(error) == "Invalid connection id"
+    return isinstance(error, duckdb.IOException) or sql.first_line(error) == "Invalid connection id"
 
 
 def _load_extensions(connection: duckdb.DuckDBPyConnection) -> None:

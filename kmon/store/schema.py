@@ -155,7 +155,7 @@ def _type(connection: duckdb.DuckDBPyConnection, where: str, expression: str, co
     try:
         row = connection.execute(f"SELECT typeof({expression}) FROM (SELECT {columns}) GROUP BY ALL").fetchone()
     except duckdb.Error as error:
-        message = f"{where}: {expression!r} is not valid SQL: {str(error).splitlines()[0].split('Error: ', 1)[-1]}"
+        message = f"{where}: {expression!r} is not valid SQL: {sql.first_line(error)}"
         raise ConfigError(message) from error
     found = str(row[0]) if row else "DOUBLE"
     if not found.startswith(_NUMBERS):

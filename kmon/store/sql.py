@@ -33,6 +33,11 @@ def dictionary(dimension: str) -> str:
     return name(f"dim_{dimension}")
 
 
+def first_line(error: BaseException) -> str:
+    """A database error without its kind and its sketch of the statement."""
+    return str(error).splitlines()[0].split("Error: ", 1)[-1]
+
+
 def condition(where: Where) -> str:
     """`where` as a condition on numbered dimensions; an unknown value matches nothing."""
     clauses = []
