@@ -6,7 +6,7 @@ Times in arrays are microseconds since 1970, UTC.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,8 +107,19 @@ def _windows(times: Micros, padding: int) -> Micros:
 
 
 @dataclass(frozen=True)
+class Lanes:
+    """The partition of each event of a batch."""
+
+    names: Sequence[str]
+    of: npt.NDArray[np.int32]
+    """Index into `names`, by event."""
+
+
+@dataclass(frozen=True)
 class Ticks:
     """What one batch does to the clock, event by event."""
+
+    lanes: Lanes
 
     before: Micros
     """The watermark when each event arrived; the smallest integer where there was none."""
@@ -116,6 +127,11 @@ class Ticks:
     """Events that were already behind it."""
     newest: dict[str, Micros]
     """By partition: the newest event time up to and including each event."""
+
+    def late_in(self, first: int, upto: int) -> dict[str, int]:
+        """How many of the events [first, upto) were late, by partition; those without any are left out."""
+        counts = np.bincount(self.lanes.of[first:upto][self.late[first:upto]], minlength=len(self.lanes.names))
+        return {name: int(n) for name, n in zip(self.lanes.names, counts, strict=True) if n}
 
     def newest_at(self, index: int) -> dict[str, dt.datetime]:
         """The newest event time of each partition after the first `index` + 1 events."""
@@ -126,50 +142,77 @@ class Clock:
     """The newest event time of each partition of the stream, and the watermark that follows from them.
 
     The watermark is the newest event of the slowest partition less the configured lateness, and never goes back. A
-    partition that is further behind the fastest one than `idle` is left out: it has nothing to say, or it is reported
-    as lagging.
+    partition that is further behind the fastest one than `idle` has nothing to say and is left out, unless it has
+    records that were not read yet: then it is lagging, and holds the watermark however far behind it is.
     """
 
-    def __init__(self, config: Config, newest: Mapping[str, dt.datetime] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        newest: Mapping[str, dt.datetime] | None = None,
+        unread: Mapping[str, int] | None = None,
+    ) -> None:
         self._field = config.events.partition
         self._lateness = to_micros(config.events.lateness)
         self._idle = to_micros(config.events.idle)
         self._newest = {p: to_micros(time - EPOCH) for p, time in (newest or {}).items()}
-        self._mark = int(self._watermark(np.array([list(self._newest.values())], dtype=np.int64).T)[0])
+        self._unread = dict(unread or {})
+        self._mark = int(self._watermark(np.array([list(self._newest.values())], dtype=np.int64).T, [*self._newest])[0])
 
     @property
     def watermark(self) -> dt.datetime | None:
         """Where the watermark is now; None before the first event."""
         return from_micros(self._mark) if self._mark != _NEVER else None
 
-    def tick(self, events: pl.DataFrame) -> Ticks:
-        """Move the clock over a batch of events in order of arrival."""
+    def tick(self, events: pl.DataFrame, lanes: Lanes | None = None, unread: Mapping[str, int] | None = None) -> Ticks:
+        """Move the clock over a batch of events in order of arrival.
+
+        `lanes` are their partitions, default what the configured field says; `unread` is how many records of a
+        partition are still to be read after this batch.
+        """
+        self._learn(unread or {})
         times = events["event_time"].dt.epoch("us").to_numpy()
-        running: dict[str, Micros] = {}
-        partitions = self._partitions(events)
-        for partition in dict.fromkeys([*self._newest, *partitions.unique(maintain_order=True).to_list()]):
-            mine = np.where((partitions == partition).to_numpy(), times, _NEVER)
+        lanes = lanes or self._lanes_of(events)
+        running = {p: np.full(len(times), newest) for p, newest in self._newest.items()}
+        for number, partition in enumerate(lanes.names):
+            mine = np.where(lanes.of == number, times, _NEVER)
             running[partition] = np.maximum.accumulate(np.maximum(mine, self._newest.get(partition, _NEVER)))
-        after = self._watermark(np.array(list(running.values()), dtype=np.int64).reshape(len(running), len(times)))
-        after = np.maximum.accumulate(np.maximum(after, self._mark))
+        matrix = np.array(list(running.values()), dtype=np.int64).reshape(len(running), len(times))
+        after = np.maximum.accumulate(np.maximum(self._watermark(matrix, [*running]), self._mark))
         before = np.concatenate([[self._mark], after])[: len(times)]
         if len(times):
             self._newest = {p: int(line[-1]) for p, line in running.items()}
             self._mark = int(after[-1])
-        return Ticks(before, times < before, running)
+        return Ticks(lanes, before, times < before, running)
 
-    def _partitions(self, events: pl.DataFrame) -> pl.Series:
+    def _learn(self, unread: Mapping[str, int]) -> None:
+        """What is left to be read; a partition that was never heard of holds the watermark where it is."""
+        self._unread.update(unread)
+        if self._mark == _NEVER:
+            return
+        for partition, count in unread.items():
+            if count and partition not in self._newest:
+                self._newest[partition] = self._mark + self._lateness
+        newest = np.array([list(self._newest.values())], dtype=np.int64).T
+        self._mark = max(self._mark, int(self._watermark(newest, [*self._newest])[0]))
+
+    def _lanes_of(self, events: pl.DataFrame) -> Lanes:
+        if not events.height:
+            return Lanes([], np.empty(0, dtype=np.int32))
         if self._field is None or self._field not in events.columns:
-            return pl.Series(["0"] * events.height, dtype=pl.String)
-        return events[self._field].cast(pl.String).fill_null("0")
+            return Lanes(["0"], np.zeros(events.height, dtype=np.int32))
+        labels = events[self._field].cast(pl.String).fill_null("0")
+        names = labels.unique(maintain_order=True)
+        numbers = pl.Series(range(len(names)), dtype=pl.Int32)
+        return Lanes(names.to_list(), labels.replace_strict(names, numbers, return_dtype=pl.Int32).to_numpy())
 
-    def _watermark(self, newest: Micros) -> Micros:
+    def _watermark(self, newest: Micros, names: Sequence[str]) -> Micros:
         """(partitions, n) newest times to n watermarks."""
         if not newest.shape[0]:
             return np.full(newest.shape[1], _NEVER)
         fastest = newest.max(axis=0)
-        known = newest != _NEVER
-        active = known & (newest >= np.where(fastest == _NEVER, _NEVER, fastest - self._idle))
+        lagging = np.array([self._unread.get(name, 0) > 0 for name in names])[:, None]
+        active = (newest != _NEVER) & (lagging | (newest >= np.where(fastest == _NEVER, _NEVER, fastest - self._idle)))
         slowest = np.where(active, newest, _ALWAYS).min(axis=0)
         return np.where(fastest == _NEVER, _NEVER, slowest - self._lateness)
 

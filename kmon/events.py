@@ -1,4 +1,4 @@
-"""The event contract: raw records in, typed events and dead letters out, a whole batch at a time.
+"""The event contract: raw records in, typed events and rejects out, a whole batch at a time.
 
 A batch that decodes as one is decoded as one. Where a record is broken the batch is halved until the broken ones stand
 in small company: only there are records looked at one by one, to say what is wrong with them.
@@ -10,7 +10,7 @@ import contextlib
 import datetime as dt
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,6 @@ from kmon.clock import AROUND, EPOCH, far_ahead, parse_time, to_micros
 from kmon.config import Config, EventField, columns_of
 from kmon.errors import ConfigError
 from kmon.sources import RawBatch
-from kmon.store import DeadLetter
 
 KEEP = 65_536
 """Bytes of a rejected record that are kept; its full length is recorded beside them."""
@@ -29,8 +28,8 @@ FEW = 1_000
 """Lines that are looked at one by one when one of them is broken."""
 LARGEST = 2.0**53
 """A number beyond this is absurd: whole numbers are no longer exact, and sums could overflow."""
-POSITION = "#position"
-"""The column of an event's position in its source; no field can be called that."""
+RECORD = "#record"
+"""The column of an event's number in its batch; no field can be called that."""
 _REASON = "#reason"
 YEAR_1, YEAR_9999 = -62_135_596_800, 253_370_764_800
 """Seconds from 1970 to the beginning of these years."""
@@ -45,17 +44,27 @@ _TYPES: dict[str, Callable[[], pl.DataType]] = {
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A batch of events."""
+class Reject:
+    """A record that is no event."""
 
-    source: str
-    partition: int
+    record: int
+    """Its number in the batch."""
+    reason: str
+    size: int
+    """Length in bytes; `raw` may be cut."""
+    raw: bytes
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The records [first, next) of a batch, decided on."""
+
+    batch: RawBatch
     first: int
     next: int
-    """Position after the last record that was decided on."""
     events: pl.DataFrame
-    """The fields that are used, `event_time` (UTC without a zone) and POSITION, in order of arrival."""
-    dead_letters: list[DeadLetter]
+    """The fields that are used, `event_time` (UTC without a zone) and RECORD, in order of arrival."""
+    rejects: list[Reject]
 
 
 class Decoder:
@@ -66,7 +75,7 @@ class Decoder:
     >>> from kmon.config import load_config
     >>> decoder = Decoder(load_config("kmon/templates/kmon.yaml"))
     >>> line = b'{"ts": "2026-11-02T10:00:00Z", "operation": "order", "partner": "p1"}'
-    >>> decoder.decode(RawBatch("f", 0, 0, 1, line, 1)).events["partner"].to_list()
+    >>> decoder.decode(RawBatch.consecutive("f", 0, 0, line, 1)).events["partner"].to_list()
     ['p1']
     """
 
@@ -88,8 +97,11 @@ class Decoder:
         """Decode the next batch of the stream; None says that there are no more.
 
         An event that is far ahead of those before it, with too few after it to tell whether time moved on or it is
-        absurd, waits for the next batch with all that follows it; the offset does not move until then.
+        absurd, waits for the next batch with all that follows it; the offset does not move until then. Where the source
+        says when its records were written, an event is absurd that is far ahead of that, and nothing waits.
         """
+        if batch is not None and (batch.written is not None or not batch.size):
+            return [self.decode(batch)]
         if batch is not None:
             self._held.append(self._typed(batch))
         times = np.concatenate([self._recent, *(part.times for part in self._held)])
@@ -111,6 +123,8 @@ class Decoder:
     def decode(self, batch: RawBatch) -> Decoded:
         """Decode one batch by itself."""
         part = self._typed(batch)
+        if batch.written is not None:
+            return Decoded(batch, part.first, part.next, part.events, part.rejects)
         return _decided(part, self._far_ahead(part.times, 0, final=True)[0])
 
     def _far_ahead(self, times: np.typing.NDArray[np.int64], known: int, *, final: bool) -> tuple[Any, int]:
@@ -118,40 +132,39 @@ class Decoder:
         return far_ahead(times, known, ahead, now, final=final)
 
     def _typed(self, batch: RawBatch) -> _Typed:
-        positions = range(batch.first, batch.next)
         if isinstance(batch.data, bytes):
-            frame, letters = self._from_lines(batch.data, positions, batch.damage)
+            frame, rejects = self._from_lines(batch.data, batch.size, batch.damaged)
         else:
-            frame, letters = self._from_table(batch.data, positions)
-        frame, rejected = self._judge(frame)
-        part = _Typed(batch, batch.first, batch.next, frame, letters)
-        return part.rejecting(rejected)
+            frame, rejects = self._from_table(batch.data)
+        frame, rejected = self._judge(frame, batch.written)
+        rejects.sort(key=lambda reject: reject.record)
+        return _Typed(batch, 0, batch.size, frame, rejects).rejecting(rejected)
 
     # ---- from JSON ---------------------------------------------------------------------------------------------------
 
-    def _from_lines(self, data: bytes, positions: range, damage: str | None) -> tuple[pl.DataFrame, list[DeadLetter]]:
-        if damage is None and not _has_longer_line(data, self._events.max_bytes):
+    def _from_lines(self, data: bytes, size: int, damaged: Mapping[int, str]) -> tuple[pl.DataFrame, list[Reject]]:
+        if not damaged and not _has_longer_line(data, self._events.max_bytes):
             frame = self._parse(data)
-            if frame is not None and frame.height == len(positions):
-                return frame.with_columns(_column(positions)), []
+            if frame is not None and frame.height == size:
+                return frame.with_columns(_column(range(size))), []
         lines = data.split(b"\n")
         if lines[-1] == b"":
             lines.pop()
-        letters, kept = [], []
-        for position, line in zip(positions, lines, strict=True):  # a pass over lengths, not over events' contents
-            if damage is not None and position == positions[-1]:
-                letters.append(_letter(position, damage, line))
+        rejects, kept = [], []
+        for record, line in zip(range(size), lines, strict=True):  # a pass over lengths, not over events' contents
+            if record in damaged:
+                rejects.append(_reject(record, damaged[record], line))
             elif len(line) > self._events.max_bytes:
-                letters.append(_letter(position, _too_long(len(line), self._events.max_bytes), line))
+                rejects.append(_reject(record, _too_long(len(line), self._events.max_bytes), line))
             elif line.strip():
-                kept.append((position, line))
-        broken = {position: (line, reason) for position, line, reason in self._broken(kept)}
-        letters += [_letter(position, reason, line) for position, (line, reason) in broken.items()]
-        good = [(position, line) for position, line in kept if position not in broken]
+                kept.append((record, line))
+        broken = {record: (line, reason) for record, line, reason in self._broken(kept)}
+        rejects += [_reject(record, reason, line) for record, (line, reason) in broken.items()]
+        good = [(record, line) for record, line in kept if record not in broken]
         frame = self._parse(b"\n".join(line for _, line in good))
         if frame is None or not good:
-            return self._empty(), letters
-        return frame.with_columns(_column([position for position, _ in good])), letters
+            return self._empty(), rejects
+        return frame.with_columns(_column([record for record, _ in good])), rejects
 
     def _broken(self, lines: list[tuple[int, bytes]]) -> list[tuple[int, bytes, str]]:
         """The lines that cannot be decoded and why, found by halving; few enough lines are looked at one by one."""
@@ -161,9 +174,9 @@ class Decoder:
         if frame is not None and frame.height == len(lines):
             return []
         if len(lines) <= FEW:
-            found = [(position, line, why) for position, line in lines if (why := self._diagnose(line)) is not None]
+            found = [(record, line, why) for record, line in lines if (why := self._diagnose(line)) is not None]
             if found:
-                seen = {position for position, _, _ in found}
+                seen = {record for record, _, _ in found}
                 return found + self._broken([pair for pair in lines if pair[0] not in seen])
             if len(lines) == 1:
                 return [(*lines[0], "not JSON that can be read here")]
@@ -199,7 +212,7 @@ class Decoder:
 
     def _empty(self) -> pl.DataFrame:
         schema = {name: _TYPES[field.type]() for name, field in self._fields.items()}
-        return pl.DataFrame(schema={**schema, POSITION: pl.Int64()})
+        return pl.DataFrame(schema={**schema, RECORD: pl.Int64()})
 
     def _diagnose(self, line: bytes) -> str | None:
         """Why one line cannot be decoded, in words; None if nothing is wrong with it."""
@@ -225,7 +238,7 @@ class Decoder:
 
     # ---- from tables -------------------------------------------------------------------------------------------------
 
-    def _from_table(self, table: pl.DataFrame, positions: range) -> tuple[pl.DataFrame, list[DeadLetter]]:
+    def _from_table(self, table: pl.DataFrame) -> tuple[pl.DataFrame, list[Reject]]:
         """CSV and parquet: cast column by column; what is lost in a cast was of a wrong type."""
         columns = []
         length = pl.sum_horizontal(pl.lit(0), pl.col(pl.String).str.len_bytes())
@@ -239,17 +252,18 @@ class Decoder:
             columns.append(pl.lit(value))
             lost = pl.lit(f"wrong type: {name} is not a {field.type}")
             reasons.append(pl.when(value.is_null() & raw.is_not_null()).then(lost))
-        frame = table.select(*columns, _column(positions), pl.coalesce(*reasons).alias(_REASON))
+        frame = table.select(*columns, _column(range(table.height)), pl.coalesce(*reasons).alias(_REASON))
         bad = frame.filter(pl.col(_REASON).is_not_null())
-        letters = [
-            _letter(position, reason, _row(table, position - positions.start))
-            for position, reason in bad.select(POSITION, _REASON).rows()
+        rejects = [
+            _reject(record, reason, _row(table, record)) for record, reason in bad.select(RECORD, _REASON).rows()
         ]
-        return frame.filter(pl.col(_REASON).is_null()).drop(_REASON), letters
+        return frame.filter(pl.col(_REASON).is_null()).drop(_REASON), rejects
 
     # ---- what is believable ------------------------------------------------------------------------------------------
 
-    def _judge(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, list[tuple[int, str]]]:
+    def _judge(
+        self, frame: pl.DataFrame, written: np.typing.NDArray[np.int64] | None
+    ) -> tuple[pl.DataFrame, list[tuple[int, str]]]:
         """Required fields, allowed values, sane numbers, and the event time with its absolute limits."""
         time = self._events.time
         frame = frame.with_columns(parse_time(frame[time], self._fields[time]).alias("event_time"))
@@ -259,6 +273,10 @@ class Decoder:
         oldest = dt.datetime.combine(self._events.oldest, dt.time())
         sane = pl.col("event_time").is_between(oldest, latest)
         reasons.append(pl.when(~sane).then(pl.lit("absurd time: out of range")))
+        if written is not None:
+            known = pl.Series(written[frame[RECORD].to_numpy()])
+            ahead = pl.col("event_time").dt.epoch("us") - known > to_micros(self._events.max_ahead)
+            reasons.append(pl.when((known >= 0) & ahead).then(pl.lit("absurd time: ahead of when it was written")))
         for name, field in self._fields.items():
             value = pl.col(name)
             if field.required and name != time:
@@ -275,7 +293,7 @@ class Decoder:
         if why.null_count() == frame.height:
             return frame, []
         return frame.filter(why.is_null()), list(
-            zip(frame[POSITION].filter(why.is_not_null()), why.drop_nulls(), strict=True)
+            zip(frame[RECORD].filter(why.is_not_null()), why.drop_nulls(), strict=True)
         )
 
 
@@ -287,7 +305,7 @@ class _Typed:
     first: int
     next: int
     events: pl.DataFrame
-    letters: list[DeadLetter]
+    rejects: list[Reject]
 
     @property
     def times(self) -> np.typing.NDArray[np.int64]:
@@ -297,28 +315,27 @@ class _Typed:
         """The part with the first `count` events, and the rest if it has events."""
         if count == self.events.height:
             return self, None
-        at = int(self.events[POSITION][count])
-        head = replace(self, next=at, events=self.events[:count], letters=[x for x in self.letters if x.position < at])
-        tail = [letter for letter in self.letters if letter.position >= at]
-        return head, replace(self, first=at, events=self.events[count:], letters=tail)
+        at = int(self.events[RECORD][count])
+        head = replace(self, next=at, events=self.events[:count], rejects=[x for x in self.rejects if x.record < at])
+        tail = [reject for reject in self.rejects if reject.record >= at]
+        return head, replace(self, first=at, events=self.events[count:], rejects=tail)
 
     def rejecting(self, rejected: Sequence[tuple[int, str]]) -> _Typed:
-        """With dead letters for records that `events` has no more."""
+        """With the records that `events` has no more among the rejects."""
         if not rejected:
             return self
         raw = _Raw(self.batch)
-        letters = [*self.letters, *(_letter(position, reason, raw.of(position)) for position, reason in rejected)]
-        return replace(self, letters=sorted(letters, key=lambda letter: letter.position))
+        rejects = [*self.rejects, *(_reject(record, reason, raw.of(record)) for record, reason in rejected)]
+        return replace(self, rejects=sorted(rejects, key=lambda reject: reject.record))
 
 
 def _decided(part: _Typed, absurd: np.typing.NDArray[np.bool_]) -> Decoded:
     if absurd.any():
         flags = pl.Series(absurd)
         reason = "absurd time: ahead of the events around it"
-        part = part.rejecting([(position, reason) for position in part.events.filter(flags)[POSITION]])
+        part = part.rejecting([(record, reason) for record in part.events.filter(flags)[RECORD]])
         part = replace(part, events=part.events.filter(~flags))
-    batch = part.batch
-    return Decoded(batch.source, batch.partition, part.first, part.next, part.events, part.letters)
+    return Decoded(part.batch, part.first, part.next, part.events, part.rejects)
 
 
 class _Raw:
@@ -328,9 +345,8 @@ class _Raw:
         self._batch = batch
         self._lines = batch.data.split(b"\n") if isinstance(batch.data, bytes) else []
 
-    def of(self, position: int) -> bytes:
-        index = position - self._batch.first
-        return self._lines[index] if isinstance(self._batch.data, bytes) else _row(self._batch.data, index)
+    def of(self, record: int) -> bytes:
+        return self._lines[record] if isinstance(self._batch.data, bytes) else _row(self._batch.data, record)
 
 
 def _row(table: pl.DataFrame, index: int) -> bytes:
@@ -395,18 +411,18 @@ def _table_column(table: pl.DataFrame, path: str) -> pl.Series | None:
     return column.fill_nan(None) if column.dtype.is_float() else column  # NaN is what pandas writes for nothing
 
 
-def _letter(position: int, reason: str, line: bytes) -> DeadLetter:
-    return DeadLetter(position, reason, len(line), line[:KEEP])
+def _reject(record: int, reason: str, line: bytes) -> Reject:
+    return Reject(record, reason, len(line), line[:KEEP])
 
 
 def _too_long(size: int | None, limit: int) -> str:
     return f"too long: {f'{size:,} bytes, ' if size else ''}the limit is {limit:,}"
 
 
-def _column(positions: Sequence[int]) -> pl.Series:
-    if isinstance(positions, range):
-        return pl.int_range(positions.start, positions.stop, dtype=pl.Int64, eager=True).alias(POSITION)
-    return pl.Series(POSITION, positions, dtype=pl.Int64)
+def _column(records: Sequence[int]) -> pl.Series:
+    if isinstance(records, range):
+        return pl.int_range(records.start, records.stop, dtype=pl.Int64, eager=True).alias(RECORD)
+    return pl.Series(RECORD, records, dtype=pl.Int64)
 
 
 def _as_type(node: Any) -> Any:

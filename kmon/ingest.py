@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import streamz
 
-from kmon.clock import EPOCH, Clock, Ticks, to_micros
+from kmon.clock import EPOCH, Clock, Lanes, Ticks, to_micros
 from kmon.config import Config
 from kmon.enrich import Enricher
-from kmon.events import POSITION, Decoded, Decoder
+from kmon.events import RECORD, Decoded, Decoder
 from kmon.sources import RawBatch, Source
-from kmon.store import Commit, EmbeddedStore
+from kmon.store import Commit, DeadLetter, EmbeddedStore
 
 HOT = dt.timedelta(hours=2)
 """Deltas further behind the watermark than this are merged into the one-minute tier."""
@@ -59,7 +60,8 @@ class Ingestion:
     ) -> None:
         self.progress = Progress()
         self._store = store
-        self._clock = Clock(config, store.clocks())
+        self._clock = Clock(config, store.clocks(), store.unread())
+        self._unread = store.unread()
         self._step = step if on_step else None
         self._on_step, self._on_batch = on_step, on_batch
         self._passed: dt.datetime | None = None
@@ -73,7 +75,7 @@ class Ingestion:
             self._source.map(Decoder(config, newest=store.newest()).feed)
             .flatten()
             .map(lambda decoded: replace(decoded, events=enrich(decoded.events)))
-            .map(lambda decoded: (decoded, self._clock.tick(decoded.events)))
+            .map(lambda decoded: (decoded, self._clock.tick(decoded.events, *_lanes(decoded))))
             .map(lambda pair: list(self._pieces(*pair)))
             .flatten()
             .sink(lambda piece: self._commit(*piece))
@@ -99,25 +101,25 @@ class Ingestion:
         if self._on_batch is not None:
             self._on_batch(self.progress)
 
-    def _pieces(self, decoded: Decoded, ticks: Ticks) -> Iterator[tuple[Commit, dt.datetime | None, int]]:
-        """Cut a batch before each event that arrived after its step was complete: (commit, step before it, late)."""
+    def _pieces(self, decoded: Decoded, ticks: Ticks) -> Iterator[tuple[Commit, dt.datetime | None]]:
+        """Cut a batch before each event that arrived after its step was complete: (commit, step before it)."""
         cuts = [(0, None), *self._cuts(decoded, ticks)]
-        letters = list(decoded.dead_letters)
+        letters = [DeadLetter(*decoded.batch.origin(r.record), r.reason, r.size, r.raw) for r in decoded.rejects]
+        records = [reject.record for reject in decoded.rejects]
         for number, (start, step) in enumerate(cuts):
             last = number == len(cuts) - 1
             end = decoded.events.height if last else cuts[number + 1][0]
-            first = decoded.first if number == 0 else int(decoded.events[POSITION][start])
-            upto = decoded.next if last else int(decoded.events[POSITION][end])
+            first = decoded.first if number == 0 else int(decoded.events[RECORD][start])
+            upto = decoded.next if last else int(decoded.events[RECORD][end])
             commit = Commit(
-                decoded.source,
-                decoded.partition,
-                first,
-                upto,
+                decoded.batch.moves_of(first, upto),
                 decoded.events[start:end],
                 ticks.newest_at(end - 1) if end > start else {},
-                [letter for letter in letters if first <= letter.position < upto],
+                letters[bisect_left(records, first) : bisect_left(records, upto)],
+                ticks.late_in(start, end),
+                _unread(decoded) if last else {},
             )
-            yield commit, step, int(ticks.late[start:end].sum())
+            yield commit, step
 
     def _cuts(self, decoded: Decoded, ticks: Ticks) -> list[tuple[int, dt.datetime | None]]:
         if self._step is None or not decoded.events.height:
@@ -130,9 +132,13 @@ class Ingestion:
         steps, first = np.unique(passed[too_late], return_index=True)
         return [(int(too_late[i]), EPOCH + int(s) * self._step) for s, i in zip(steps, first, strict=True)]
 
-    def _commit(self, commit: Commit, step: dt.datetime | None, late: int) -> None:
+    def _commit(self, commit: Commit, step: dt.datetime | None) -> None:
         self._run_steps(step)
-        self._store.commit(commit)
+        news = {name: count for name, count in commit.unread.items() if self._unread.get(name) != count}
+        if not (commit.moves or commit.events.height or news):  # a tick that tells nothing new
+            return
+        self._store.commit(replace(commit, unread=news))
+        self._unread.update(news)
         if self._step is not None:
             width = to_micros(self._step)
             numbers = np.unique(commit.events["event_time"].dt.epoch("us").to_numpy() // width)
@@ -140,7 +146,7 @@ class Ingestion:
         self.progress = Progress(
             self.progress.events + commit.events.height,
             self.progress.dead_letters + len(commit.dead_letters),
-            self.progress.late + late,
+            self.progress.late + sum(commit.late.values()),
             self.progress.batches + 1,
         )
 
@@ -156,3 +162,21 @@ class Ingestion:
 
     def _floor(self, time: dt.datetime | None) -> dt.datetime | None:
         return None if time is None or self._step is None else EPOCH + (time - EPOCH) // self._step * self._step
+
+
+def _lanes(decoded: Decoded) -> tuple[Lanes | None, dict[str, int]]:
+    """The partition of each event, where the source tells it and not a field of the event, and what is unread."""
+    batch = decoded.batch
+    if batch.lanes is None:
+        return None, _unread(decoded)
+    names = [label(move.source, move.partition) for move in batch.moves]
+    return Lanes(names, batch.lanes[decoded.events[RECORD].to_numpy()]), _unread(decoded)
+
+
+def _unread(decoded: Decoded) -> dict[str, int]:
+    return {label(*partition): count for partition, count in decoded.batch.unread.items()}
+
+
+def label(source: str, partition: int) -> str:
+    """What the clock calls a partition of a source."""
+    return f"{source}/{partition}"

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from kmon.config import Config, load_config
+from kmon.sources import Move
 from kmon.store import Commit, EmbeddedStore
 
 # how long an example takes says nothing of the code under test on a machine that does other things too
@@ -75,6 +76,6 @@ def commit(store: EmbeddedStore) -> Commits:
         events = frame(*rows)
         first = store.positions().get(("test", 0), 0)
         newest = {"0": events["event_time"].max().replace(tzinfo=dt.UTC)} if rows else {}
-        store.commit(Commit("test", 0, first, first + len(rows), events, newest))
+        store.commit(Commit([Move("test", 0, first, first + len(rows))], events, newest))
 
     return put

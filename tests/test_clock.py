@@ -78,10 +78,10 @@ def outcome(config, minutes, cuts):
     decoder = Decoder(config, now=lambda: T + 9999 * HOUR)
     data, edges = lines(minutes), [0, *sorted(cuts), len(minutes)]
     pairs = [(a, b) for a, b in itertools.pairwise(edges) if b > a]
-    batches = [RawBatch("f", 0, a, b, b"".join(data[a:b]), b - a) for a, b in pairs]
+    batches = [RawBatch.consecutive("f", 0, a, b"".join(data[a:b]), b - a) for a, b in pairs]
     parts = [part for batch in (*batches, None) for part in decoder.feed(batch)]
     times = [time for part in parts for time in part.events["event_time"]]
-    return times, [letter for part in parts for letter in part.dead_letters]
+    return times, [(part.batch.origin(r.record), r.reason) for part in parts for r in part.rejects]
 
 
 @given(st.lists(st.sampled_from([0, 1, 2, 3, 500, 501, 2000]), min_size=12, max_size=40), st.data())
@@ -100,9 +100,9 @@ def test_a_legitimate_jump_loses_nothing_wherever_a_batch_ends(config, cut):
 def test_a_jump_is_supported_by_the_next_file(config):
     decoder = Decoder(config, now=lambda: T + 9999 * HOUR)
     files = [lines([*STEADY, 1000]), lines(range(1001, 1010))]
-    batches = [RawBatch(str(i), 0, 0, len(x), b"".join(x), len(x)) for i, x in enumerate(files)]
+    batches = [RawBatch.consecutive(str(i), 0, 0, b"".join(x), len(x)) for i, x in enumerate(files)]
     parts = [part for batch in (*batches, None) for part in decoder.feed(batch)]
-    assert [(p.source, p.first, p.next, len(p.dead_letters)) for p in parts] == [
+    assert [(p.batch.source, p.first, p.next, len(p.rejects)) for p in parts] == [
         ("0", 0, 20, 0),
         ("0", 20, 21, 0),
         ("1", 0, 9, 0),
@@ -111,7 +111,7 @@ def test_a_jump_is_supported_by_the_next_file(config):
 
 def test_an_earlier_run_is_company(config):
     decoder = Decoder(config, now=lambda: T + 9999 * HOUR, newest=T)
-    batch = RawBatch("f", 0, 0, 1, lines([500])[0], 1)
+    batch = RawBatch.consecutive("f", 0, 0, lines([500])[0], 1)
     assert decoder.feed(batch) == []
 
 

@@ -4,7 +4,9 @@ import datetime as dt
 import io
 import itertools
 import json
+from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 
 from kmon.config import Config, load_config
 from kmon.errors import ConfigError
-from kmon.events import KEEP, POSITION, Decoded, Decoder
-from kmon.sources import RawBatch
+from kmon.events import KEEP, RECORD, Decoder
+from kmon.sources import Move, RawBatch
+from kmon.store import DeadLetter
 from tests.conftest import EVIL, TEMPLATE, T
 
 NOW = T + dt.timedelta(days=200)
@@ -38,16 +41,32 @@ def line(at: dt.datetime | str | int | None = T, **fields: object) -> bytes:
 
 
 def raw(lines: list[bytes], first: int = 0, **options: str) -> RawBatch:
-    return RawBatch("f", 0, first, first + len(lines), b"".join(x + b"\n" for x in lines), len(lines), **options)
+    return RawBatch.consecutive("f", 0, first, b"".join(x + b"\n" for x in lines), len(lines), **options)
 
 
-def feed(to: Decoder, *batches: RawBatch) -> Decoded:
+@dataclass
+class Seen:
+    """What came out of batches of one partition: events and rejects with their positions in it."""
+
+    events: pl.DataFrame
+    positions: list[int]
+    dead_letters: list[DeadLetter]
+    next: int
+
+
+def feed(to: Decoder, *batches: RawBatch) -> Seen:
     """All that comes out of `batches`, as one; offsets follow on each other."""
     parts = [part for batch in (*batches, None) for part in to.feed(batch)]
-    assert [part.first for part in parts[1:]] == [part.next for part in parts[:-1]]
-    letters = [letter for part in parts for letter in part.dead_letters]
+    moves = [move for part in parts for move in part.batch.moves_of(part.first, part.next)]
+    assert [move.first for move in moves[1:]] == [move.next for move in moves[:-1]]
+    letters = [
+        DeadLetter(*part.batch.origin(each.record), each.reason, each.size, each.raw)
+        for part in parts
+        for each in part.rejects
+    ]
     events = pl.concat([part.events.cast({pl.Categorical: pl.String}) for part in parts])
-    return Decoded("f", 0, parts[0].first, parts[-1].next, events, letters)
+    positions = [part.batch.origin(record)[2] for part in parts for record in part.events[RECORD]]
+    return Seen(events.drop(RECORD), positions, letters, moves[-1].next)
 
 
 def shop(tmp_path, fields: str) -> Config:
@@ -92,7 +111,7 @@ BAD = [
 @pytest.mark.parametrize(("bad", "reason"), BAD, ids=[reason + str(i) for i, (_, reason) in enumerate(BAD)])
 def test_a_bad_record_is_a_dead_letter_and_its_company_is_not(bad, reason):
     done = feed(decoder(), raw([line(), bad, line()], first=7))
-    assert done.events[POSITION].to_list() == [7, 9]
+    assert done.positions == [7, 9]
     assert [(x.position, x.reason, x.size, x.raw) for x in done.dead_letters] == [(8, reason, len(bad), bad[:KEEP])]
 
 
@@ -111,7 +130,7 @@ def test_a_ten_megabyte_line_is_cut_in_the_dead_letter():
 
 def test_blank_lines_are_no_records():
     done = feed(decoder(), raw([line(), b"", b"  \r", line()]))
-    assert (done.events[POSITION].to_list(), done.dead_letters, done.next) == ([0, 3], [], 4)
+    assert (done.positions, done.dead_letters, done.next) == ([0, 3], [], 4)
 
 
 def test_a_damaged_last_record_is_a_dead_letter_even_if_it_reads_well():
@@ -140,7 +159,7 @@ def test_every_record_is_decoded_or_buried_however_it_is_cut(lines, places):
     if whole is None:
         return
     cut = feed(decoder(), *batches)
-    assert sorted([*whole.events[POSITION], *(x.position for x in whole.dead_letters)]) == list(range(len(lines)))
+    assert sorted([*whole.positions, *(x.position for x in whole.dead_letters)]) == list(range(len(lines)))
     assert cut.events.equals(whole.events)
     assert cut.dead_letters == whole.dead_letters
 
@@ -150,7 +169,7 @@ def test_any_bytes_at_all(junk, after):
     lines = [*junk.split(b"\n"), *[line()] * after]
     done = feed(decoder(), raw(lines))
     blank = [i for i, x in enumerate(lines) if not x.strip()]
-    assert sorted([*done.events[POSITION], *(x.position for x in done.dead_letters), *blank]) == list(range(len(lines)))
+    assert sorted([*done.positions, *(x.position for x in done.dead_letters), *blank]) == list(range(len(lines)))
 
 
 # ---- times -----------------------------------------------------------------------------------------------------------
@@ -186,7 +205,11 @@ TIMES = [
 def test_times(tmp_path, field, value, expected, table):
     config = shop(tmp_path, f"ts: {field}, shop: {{}}")
     frame = pl.DataFrame({"ts": [str(value)]})
-    batch = RawBatch("f", 0, 0, 1, frame, 1) if table and not isinstance(value, int | float) else raw([line(value)])
+    batch = (
+        RawBatch.consecutive("f", 0, 0, frame, 1)
+        if table and not isinstance(value, int | float)
+        else raw([line(value)])
+    )
     done = feed(decoder(config), batch)
     found = [time.time().isoformat("auto").removesuffix(":00") for time in done.events["event_time"]]
     assert found == ([expected] if expected else [])
@@ -241,7 +264,7 @@ def test_cells_of_tables(tmp_path, kind, given, expected):
     table = pl.DataFrame(
         {"ts": ["2026-03-02T12:00:00Z"] * 5, "a.b": pl.Series([x or None if x == "" else x for x in given])}
     )
-    done = feed(decoder(config), RawBatch("f", 0, 0, 5, table, 5))
+    done = feed(decoder(config), RawBatch.consecutive("f", 0, 0, table, 5))
     assert done.events["cell"].to_list() == [x for x in expected if x != "x"]
     assert [x.position for x in done.dead_letters] == [i for i, x in enumerate(expected) if x == "x"]
     assert {x.reason for x in done.dead_letters} <= {f"wrong type: cell is not a {kind}"}
@@ -249,13 +272,13 @@ def test_cells_of_tables(tmp_path, kind, given, expected):
 
 def test_a_rejected_row_of_a_table_is_kept_as_json():
     rows = {"ts": ["2026-03-02T12:00:00", "x"], "operation": ["order", "a\u2028b"], "amount": ["1", "two\x85"]}
-    done = feed(decoder(), RawBatch("f", 0, 3, 5, pl.DataFrame(rows), 2))
+    done = feed(decoder(), RawBatch.consecutive("f", 0, 3, pl.DataFrame(rows), 2))
     assert [(x.position, json.loads(x.raw)["amount"]) for x in done.dead_letters] == [(4, "two\x85")]
 
 
 def test_long_rows_and_missing_columns_of_tables():
     table = pl.DataFrame({"operation": ["x" * 2_000_000, "order"]})
-    done = feed(decoder(), RawBatch("f", 0, 0, 2, table, 2))
+    done = feed(decoder(), RawBatch.consecutive("f", 0, 0, table, 2))
     assert [x.reason for x in done.dead_letters] == ["too long: the limit is 1,048,576", "no ts"]
 
 
@@ -263,9 +286,36 @@ def test_the_same_records_through_json_csv_and_parquet():
     rows = [json.loads(line(T, amount=1.5)), json.loads(line("x")), json.loads(line(T, operation="refund"))]
     frame = pl.DataFrame(rows)
     csv = pl.read_csv(io.BytesIO(frame.write_csv().encode()), infer_schema=False)
-    batches = [RawBatch("f", 0, 0, 3, data, 3) for data in (frame, csv)]
+    batches = [RawBatch.consecutive("f", 0, 0, data, 3) for data in (frame, csv)]
     results = [feed(decoder(), batch) for batch in (raw([json.dumps(row).encode() for row in rows]), *batches)]
     assert {tuple((x.position, x.reason) for x in done.dead_letters) for done in results} == {
         ((1, "no time: ts cannot be read"), (2, "unknown operation: refund"))
     }
     assert {tuple(done.events["amount"]) for done in results} == {(1.5,)}
+
+
+def test_records_of_several_partitions_keep_their_origin():
+    moves = (Move("a", 0, 5, 9), Move("b", 3, 0, 3))
+    lines = [line(partner="p1"), b"junk", line(partner="p2"), b"", line(partner="p3")]
+    lanes, positions = np.array([0, 1, 0, 1, 0], np.int32), np.array([5, 0, 6, 2, 8])
+    data = b"".join(x + b"\n" for x in lines)
+    batch = RawBatch(moves, data, 5, {3: "tombstone"}, lanes, positions, np.full(5, -1))
+    (done,) = decoder().feed(batch)
+    assert [batch.origin(record) for record in done.events[RECORD]] == [("a", 0, 5), ("a", 0, 6), ("a", 0, 8)]
+    assert [(batch.origin(r.record), r.reason) for r in done.rejects] == [
+        (("b", 3, 0), "not JSON"),
+        (("b", 3, 2), "tombstone"),
+    ]
+    assert batch.moves_of(0, 5) == moves
+    assert batch.moves_of(0, 2) == (Move("a", 0, 5, 6), Move("b", 3, 0, 2))
+    assert batch.moves_of(2, 5) == (Move("a", 0, 6, 9), Move("b", 3, 2, 3))
+
+
+def test_an_event_is_absurd_that_is_far_ahead_of_when_it_was_written():
+    hours = [0, 2, 0.5, 200]
+    lines = [line(T + dt.timedelta(hours=h)) for h in hours]
+    written = np.array([int(T.timestamp() * 1e6)] * 3 + [-1])
+    batch = RawBatch((Move("a", 0, 0, 4),), b"".join(x + b"\n" for x in lines), 4, written=written)
+    (done,) = decoder().feed(batch)
+    assert done.events[RECORD].to_list() == [0, 2, 3]
+    assert [r.reason for r in done.rejects] == ["absurd time: ahead of when it was written"]

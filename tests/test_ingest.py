@@ -20,7 +20,7 @@ def line(seconds: float, **fields: object) -> bytes:
 
 
 def batch(*lines: bytes, first: int = 0, source: str = "f") -> RawBatch:
-    return RawBatch(source, 0, first, first + len(lines), b"".join(lines), len(lines))
+    return RawBatch.consecutive(source, 0, first, b"".join(lines), len(lines))
 
 
 def steps_of(config, store, *batches, step=MINUTE):

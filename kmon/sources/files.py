@@ -15,7 +15,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -203,12 +203,12 @@ def _read_json(
         data, rest = data[:end], data[end:]
         if data:
             size = int(np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n")))
-            batch = RawBatch(source, 0, place.position, place.position + size, data, size)
+            batch = RawBatch.consecutive(source, 0, place.position, data, size)
             place.position, place.offset = place.position + size, place.offset + len(data)
             if (trimmed := batch.after(first)) is not None:
                 yield from _split(trimmed, limits.records)
     if ((rest and not growing) or damage) and place.position >= first:
-        yield RawBatch(source, 0, place.position, place.position + 1, rest + b"\n", 1, damage)
+        yield RawBatch.consecutive(source, 0, place.position, rest + b"\n", 1, damage)
 
 
 class _DamagedError(Exception):
@@ -257,7 +257,7 @@ def _split(batch: RawBatch, records: int) -> Iterator[RawBatch]:
         if rest is None or not isinstance(batch.data, bytes) or not isinstance(rest.data, bytes):
             break
         head = batch.data[: len(batch.data) - len(rest.data)]
-        yield replace(batch, next=rest.first, data=head, size=records)
+        yield RawBatch.consecutive(batch.source, 0, batch.first, head, records)
         batch = rest
     yield batch
 
@@ -271,12 +271,12 @@ def _read_table(source: str, tables: Iterator[pl.DataFrame], first: int) -> Iter
             table, damage = None, f"damaged file: {str(error).splitlines()[0]}"
         if table is None:
             break
-        skip, end = max(0, first - position), position + table.height
+        skip = max(0, first - position)
         if skip < table.height:
-            yield RawBatch(source, 0, position + skip, end, table[skip:], table.height - skip)
-        position = end
+            yield RawBatch.consecutive(source, 0, position + skip, table[skip:], table.height - skip)
+        position += table.height
     if damage and position >= first:
-        yield RawBatch(source, 0, position, position + 1, b"\n", 1, damage)
+        yield RawBatch.consecutive(source, 0, position, b"\n", 1, damage)
 
 
 def _parquet(path: Path, records: int) -> Iterator[pl.DataFrame]:
@@ -298,9 +298,8 @@ def _read_csv(source: str, raw: BinaryIO, first: int, limits: Limits) -> Iterato
         for data, size, damage in _rows(header, lines):
             skip = max(0, first - position)
             if skip < size:
-                yield RawBatch(
-                    source, 0, position + skip, position + size, data[skip:] if skip else data, size - skip, damage
-                )
+                rest = data[skip:] if skip else data
+                yield RawBatch.consecutive(source, 0, position + skip, rest, size - skip, damage)
             position += size
 
 

@@ -159,7 +159,7 @@ class Simulator:
                     size = row - first
                     if row == arrived and now < end:
                         self._caught_up_at = self._caught_up_at or position + size
-                    yield RawBatch(self.name, 0, position, position + size, encode(events[first:row]), size)
+                    yield RawBatch.consecutive(self.name, 0, position, encode(events[first:row]), size)
                     position += size
                     if stop.is_set():
                         return

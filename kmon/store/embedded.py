@@ -6,7 +6,8 @@ import contextlib
 import datetime as dt
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow as pa
 
 from kmon.config import Config, columns_of
 from kmon.errors import OffsetConflictError, StoreBusyError, StoreError
+from kmon.sources import Move
 from kmon.store import sql
 from kmon.store.base import Store
 from kmon.store.schema import Schema
@@ -27,6 +29,8 @@ from kmon.store.schema import Schema
 class DeadLetter:
     """A record that could not be read."""
 
+    source: str
+    partition: int
     position: int
     reason: str
     size: int
@@ -38,15 +42,17 @@ class DeadLetter:
 class Commit:
     """What one micro-batch changes, all of it or nothing."""
 
-    source: str
-    partition: int
-    first: int
-    next: int
+    moves: Sequence[Move]
+    """What happens to the offsets."""
     events: pl.DataFrame
     """Decoded events: the fields, and `event_time` (UTC without a zone)."""
-    clocks: dict[str, dt.datetime] = field(default_factory=dict)
+    clocks: Mapping[str, dt.datetime] = field(default_factory=dict)
     """The newest event time of each partition of the stream, as far as this batch moved it."""
     dead_letters: Sequence[DeadLetter] = ()
+    late: Mapping[str, int] = field(default_factory=dict)
+    """How many of the events came after the watermark had passed them, by partition."""
+    unread: Mapping[str, int] = field(default_factory=dict)
+    """How many records are left to be read, by partition, as far as that is known."""
 
 
 class EmbeddedStore(Store):
@@ -150,69 +156,58 @@ class EmbeddedStore(Store):
         return {(source, partition): position for source, partition, position in rows}
 
     def clocks(self) -> dict[str, dt.datetime]:
-        """The newest event time of each partition of the stream."""
-        rows = self.sql("SELECT partition, newest FROM clocks").rows()
+        """The newest event time of each partition of the stream that has had an event."""
+        rows = self.sql("SELECT partition, newest FROM clocks WHERE newest IS NOT NULL").rows()
         return {partition: newest.replace(tzinfo=dt.UTC) for partition, newest in rows}
 
-    def commit(self, batch: Commit) -> None:
-        """Write rollup deltas, dead letters, clocks and the offset in one transaction.
+    def unread(self) -> dict[str, int]:
+        """How many records each partition of the stream had left when that was last told."""
+        return dict(self.sql("SELECT partition, coalesce(unread, 0) FROM clocks").rows())
 
-        Raises OffsetConflictError, having changed nothing, where the stored offset is not `batch.first`.
+    def commit(self, batch: Commit) -> None:
+        """Write rollup deltas, dead letters, clocks and the offsets in one transaction.
+
+        Raises OffsetConflictError, having changed nothing, where a stored offset is not where its move begins.
         """
         fresh: dict[str, dict[str, int]] = {}
         with self._transaction() as connection:
-            self._swap_offset(connection, batch)
+            self._swap_offsets(connection, batch.moves)
             if batch.events.height:
                 numbered, fresh = self._numbered(batch.events)
                 for dimension, values in fresh.items():
                     table = pa.table({"id": pa.array(values.values(), pa.uint32()), "value": list(values)})
-                    connection.register("fresh", table)
-                    connection.execute(f"INSERT INTO {sql.dictionary(dimension)} SELECT * FROM fresh")
-                    connection.unregister("fresh")
-                connection.register("batch", numbered.to_arrow())
-                connection.execute(self.rollup_sql())
-                connection.unregister("batch")
-            for partition, newest in batch.clocks.items():
-                connection.execute(_CLOCK_SQL, [partition, newest.astimezone(dt.UTC).replace(tzinfo=None)])
-            self._bury(connection, batch)
+                    _run_with(connection, f"INSERT INTO {sql.dictionary(dimension)} SELECT * FROM given", table)
+                _run_with(connection, self.rollup_sql(), numbered.to_arrow())
+            if clocks := _clock_rows(batch):
+                _run_with(connection, _CLOCK_SQL, pa.Table.from_pylist(clocks, _CLOCKS))
+            if batch.dead_letters:
+                _run_with(connection, "INSERT INTO dead_letters SELECT * FROM given", _letters(batch.dead_letters))
+                kinds = Counter(_kind(letter.reason) for letter in batch.dead_letters)
+                told = pa.table({"reason": list(kinds), "records": list(kinds.values())})
+                _run_with(connection, _REJECTED_SQL, told)
         for dimension, values in fresh.items():
             self._numbers[dimension].update(values)
 
     @staticmethod
-    def _swap_offset(connection: duckdb.DuckDBPyConnection, batch: Commit) -> None:
-        key = [batch.source, batch.partition]
-        stored = connection.execute("SELECT position FROM offsets WHERE source = $1 AND partition = $2", key).fetchone()
-        position = stored[0] if stored else 0
-        if position != batch.first:
-            message = f"{batch.source}: the store is at position {position}, this batch begins at {batch.first}"
-            raise OffsetConflictError(message)
-        connection.execute("INSERT OR REPLACE INTO offsets VALUES ($1, $2, $3)", [*key, batch.next])
-
-    @staticmethod
-    def _bury(connection: duckdb.DuckDBPyConnection, batch: Commit) -> None:
-        if batch.dead_letters:
-            letters = batch.dead_letters
-            received = [dt.datetime.now(dt.UTC).replace(tzinfo=None)] * len(letters)
-            columns = {
-                "source": [batch.source] * len(letters),
-                "partition": [batch.partition] * len(letters),
-                "position": [letter.position for letter in letters],
-                "received_at": received,
-                "reason": [letter.reason for letter in letters],
-                "size": [letter.size for letter in letters],
-                "raw": pa.array([letter.raw for letter in letters], pa.binary()),
-            }
-            connection.register("buried", pa.table(columns))
-            connection.execute("INSERT INTO dead_letters SELECT * FROM buried")
-            connection.unregister("buried")
+    def _swap_offsets(connection: duckdb.DuckDBPyConnection, moves: Sequence[Move]) -> None:
+        for move in moves:
+            key = [move.source, move.partition]
+            row = connection.execute(
+                "SELECT position FROM offsets WHERE source = $1 AND partition = $2", key
+            ).fetchone()
+            position = row[0] if row else 0
+            if position != move.first:
+                message = f"{move.source}: the store is at position {position}, this batch begins at {move.first}"
+                raise OffsetConflictError(message)
+            connection.execute("INSERT OR REPLACE INTO offsets VALUES ($1, $2, $3)", [*key, move.next])
 
     def rollup_sql(self) -> str:
-        """Group the registered `batch` of numbered events into 10-second deltas."""
+        """Group the numbered events in ``given`` into 10-second deltas."""
         dimensions = "".join(f", {sql.name('#' + d)}" for d in self.schema.dimensions)
         measures = ", ".join(f"({m.expression})::{m.type}" for m in self.schema.measures.values())
         return (
             f"INSERT INTO rollup_10s({self.schema.columns()})"
-            f" SELECT time_bucket(INTERVAL 10 SECONDS, event_time){dimensions}, {measures} FROM batch GROUP BY ALL"
+            f" SELECT time_bucket(INTERVAL 10 SECONDS, event_time){dimensions}, {measures} FROM given GROUP BY ALL"
         )
 
     def _numbered(self, events: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, dict[str, int]]]:
@@ -266,9 +261,51 @@ class EmbeddedStore(Store):
         )
 
 
+def _run_with(connection: duckdb.DuckDBPyConnection, statement: str, table: pa.Table) -> None:
+    """Run a statement that reads `table` under the name ``given``."""
+    connection.register("given", table)
+    connection.execute(statement)
+    connection.unregister("given")
+
+
+def _clock_rows(batch: Commit) -> list[dict[str, Any]]:
+    names = dict.fromkeys([*batch.clocks, *batch.late, *batch.unread])
+    utc = {name: time.astimezone(dt.UTC).replace(tzinfo=None) for name, time in batch.clocks.items()}
+    return [
+        {"partition": n, "newest": utc.get(n), "late": batch.late.get(n, 0), "unread": batch.unread.get(n)}
+        for n in names
+    ]
+
+
+def _letters(letters: Sequence[DeadLetter]) -> pa.Table:
+    received = dt.datetime.now(dt.UTC).replace(tzinfo=None)
+    return pa.table(
+        {
+            "source": [letter.source for letter in letters],
+            "partition": [letter.partition for letter in letters],
+            "position": [letter.position for letter in letters],
+            "received_at": [received] * len(letters),
+            "reason": [letter.reason for letter in letters],
+            "size": [letter.size for letter in letters],
+            "raw": pa.array([letter.raw for letter in letters], pa.binary()),
+        }
+    )
+
+
+def _kind(reason: str) -> str:
+    """A reason without what is the record's own, so that there are few to count."""
+    return reason.split(":", 1)[0] if reason.startswith(("unknown ", "too long")) else reason
+
+
+_CLOCKS = pa.schema({"partition": pa.string(), "newest": pa.timestamp("us"), "late": pa.int64(), "unread": pa.int64()})
 _CLOCK_SQL = (
-    "INSERT INTO clocks VALUES ($1, $2)"
-    " ON CONFLICT (partition) DO UPDATE SET newest = greatest(newest, excluded.newest)"
+    "INSERT INTO clocks SELECT partition, newest, late, unread FROM given ON CONFLICT (partition)"
+    " DO UPDATE SET newest = greatest(newest, excluded.newest), late = late + excluded.late,"
+    " unread = coalesce(excluded.unread, unread)"
+)
+_REJECTED_SQL = (
+    "INSERT INTO rejected SELECT reason, records FROM given"
+    " ON CONFLICT (reason) DO UPDATE SET records = records + excluded.records"
 )
 _Settings = dict[str, str | bool | int | float | list[str]]
 _SETTINGS: _Settings = {

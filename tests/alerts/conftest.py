@@ -14,6 +14,7 @@ import pytest
 from kmon.config import Config, load_config
 from kmon.ledger import Incident, Ledger, SweepRecord
 from kmon.partners import Partners
+from kmon.sources import Move
 from kmon.store import Commit, EmbeddedStore
 from tests.conftest import TEMPLATE
 from tests.slack_server import TOKEN, SlackServer
@@ -124,7 +125,7 @@ def store(tmp_path: Path, make_config: Callable[..., Config]) -> Iterator[Embedd
     events = events.with_columns(pl.lit(None, pl.String).alias(n) for n in texts).with_columns(amount=pl.lit(9.5))
     opened = EmbeddedStore(tmp_path / "x.duckdb", config)
     with opened:
-        opened.commit(Commit("test", 0, 0, events.height, events, {"0": T + 5 * MINUTE}))
+        opened.commit(Commit([Move("test", 0, 0, events.height)], events, {"0": T + 5 * MINUTE}))
         yield opened
 
 

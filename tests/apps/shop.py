@@ -9,6 +9,7 @@ import polars as pl
 
 from kmon.config import Config, load_config
 from kmon.ledger import Incident, Ledger, SweepRecord
+from kmon.sources import Move
 from kmon.store import Commit, EmbeddedStore
 
 END = dt.datetime(2026, 1, 10, 12, tzinfo=dt.UTC)
@@ -56,7 +57,7 @@ def visits(start: dt.datetime, end: dt.datetime, shops: tuple[str, ...] = SHOPS,
 def add(store: EmbeddedStore, events: pl.DataFrame, end: dt.datetime) -> None:
     """Commit `events`, after which the data is complete up to `end`."""
     first = next(iter(store.positions().values()), 0)
-    store.commit(Commit("test", 0, first, first + events.height, events, {"0": end}))
+    store.commit(Commit([Move("test", 0, first, first + events.height)], events, {"0": end}))
 
 
 def fill(config: Config) -> Path:

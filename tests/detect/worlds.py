@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from kmon.config import Config
+from kmon.sources import Move
 from kmon.store import Commit, EmbeddedStore
 
 AT = dt.datetime(2026, 1, 10, 12, tzinfo=dt.UTC)
@@ -116,7 +117,7 @@ def traffic(
 def add(store: EmbeddedStore, events: pl.DataFrame, upto: dt.datetime = AT) -> None:
     """Commit `events`, after which the data is complete up to `upto`."""
     first = next(iter(store.positions().values()), 0)
-    store.commit(Commit("test", 0, first, first + events.height, events, {"0": upto}))
+    store.commit(Commit([Move("test", 0, first, first + events.height)], events, {"0": upto}))
 
 
 def shop(events: pl.DataFrame, settings: Config | None = None, upto: dt.datetime = AT) -> EmbeddedStore:

@@ -55,7 +55,7 @@ def numbers(batches) -> list[int]:
     for one, after in itertools.pairwise(batches):
         assert after.first == (one.next if one.source == after.source else 0)
     assert all(batch.next - batch.first == batch.size for batch in batches)
-    frames = [b.data if isinstance(b.data, pl.DataFrame) else pl.read_ndjson(b.data) for b in batches if not b.damage]
+    frames = [b.data if isinstance(b.data, pl.DataFrame) else pl.read_ndjson(b.data) for b in batches if not b.damaged]
     return [int(n) for frame in frames for n in frame["n"]]
 
 
@@ -98,12 +98,12 @@ def test_a_truncated_archive_gives_what_it_has(tmp_path, config, name, lost):
     path.write_bytes(path.read_bytes().rstrip(b"\0")[:-lost])
     after = write(tmp_path / "a.ndjson", WHOLE)
     batches = read(path, after)
-    damaged = [batch for batch in batches if batch.damage]
+    damaged = [batch for batch in batches if batch.damaged]
     kept = numbers([batch for batch in batches if batch.source == str(path)])
     assert kept == list(range(len(kept)))
     assert 0 < len(kept) <= 400
-    assert [(b.size, b.damage) for b in damaged] == [(1, "damaged archive: it ends in the middle")]
-    assert [x.reason for x in Decoder(config).decode(damaged[0]).dead_letters] == [damaged[0].damage]
+    assert [(b.size, b.damaged) for b in damaged] == [(1, {0: "damaged archive: it ends in the middle"})]
+    assert [x.reason for x in Decoder(config).decode(damaged[0]).rejects] == [damaged[0].damaged[0]]
     assert numbers([batch for batch in batches if batch.source == str(after)]) == list(range(400))
     assert read(path, positions={(str(path), 0): damaged[0].next}) == []
 
@@ -114,20 +114,20 @@ def test_junk_is_one_damaged_record_or_a_bad_line(tmp_path, config, name):
     path.write_bytes(b"\x00\xff junk" * 5)
     decoded = [Decoder(config).decode(batch) for batch in read(path)]
     assert sum(each.events.height for each in decoded) == 0
-    assert sum(len(each.dead_letters) for each in decoded) == (0 if name == "a.csv" else 1)
+    assert sum(len(each.rejects) for each in decoded) == (0 if name == "a.csv" else 1)
 
 
 def test_a_truncated_parquet_file_is_one_damaged_record(tmp_path):
     path = write(tmp_path / "a.parquet", WHOLE)
     path.write_bytes(path.read_bytes()[:-50])
-    assert [batch.damage[:13] for batch in read(path)] == ["damaged file:"]
+    assert [batch.damaged[0][:13] for batch in read(path)] == ["damaged file:"]
 
 
 def test_a_ten_megabyte_line(tmp_path, config):
     path = tmp_path / "a.ndjson"
     path.write_bytes(LINES[0] + b"\n" + b'{"x": "' + b"y" * 10_000_000 + b'"}\n' + LINES[1])
     decoded = [Decoder(config).decode(batch) for batch in read(path)]
-    assert [(each.first, each.events.height, [x.size for x in each.dead_letters]) for each in decoded] == [
+    assert [(each.batch.first, each.events.height, [x.size for x in each.rejects]) for each in decoded] == [
         (0, 1, []), (1, 0, [10_000_009]), (2, 1, []),
     ]  # fmt: skip
 
@@ -266,7 +266,7 @@ def test_an_archive_that_is_still_being_copied_is_waited_for(tmp_path):
     assert next(batches).source.endswith("b.ndjson")
     path.write_bytes(whole)
     os.utime(path, (0, 0))
-    assert (batch := next(batches)).damage is None
+    assert (batch := next(batches)).damaged == {}
     assert batch.next == 400
 
 
@@ -276,7 +276,7 @@ def test_an_archive_cut_in_its_header_is_damaged(tmp_path, kind):
     path = tmp_path / f"a.ndjson.{kind}"
     path.write_bytes(packed[:3])
     (batch,) = FilesSource([path]).read({}, threading.Event())
-    assert batch.damage == "damaged archive: it ends in the middle"
+    assert batch.damaged == {0: "damaged archive: it ends in the middle"}
 
 
 BROKEN_ROW = {
@@ -297,5 +297,5 @@ def test_a_broken_row_of_a_csv_is_one_dead_letter_with_its_bytes(tmp_path, what,
     batches = list(FilesSource([path], limits=Limits(100)).read({(str(path), 0): first}, threading.Event()))
     assert [b.first for b in batches[1:]] == [b.next for b in batches[:-1]]
     assert (batches[0].first, batches[-1].next) == (first, 300)
-    damaged = [(b.first, b.data) for b in batches if b.damage]
+    damaged = [(b.first, b.data) for b in batches if b.damaged]
     assert damaged == ([(155, BROKEN_ROW[what] + b"\n")] if first <= 155 else [])

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+from kmon.sources import Move
 from kmon.store import Commit, EmbeddedStore
 from tests.conftest import TEMPLATE, T, frame
 from tests.store.conftest import HOUR
@@ -23,7 +24,7 @@ with EmbeddedStore(sys.argv[2], load_config(sys.argv[1])) as store:
     try:
         while committed < 500:
             rows = [{"partner": f"partner {committed} {i} {'x' * 40}"} for i in range(1000)]
-            store.commit(Commit("f", 0, committed, committed + 1, frame(*rows)))
+            store.commit(Commit([Move("f", 0, committed, committed + 1)], frame(*rows)))
             committed += 1
     except StoreError as error:
         print(json.dumps([committed, str(error)]))
@@ -41,4 +42,4 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written(tmp_path, config):
     with EmbeddedStore(path, config) as again:
         assert again.positions() == {("f", 0): committed}
         assert again.totals({}, T, T + HOUR)["sessions"] == committed * 1000
-        again.commit(Commit("f", 0, committed, committed + 1, frame({})))
+        again.commit(Commit([Move("f", 0, committed, committed + 1)], frame({})))

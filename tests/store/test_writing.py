@@ -10,6 +10,7 @@ import pytest
 
 from kmon.config import Config, load_config
 from kmon.errors import ConfigError, OffsetConflictError, StoreBusyError, StoreError
+from kmon.sources import Move
 from kmon.store import Commit, DeadLetter, EmbeddedStore
 from tests.conftest import TEMPLATE, T, frame
 from tests.store.conftest import HOUR, MINUTE, SECOND
@@ -29,8 +30,8 @@ def changed(config: Config, **updates: object) -> Config:
 
 
 def test_a_commit_moves_offset_clock_rows_and_dead_letters_at_once(store):
-    letter = DeadLetter(1, "not JSON", 4, b"\xff\x00ab")
-    store.commit(Commit("f", 2, 0, 2, SESSION, {"a": T}, [letter]))
+    letter = DeadLetter("f", 2, 1, "not JSON", 4, b"\xff\x00ab")
+    store.commit(Commit([Move("f", 2, 0, 2)], SESSION, {"a": T}, [letter]))
     assert store.positions() == {("f", 2): 2}
     assert store.clocks() == {"a": T}
     found = store.sql("SELECT source, partition, position, reason, size, raw FROM dead_letters").rows()
@@ -40,23 +41,25 @@ def test_a_commit_moves_offset_clock_rows_and_dead_letters_at_once(store):
 
 @pytest.mark.parametrize("first", [0, 1, 3, 99])
 def test_a_batch_that_is_not_next_changes_nothing(store, first):
-    store.commit(Commit("f", 0, 0, 2, SESSION))
+    store.commit(Commit([Move("f", 0, 0, 2)], SESSION))
     with pytest.raises(OffsetConflictError, match=f"f: the store is at position 2, this batch begins at {first}"):
-        store.commit(Commit("f", 0, first, 9, frame({"partner": "new"}), {"0": T}, [DeadLetter(0, "x", 1, b"")]))
+        store.commit(
+            Commit([Move("f", 0, first, 9)], frame({"partner": "new"}), {"0": T}, [DeadLetter("f", 0, 0, "x", 1, b"")])
+        )
     assert (store.positions(), store.clocks()) == ({("f", 0): 2}, {})
     assert store.number("partner", "new") is None
-    store.commit(Commit("f", 0, 2, 3, frame({"partner": "new"})))
+    store.commit(Commit([Move("f", 0, 2, 3)], frame({"partner": "new"})))
     assert store.totals({"partner": "new"}, T, T + MINUTE)["sessions"] == 1
 
 
 def test_a_clock_never_goes_back(store):
-    store.commit(Commit("f", 0, 0, 1, SESSION, {"0": T}))
-    store.commit(Commit("f", 0, 1, 2, SESSION, {"0": T - HOUR, "1": T - HOUR}))
+    store.commit(Commit([Move("f", 0, 0, 1)], SESSION, {"0": T}))
+    store.commit(Commit([Move("f", 0, 1, 2)], SESSION, {"0": T - HOUR, "1": T - HOUR}))
     assert store.clocks() == {"0": T, "1": T - HOUR}
 
 
 def test_a_commit_without_events(store):
-    store.commit(Commit("f", 0, 0, 5, SESSION[:0]))
+    store.commit(Commit([Move("f", 0, 0, 5)], SESSION[:0]))
     assert store.positions() == {("f", 0): 5}
 
 
@@ -64,9 +67,9 @@ def test_a_measure_that_fails_changes_nothing(tmp_path, config):
     config = changed(config, measures={"odd": "sum(CASE WHEN status = 'ok' THEN 1 ELSE error('no') END)"})
     with EmbeddedStore(tmp_path / "k.duckdb", config) as store:
         with pytest.raises(StoreError, match=r"k.duckdb cannot be written: no"):
-            store.commit(Commit("f", 0, 0, 1, frame({"status": "error", "partner": "new"})))
+            store.commit(Commit([Move("f", 0, 0, 1)], frame({"status": "error", "partner": "new"})))
         assert (store.positions(), store.number("partner", "new")) == ({}, None)
-        store.commit(Commit("f", 0, 0, 1, SESSION))
+        store.commit(Commit([Move("f", 0, 0, 1)], SESSION))
 
 
 def test_missing_values_are_counted_and_are_no_values(store, commit):
@@ -110,7 +113,7 @@ def test_smallest_and_largest_are_merged_as_such(tmp_path, config):
     config = changed(config, measures={"least": "min(amount)", "most": "max(amount) FILTER (status = 'ok')"})
     with EmbeddedStore(tmp_path / "k.duckdb", config) as store:
         for i, amount in enumerate([5.0, 2.0, 9.0]):
-            store.commit(Commit("f", 0, i, i + 1, frame({"amount": amount, "event_time": T + i * SECOND})))
+            store.commit(Commit([Move("f", 0, i, i + 1)], frame({"amount": amount, "event_time": T + i * SECOND})))
         for _ in range(2):
             assert store.totals({}, T, T + MINUTE) == {"events_": 3, "least": 2.0, "most": 9.0}
             store.compact(T + HOUR)
@@ -121,7 +124,7 @@ def test_sums_of_whole_numbers_do_not_overflow(tmp_path, config):
     with EmbeddedStore(tmp_path / "k.duckdb", changed(config, measures=measures)) as store:
         events = SESSION.with_columns(partition=2**62)
         for i in range(4):
-            store.commit(Commit("f", 0, i, i + 1, events))
+            store.commit(Commit([Move("f", 0, i, i + 1)], events))
         assert store.totals({}, T, T + MINUTE) == {"events_": 4, "total": 2.0**64, "some": 4}
         assert store.schema.measures["some"].type == "BIGINT"
 
@@ -133,10 +136,10 @@ def test_new_dimensions_and_measures_keep_history(tmp_path, config):
     path, end = tmp_path / "k.duckdb", T + MINUTE
     old = changed(config, dimensions=("country",), measures={"sessions": config.measures["sessions"]})
     with EmbeddedStore(path, old) as store:
-        store.commit(Commit("f", 0, 0, 1, frame({"country": "SE"})))
+        store.commit(Commit([Move("f", 0, 0, 1)], frame({"country": "SE"})))
     measures = {"amount": "sum(amount)", "sessions": config.measures["sessions"]}
     with EmbeddedStore(path, changed(config, dimensions=("partner", "country"), measures=measures)) as store:
-        store.commit(Commit("f", 0, 1, 2, frame({"country": "SE", "amount": 7.0})))
+        store.commit(Commit([Move("f", 0, 1, 2)], frame({"country": "SE", "amount": 7.0})))
         for _ in range(2):
             assert store.totals({"country": "SE"}, T, end) == {"events_": 2, "amount": 7.0, "sessions": 2}
             assert store.totals({"partner": "p1", "country": "SE"}, T, end)["sessions"] == 1
@@ -149,7 +152,7 @@ def test_new_dimensions_and_measures_keep_history(tmp_path, config):
 def test_another_order_of_dimensions_mixes_nothing_up(tmp_path, config):
     for i, names in enumerate([("partner", "country"), ("country", "partner")]):
         with EmbeddedStore(tmp_path / "k.duckdb", changed(config, dimensions=names)) as store:
-            store.commit(Commit("f", 0, i, i + 1, frame({"country": "SE"})))
+            store.commit(Commit([Move("f", 0, i, i + 1)], frame({"country": "SE"})))
             store.compact(T + HOUR)
             assert store.totals({"partner": "p1", "country": "SE"}, T, T + MINUTE)["sessions"] == i + 1
 
@@ -190,7 +193,7 @@ def test_reading_needs_no_configuration_and_writes_nothing(store, tmp_path, fill
     with EmbeddedStore(tmp_path / "kmon.duckdb", read_only=True) as opened:
         assert opened.totals({}, T, T + MINUTE)["sessions"] == 2
         with pytest.raises(StoreError, match="cannot be written"):
-            opened.commit(Commit("f", 0, 0, 1, SESSION))
+            opened.commit(Commit([Move("f", 0, 0, 1)], SESSION))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +253,9 @@ def test_reading_while_writing(store):
     for thread in threads:
         thread.start()
     for i in range(40):
-        store.commit(Commit("f", 0, i, i + 1, frame({"partner": f"p{i}"}, {"event_time": T + dt.timedelta(minutes=i)})))
+        store.commit(
+            Commit([Move("f", 0, i, i + 1)], frame({"partner": f"p{i}"}, {"event_time": T + dt.timedelta(minutes=i)}))
+        )
         if i % 10 == 9:
             store.compact(T + dt.timedelta(minutes=i))
     stop.set()
@@ -265,7 +270,7 @@ def test_two_writers_in_one_process_cannot_commit_the_same_batch(store):
 
     def write() -> None:
         try:
-            store.commit(Commit("f", 0, 0, 1, SESSION))
+            store.commit(Commit([Move("f", 0, 0, 1)], SESSION))
             outcomes.append("done")
         except OffsetConflictError:
             outcomes.append("refused")
