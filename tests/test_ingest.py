@@ -3,11 +3,12 @@ from __future__ import annotations
 import datetime as dt
 import json
 
+import numpy as np
 import pytest
 
 from kmon.errors import StoreError
 from kmon.ingest import Ingestion
-from kmon.sources import RawBatch
+from kmon.sources import Move, RawBatch
 from kmon.sources.files import FilesSource, Limits
 from kmon.store import EmbeddedStore
 from tests.conftest import T
@@ -136,7 +137,7 @@ def test_closed_hours_are_compacted_on_the_way(config, store):
     for hour in range(6):
         run.emit(batch(*(line(hour * 3600 + i) for i in range(0, 3600, 60)), first=hour * 60))
     tiers = {tier: found["events"] for tier, found in store.status()["tiers"].items()}
-    assert tiers == {"rollup_10s": 180, "rollup_1m": 180}
+    assert tiers == {"rollup_10s": 180, "rollup_1m": 180, "rollup_1h": 0}
 
 
 def test_numbers_survive_a_restart(config, tmp_path):
@@ -145,3 +146,55 @@ def test_numbers_survive_a_restart(config, tmp_path):
             Ingestion(config, store).emit(batch(line(first, partner=name), first=first))
             found = store.values("partner", {}, T, T + MINUTE, 5).rows()
     assert found == [("a", 2), ("b", 1)]
+
+
+def polled(*records: tuple[int, int, int], unread: dict[int, int] | None = None) -> RawBatch:
+    """A poll of topic t: (partition, position, seconds after T) of each record, and what is left by partition."""
+    partitions = sorted({partition for partition, _, _ in records})
+    of = {p: [position for partition, position, _ in records if partition == p] for p in partitions}
+    return RawBatch(
+        tuple(Move("t", p, of[p][0], of[p][-1] + 1) for p in partitions),
+        b"".join(line(seconds) for _, _, seconds in records),
+        len(records),
+        lanes=np.array([partitions.index(partition) for partition, _, _ in records], np.int32),
+        positions=np.array([position for _, position, _ in records], np.int64),
+        written=np.full(len(records), -1),
+        unread={("t", p): count for p, count in (unread or {}).items()},
+    )
+
+
+def mark(store):
+    return store.watermark(30 * SECOND, 10 * MINUTE)
+
+
+def test_one_commit_moves_the_offsets_of_all_partitions_of_a_poll(config, store):
+    run = Ingestion(config, store)
+    run.emit(polled((0, 0, 10), (1, 0, 20), (0, 1, 30), (1, 4, 40)))
+    assert store.positions() == {("t", 0): 2, ("t", 1): 5}
+    assert store.clocks() == {"t/0": T + 30 * SECOND, "t/1": T + 40 * SECOND}
+    assert (run.progress.batches, run.progress.events) == (1, 4)
+
+
+def test_a_partition_with_unread_records_holds_the_watermark_however_far_behind(config, store):
+    run = Ingestion(config, store)
+    run.emit(polled((0, 0, 10), (1, 0, 20), unread={1: 3}))
+    run.emit(polled((0, 1, 5000)))
+    assert mark(store) == T - 10 * SECOND
+    tick = RawBatch((), b"", 0, unread={("t", 1): 0})
+    run.emit(tick)
+    assert mark(store) == T + 4970 * SECOND
+
+
+def test_late_events_are_counted_by_partition(config, store):
+    run = Ingestion(config, store)
+    run.emit(polled((0, 0, 100), (1, 0, 200)))
+    run.emit(polled((0, 1, 20), (0, 2, 120), (1, 1, 210)))
+    assert run.progress.late == 1
+    assert {c["partition"]: c["late"] for c in store.status()["clocks"]} == {"t/0": 1, "t/1": 0}
+
+
+def test_a_tick_that_tells_nothing_new_writes_nothing(config, store):
+    run = Ingestion(config, store)
+    run.emit(polled((0, 0, 10), unread={0: 2}))
+    run.emit(RawBatch((), b"", 0, unread={("t", 0): 2}))
+    assert run.progress.batches == 1

@@ -78,7 +78,8 @@ class Store(ABC):
     def watermark(self, lateness: dt.timedelta, idle: dt.timedelta) -> dt.datetime | None:
         """The event time up to which the data is complete; None before the first event.
 
-        The slowest partition's newest event less `lateness`; a partition more than `idle` behind is left out.
+        The slowest partition's newest event less `lateness`; a partition more than `idle` behind is left out, unless
+        it has records that were not read yet.
         """
         found = self._one(self.watermark_sql(lateness, idle))[0]
         return _aware(found)
@@ -87,7 +88,7 @@ class Store(ABC):
     def watermark_sql(lateness: dt.timedelta, idle: dt.timedelta) -> str:
         return (
             f"SELECT min(newest) - to_milliseconds({lateness // dt.timedelta(milliseconds=1)}) FROM clocks"
-            f" WHERE newest >= (SELECT max(newest) FROM clocks) - to_seconds({idle.total_seconds()})"
+            f" WHERE unread > 0 OR newest >= (SELECT max(newest) FROM clocks) - to_seconds({idle.total_seconds()})"
         )
 
     def newest(self) -> dt.datetime | None:
@@ -265,9 +266,7 @@ class Store(ABC):
     def status(self) -> dict[str, Any]:
         """Offsets, clocks, rows and events a tier, dead letters by reason, bytes on disk (of the database)."""
         count = f"SELECT count(*) AS rows, coalesce(sum({EVENTS}), 0)::BIGINT AS events"
-        kind = "CASE WHEN starts_with(reason, 'unknown ') OR starts_with(reason, 'too long') THEN"
-        kind += " split_part(reason, ':', 1) ELSE reason END"  # the rest is the record's own
-        letters = f"SELECT {kind}, count(*) FROM dead_letters GROUP BY 1 ORDER BY 2 DESC, 1"
+        letters = "SELECT reason, records FROM rejected ORDER BY records DESC, reason"
         size = (
             "SELECT coalesce(sum(total_blocks * block_size), 0)::BIGINT FROM pragma_database_size()"
             " WHERE database_name = current_database()"

@@ -6,7 +6,6 @@ import contextlib
 import datetime as dt
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from kmon.errors import OffsetConflictError, StoreBusyError, StoreError
 from kmon.sources import Move
 from kmon.store import sql
 from kmon.store.base import Store
-from kmon.store.schema import Schema
+from kmon.store.schema import LAYOUT, Schema, rejected_sql
 
 
 @dataclass(frozen=True)
@@ -122,12 +121,14 @@ class EmbeddedStore(Store):
             return schema
         stored = Schema.loads(str(self._rows("SELECT value FROM meta WHERE key = 'schema'")[0][0]))
         if config is None:
+            if stored.layout < LAYOUT:
+                message = f"{self._path} was written by an earlier kmon: bring it up to date with 'kmon ingest' once"
+                raise StoreError(message)
             return stored
         schema = Schema.of(config)
-        changes = schema.change_sql(stored)
-        if changes:
+        if schema != stored:
             with self._transaction() as connection:
-                for statement in changes:
+                for statement in schema.change_sql(stored):
                     connection.execute(statement)
                 connection.execute("UPDATE meta SET value = $1 WHERE key = 'schema'", [schema.dumps()])
         return schema
@@ -181,10 +182,9 @@ class EmbeddedStore(Store):
             if clocks := _clock_rows(batch):
                 _run_with(connection, _CLOCK_SQL, pa.Table.from_pylist(clocks, _CLOCKS))
             if batch.dead_letters:
-                _run_with(connection, "INSERT INTO dead_letters SELECT * FROM given", _letters(batch.dead_letters))
-                kinds = Counter(_kind(letter.reason) for letter in batch.dead_letters)
-                told = pa.table({"reason": list(kinds), "records": list(kinds.values())})
-                _run_with(connection, _REJECTED_SQL, told)
+                letters = _letters(batch.dead_letters)
+                _run_with(connection, "INSERT INTO dead_letters SELECT * FROM given", letters)
+                _run_with(connection, _REJECTED_SQL, letters)
         for dimension, values in fresh.items():
             self._numbers[dimension].update(values)
 
@@ -292,11 +292,6 @@ def _letters(letters: Sequence[DeadLetter]) -> pa.Table:
     )
 
 
-def _kind(reason: str) -> str:
-    """A reason without what is the record's own, so that there are few to count."""
-    return reason.split(":", 1)[0] if reason.startswith(("unknown ", "too long")) else reason
-
-
 _CLOCKS = pa.schema({"partition": pa.string(), "newest": pa.timestamp("us"), "late": pa.int64(), "unread": pa.int64()})
 _CLOCK_SQL = (
     "INSERT INTO clocks SELECT partition, newest, late, unread FROM given ON CONFLICT (partition)"
@@ -304,7 +299,7 @@ _CLOCK_SQL = (
     " unread = coalesce(excluded.unread, unread)"
 )
 _REJECTED_SQL = (
-    "INSERT INTO rejected SELECT reason, records FROM given"
+    f"INSERT INTO rejected {rejected_sql('given')}"
     " ON CONFLICT (reason) DO UPDATE SET records = records + excluded.records"
 )
 _Settings = dict[str, str | bool | int | float | list[str]]

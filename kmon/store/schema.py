@@ -2,20 +2,25 @@
 
 dim_<dimension>(id, value)                     numbers a dimension's values; 0 stands for a missing one
 rollup_10s(bucket, <dimensions>, events_, <measures>)   deltas as they were committed; readers sum them
-rollup_1m (the same columns)                   closed hours, merged and sorted
-cells                                          a view: both tiers, dimensions as numbers
-rollup                                         a view: both tiers, dimensions as text, for people
+rollup_1m, rollup_1h (the same columns)        closed hours and old days, merged and sorted; a cell is in one tier only
+tiers(tier, begins)                            what is older than `begins` has been, or is being, moved out of the tier
+cells                                          a view: all tiers, dimensions as numbers
+rollup                                         a view: all tiers, dimensions as text, for people
+raw_events(event_time, source, partition, position, size, <dimensions>, document)   the youngest events as they came
 offsets(source, partition, position)           the next position to read; moved with the rows, in one transaction
-clocks(partition, newest)                      the newest event time of each partition of the stream
+clocks(partition, newest, late, unread)        by partition of the stream: the newest event time, how many events were
+                                               late, how many the source still has to be read
 dead_letters(source, partition, position, received_at, reason, size, raw)
+rejected(reason, records)                      how many dead letters there ever were, by kind of reason
 meta(key, value)                               this schema, as JSON, so that readers need no configuration
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import duckdb
 
@@ -23,7 +28,15 @@ from kmon.config import Config, EventField, merge_function
 from kmon.errors import ConfigError, StoreError
 from kmon.store import sql
 
-TIERS = ("rollup_10s", "rollup_1m")
+TIERS = {
+    "rollup_10s": dt.timedelta(seconds=10),
+    "rollup_1m": dt.timedelta(minutes=1),
+    "rollup_1h": dt.timedelta(hours=1),
+}
+"""The width of a bucket by tier, in the order in which rows move down."""
+RAW = "raw_events"
+LAYOUT = 2
+"""Counts up when tables change that do not depend on the configuration."""
 EVENTS = "events_"
 """The built-in measure: the number of events in a cell."""
 
@@ -41,11 +54,25 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What a metric is made of."""
+
+    kind: str
+    """count, rate or mean"""
+    numerator: str
+    """A measure."""
+    denominator: str | None = None
+    """A measure; None of a count."""
+
+
+@dataclass(frozen=True)
 class Schema:
-    """Which dimensions and measures the rollups have."""
+    """Which dimensions and measures the rollups have, and which metrics are made of them."""
 
     dimensions: tuple[str, ...]
     measures: dict[str, Measure]
+    metrics: dict[str, Parts] = field(default_factory=dict)
+    layout: int = LAYOUT
 
     @classmethod
     def of(cls, config: Config) -> Schema:
@@ -57,12 +84,15 @@ class Schema:
                 key: Measure(text, merge_function(text), _type(connection, f"{where}.{key}", text, columns))
                 for key, text in {EVENTS: "count(*)", **config.measures}.items()
             }
-        return cls(tuple(config.dimensions), measures)
+        metrics = {key: Parts(metric.kind, *metric.parts) for key, metric in config.metrics.items()}
+        return cls(tuple(config.dimensions), measures, metrics)
 
     @classmethod
     def loads(cls, text: str) -> Schema:
         data = json.loads(text)
-        return cls(tuple(data["dimensions"]), {key: Measure(**value) for key, value in data["measures"].items()})
+        measures = {key: Measure(**value) for key, value in data["measures"].items()}
+        metrics = {key: Parts(**value) for key, value in data.get("metrics", {}).items()}
+        return cls(tuple(data["dimensions"]), measures, metrics, data.get("layout", 1))
 
     def dumps(self) -> str:
         return json.dumps(asdict(self))
@@ -80,10 +110,8 @@ class Schema:
 
     def create_sql(self) -> list[str]:
         """The statements that make an empty store."""
-        dimensions = "".join(f", {sql.name(d)} UINTEGER NOT NULL DEFAULT 0" for d in self.dimensions)
-        measures = "".join(f", {sql.name(key)} {m.type}" for key, m in self.measures.items())
         return [
-            *(f"CREATE TABLE {tier}(bucket TIMESTAMP NOT NULL{dimensions}{measures})" for tier in TIERS),
+            *(f"CREATE TABLE {tier}({self._cell_columns()})" for tier in ("rollup_10s", "rollup_1m")),
             *(self._dictionary_sql(d) for d in self.dimensions),
             "CREATE TABLE offsets(source VARCHAR, partition INTEGER, position BIGINT, PRIMARY KEY (source, partition))",
             "CREATE TABLE clocks(partition VARCHAR PRIMARY KEY, newest TIMESTAMP)",
@@ -92,8 +120,31 @@ class Schema:
                 "reason VARCHAR, size BIGINT, raw BLOB)"
             ),
             "CREATE TABLE meta(key VARCHAR PRIMARY KEY, value VARCHAR)",
+            *self._second_layout_sql(),
             *self.view_sql(),
         ]
+
+    def _second_layout_sql(self) -> list[str]:
+        """What came with the second layout."""
+        return [
+            f"CREATE TABLE rollup_1h({self._cell_columns()})",
+            "CREATE TABLE tiers(tier VARCHAR PRIMARY KEY, begins TIMESTAMP NOT NULL)",
+            "ALTER TABLE clocks ADD COLUMN late BIGINT DEFAULT 0",
+            "ALTER TABLE clocks ADD COLUMN unread BIGINT DEFAULT 0",
+            "CREATE TABLE rejected(reason VARCHAR PRIMARY KEY, records BIGINT NOT NULL)",
+            f"INSERT INTO rejected {rejected_sql('dead_letters')}",
+            (
+                f"CREATE TABLE {RAW}(event_time TIMESTAMP NOT NULL, source VARCHAR, partition INTEGER, position BIGINT,"
+                f" size UINTEGER{self._dimension_columns()}, document VARCHAR)"
+            ),
+        ]
+
+    def _cell_columns(self) -> str:
+        measures = "".join(f", {sql.name(key)} {m.type}" for key, m in self.measures.items())
+        return f"bucket TIMESTAMP NOT NULL{self._dimension_columns()}{measures}"
+
+    def _dimension_columns(self) -> str:
+        return "".join(f", {sql.name(d)} UINTEGER NOT NULL DEFAULT 0" for d in self.dimensions)
 
     def view_sql(self) -> list[str]:
         """The statements that (re)make the read views."""
@@ -121,10 +172,11 @@ class Schema:
             what = f"removes {gone[0]!r}" if gone else f"redefines {redefined[0]!r}"
             message = f"kmon.yaml {what}, which the store has history for: give it a new name, or use a new store"
             raise StoreError(message)
-        statements = []
+        statements = stored._second_layout_sql() if stored.layout < LAYOUT else []
         for dimension in self.dimensions:
             if dimension not in stored.dimensions:
-                statements += [f"ALTER TABLE {t} ADD COLUMN {sql.name(dimension)} UINTEGER DEFAULT 0" for t in TIERS]
+                column = f"{sql.name(dimension)} UINTEGER DEFAULT 0"
+                statements += [f"ALTER TABLE {table} ADD COLUMN {column}" for table in (*TIERS, RAW)]
                 statements.append(self._dictionary_sql(dimension))
         for key, measure in self.measures.items():
             if key not in stored.measures:
@@ -135,6 +187,11 @@ class Schema:
     def _dictionary_sql(dimension: str) -> str:
         return f"CREATE TABLE {sql.dictionary(dimension)}(id UINTEGER PRIMARY KEY, value VARCHAR NOT NULL)"
 
+
+_KIND = (  # the rest of such a reason is the record's own
+    "CASE WHEN starts_with(reason, 'unknown ') OR starts_with(reason, 'too long') THEN split_part(reason, ':', 1)"
+    " ELSE reason END"
+)
 
 _SQL_TYPES = {
     "string": "VARCHAR",
@@ -167,3 +224,8 @@ def _type(connection: duckdb.DuckDBPyConnection, where: str, expression: str, co
 
 
 _NUMBERS = ("BIGINT", "INTEGER", "HUGEINT", "DOUBLE", "FLOAT", "DECIMAL", "SMALLINT", "TINYINT", "UBIGINT", "UINTEGER")
+
+
+def rejected_sql(letters: str) -> str:
+    """Counts the dead letters in a table by kind of reason: `reason`, `records`."""
+    return f"SELECT {_KIND} AS reason, count(*) AS records FROM {letters} GROUP BY 1"

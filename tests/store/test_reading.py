@@ -72,7 +72,8 @@ def test_an_empty_store_has_no_time(reader):
 
 @pytest.mark.parametrize("idle", [9 * SECOND, 10 * SECOND])
 def test_the_slowest_partition_that_is_not_idle_holds_the_watermark(reader, store, idle):
-    store._connection.execute(f"INSERT INTO clocks VALUES ('0', {when(T)}), ('1', {when(T - 10 * SECOND)})")
+    rows = f"('0', {when(T)}), ('1', {when(T - 10 * SECOND)})"
+    store._connection.execute(f"INSERT INTO clocks(partition, newest) VALUES {rows}")
     assert reader.watermark(SECOND, idle) == T - SECOND - (10 * SECOND if idle == 10 * SECOND else 0 * SECOND)
 
 
@@ -174,8 +175,13 @@ def test_status(reader, store, filled):
     store.compact(T - HOUR)
     status = reader.status()
     assert status["offsets"] == [{"source": "test", "partition": 0, "position": 7}]
-    assert status["clocks"] == [{"partition": "0", "newest": (T + 61 * SECOND).replace(tzinfo=None)}]
-    assert status["tiers"] == {"rollup_10s": {"rows": 4, "events": 4}, "rollup_1m": {"rows": 2, "events": 3}}
+    newest = (T + 61 * SECOND).replace(tzinfo=None)
+    assert status["clocks"] == [{"partition": "0", "newest": newest, "late": 0, "unread": None}]
+    assert status["tiers"] == {
+        "rollup_10s": {"rows": 4, "events": 4},
+        "rollup_1m": {"rows": 2, "events": 3},
+        "rollup_1h": {"rows": 0, "events": 0},
+    }
     assert status["dead_letters"] == {}
     assert status["bytes"] >= 0
 
