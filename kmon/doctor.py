@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kmon import environment
-from kmon.config import Config, FilesSource, SlackSink
+from kmon.config import Config, FilesSource, KafkaSource, SlackSink
 from kmon.errors import KmonError
 
 
@@ -97,6 +97,10 @@ def _source(config: Config) -> str:
     if isinstance(source, FilesSource):
         found = sum(len(glob.glob(str(config.resolve(path)), recursive=True)) for path in source.paths)  # noqa: PTH207
         return f"{found} files match {', '.join(source.paths)}"
+    if isinstance(source, KafkaSource):
+        from kmon.sources.kafka import describe
+
+        return describe(source)
     return f"simulator: {source.partners:,} partners, {source.rate:g} events/s"
 
 

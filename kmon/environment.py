@@ -43,6 +43,11 @@ def store_address() -> str | None:
     return os.environ.get("KMON_STORE") or None
 
 
+def kafka_cache() -> str | None:
+    """The folder with the jars of the test kit's Kafka, or None: then the checkout's ``.cache/kafka``."""
+    return os.environ.get("KMON_KAFKA_CACHE") or None
+
+
 def for_child(*, config: str, store: str, token: str | None = None) -> dict[str, str]:
     """The environment of a child process: this one's, plus where configuration and store are and how to read them."""
     return {**os.environ, "KMON_CONFIG": config, "KMON_STORE": store} | ({"KMON_STORE_TOKEN": token} if token else {})

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from kmon.config import Config, SimulatorSource
+from kmon.config import Config, KafkaSource, SimulatorSource
 from kmon.errors import KmonError
 from kmon.ingest import Ingestion, Progress
 from kmon.sources import Source
@@ -38,6 +38,10 @@ def source_of(config: Config) -> Source:
         from kmon.sources.simulate import Simulator
 
         return Simulator(config.source)
+    if isinstance(config.source, KafkaSource):
+        from kmon.sources.kafka import KafkaTopics
+
+        return KafkaTopics(config.source)
     return FilesSource([config.resolve(path) for path in config.source.paths], follow=True)
 
 

@@ -15,6 +15,7 @@ import pytest
 from kmon.config import Config, load_config
 from kmon.sources import Move
 from kmon.store import Commit, EmbeddedStore
+from kmon.testing import Broker, BrokerUnavailableError
 
 # how long an example takes says nothing of the code under test on a machine that does other things too
 hypothesis.settings.register_profile(
@@ -57,6 +58,16 @@ def store(tmp_path: Path, config: Config) -> Iterator[EmbeddedStore]:
     """An empty store."""
     with EmbeddedStore(tmp_path / "kmon.duckdb", config) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A real Kafka for all tests of the xdist group "kafka"; a test that stops it starts it again."""
+    try:
+        with Broker.start(tmp_path_factory.mktemp("kafka"), users={"kmon": "right"}) as running:
+            yield running
+    except BrokerUnavailableError as error:
+        pytest.skip(str(error))
 
 
 def frame(*rows: dict[str, Any]) -> pl.DataFrame:

@@ -18,6 +18,7 @@ KMON = Path(environment.__file__).parent
         (environment.ledger_url, "KMON_LEDGER_URL"),
         (environment.config_path, "KMON_CONFIG"),
         (environment.store_address, "KMON_STORE"),
+        (environment.kafka_cache, "KMON_KAFKA_CACHE"),
     ],
 )
 def test_a_variable_that_is_empty_or_not_set_is_none(monkeypatch, read, name):

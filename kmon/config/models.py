@@ -7,11 +7,12 @@ times without an offset are UTC.
 from __future__ import annotations
 
 import datetime as dt
+import re
 import zoneinfo
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from kmon.config.checks import InconsistentError, inconsistencies
 from kmon.config.words import MINUTE, Address, Duration, Name, nearest
@@ -139,6 +140,13 @@ class Metric(Model):
         return self
 
 
+def _setting(value: object) -> object:
+    """The text that librdkafka takes for a number or a yes and no of YAML."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
 class FilesSource(Model):
     """Recorded events, read in the order of their names; new files and new lines are followed."""
 
@@ -160,7 +168,63 @@ class SimulatorSource(Model):
     seed: int = 1
 
 
-Source = Annotated[FilesSource | SimulatorSource, Field(discriminator="kind")]
+_TAKEN = {
+    "bootstrap.servers": "brokers",
+    "metadata.broker.list": "brokers",
+    "group.id": "group",
+    "auto.offset.reset": "start",
+    "enable.auto.commit": "the store",
+    "enable.auto.offset.store": "the store",
+    "enable.partition.eof": "kmon itself",
+}
+"""librdkafka's settings that are not for `KafkaSource.settings`, and what sets them."""
+
+
+class KafkaSource(Model):
+    """Topics of a Kafka cluster; the store keeps the positions."""
+
+    kind: Literal["kafka"]
+    brokers: tuple[str, ...] = Field(min_length=1)
+    """``host:port`` of some brokers, from which the others are found."""
+    topics: tuple[str, ...] = Field(min_length=1)
+    """Names, or patterns that begin with ``^`` and match from the start of a name; new topics that match are read."""
+    group: str = Field(default="kmon", min_length=1)
+    """The consumer group that Kafka's own tools show the positions of; kmon itself never reads them there."""
+    start: Literal["earliest", "latest"] = "earliest"
+    """Where to begin with a topic of which the store has no position; what is added later is read from its start."""
+    settings: dict[str, Annotated[SecretStr, BeforeValidator(_setting)]] = {}
+    """Any of librdkafka's settings, such as ``security.protocol``; a value may be a secret, and none is ever shown."""
+    linger: Duration = dt.timedelta(milliseconds=100)
+    """A batch waits this long for more when there is little."""
+    batch_records: int = Field(default=50_000, ge=1)
+    """The most messages in a batch, when there is much."""
+    batch_bytes: int = Field(default=16_000_000, ge=1)
+    """The most bytes in a batch, as far as single messages are smaller."""
+
+    @field_validator("topics")
+    @classmethod
+    def _topics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for topic in value:
+            try:
+                re.compile(topic)
+            except re.error as error:
+                message = f"{topic!r} is not a pattern: {error}"
+                raise ValueError(message) from None
+            if not topic.startswith("^") and not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", topic):
+                message = f"{topic!r} is not the name of a topic; a pattern begins with ^"
+                raise ValueError(message)
+        return value
+
+    @field_validator("settings")
+    @classmethod
+    def _settings(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for key in value.keys() & _TAKEN.keys():
+            message = f"{key!r} is set by {_TAKEN[key]}"
+            raise ValueError(message)
+        return value
+
+
+Source = Annotated[FilesSource | KafkaSource | SimulatorSource, Field(discriminator="kind")]
 
 
 class DetectorUse(Model):
