@@ -18,7 +18,7 @@ import typer
 from typer.exceptions import TyperException
 
 from kmon import show
-from kmon.errors import KmonError
+from kmon.errors import KmonError, UsageError
 
 if TYPE_CHECKING:
     from kmon.config import Config
@@ -35,6 +35,9 @@ Output = Annotated[Literal["table", "json"], typer.Option("--format", "-f", help
 Moment = Annotated[Optional[str], typer.Option(help="RFC 3339 time; UTC where it names no offset.")]
 Wheres = Annotated[
     Optional[list[str]], typer.Option("--where", "-w", metavar="K=V", help="A dimension's value; may be repeated.")
+]
+Standby = Annotated[
+    bool, typer.Option("--standby", help="Where another process owns the store, wait and take over when it ends.")
 ]
 DEFAULT = Path("kmon.yaml")
 
@@ -91,6 +94,7 @@ def up(
     part: Annotated[
         Optional[Literal["source", "jobs", "apps", "notifier"]], typer.Option(help="Run only this part.")
     ] = None,
+    standby: Standby = False,
 ) -> None:
     """Run source, store, jobs, apps and notifier, supervised."""
     from kmon import parts
@@ -99,10 +103,10 @@ def up(
     loaded = _load(config)
     with parts.until_told_to_stop() as stop:
         if part is not None:
-            parts.run_part(part, loaded, stop, store)
+            parts.run_part(part, loaded, stop, store, standby=standby)
         else:
             ready = f"up: {loaded.apps.base_url}/partner, store at {loaded.serve}   (Ctrl-C stops)"
-            Supervisor(loaded, store).run(stop, on_ready=lambda: show.out.print(ready))
+            Supervisor(loaded, store, standby=standby).run(stop, on_ready=lambda: show.out.print(ready))
 
 
 @app.command()
@@ -139,6 +143,7 @@ def ingest(
     ] = None,
     config: ConfigPath = DEFAULT,
     store: StorePath = None,
+    standby: Standby = False,
     format: Output = "table",
 ) -> None:
     """Bring the source, or files, into the store."""
@@ -147,6 +152,9 @@ def ingest(
     from kmon.sources.files import FilesSource
     from kmon.store import EmbeddedStore
 
+    if files and standby:
+        message = "--standby is for the configured source, which goes on for ever: leave out the files"
+        raise UsageError(message)
     loaded = _load(config)
     with parts.until_told_to_stop() as stop, show.progress("ingesting") as (bar, task):
         note = lambda p: bar.update(task, note=f"{p.events:,} events")  # noqa: E731
@@ -154,7 +162,7 @@ def ingest(
             with EmbeddedStore(parts.store_path(loaded, store), loaded) as owned:
                 done = Ingestion(loaded, owned, on_batch=note).run(FilesSource(files), stop)
         else:
-            done = parts.run_source(loaded, stop, store, on_batch=note)
+            done = parts.run_source(loaded, stop, store, on_batch=note, standby=standby)
         stopped = bool(files) and stop.is_set()  # the configured source never ends by itself
     _summary({"events": done.events, "dead_letters": done.dead_letters, "late": done.late}, format)
     _say_if_interrupted(stopped)

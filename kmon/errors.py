@@ -43,6 +43,11 @@ class StoreError(KmonError):
 class StoreBusyError(StoreError):
     """Another process owns the store file."""
 
+    def __init__(self, message: str, *, pid: int | None = None) -> None:
+        super().__init__(message)
+        self.pid = pid
+        """The owner, where it is known."""
+
 
 class OffsetConflictError(StoreError):
     """The stored offset is not where this batch begins: somebody else committed it, or a gap appeared."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import datetime as dt
+import functools
 import os
 import signal
 import subprocess
@@ -19,9 +20,10 @@ import structlog
 from kmon.config import Config, KafkaSource, SimulatorSource
 from kmon.errors import KmonError
 from kmon.ingest import Ingestion, Progress
+from kmon.owner import Owner, own
 from kmon.sources import Source
 from kmon.sources.files import FilesSource
-from kmon.store import SCHEME, EmbeddedStore, Store, open_for_reading, serving, token_for
+from kmon.store import SCHEME, Store, open_for_reading, serving, token_for
 
 if TYPE_CHECKING:
     from kmon.alerts.notifier import Notifier
@@ -55,13 +57,26 @@ def store_path(config: Config, store: str | None) -> str:
 
 
 def run_source(
-    config: Config, stop: threading.Event, store: str | None = None, on_batch: Callable[[Progress], None] | None = None
+    config: Config,
+    stop: threading.Event,
+    store: str | None = None,
+    on_batch: Callable[[Progress], None] | None = None,
+    *,
+    standby: bool = False,
 ) -> Progress:
-    """Own the store: ingest the configured source and answer readers, until `stop` is set."""
+    """Own the store: ingest the configured source and answer readers, until `stop` is set.
+
+    StoreBusyError where another process owns it, unless this one is a `standby`, which waits for that one's end.
+    """
     path = store_path(config, store)
-    with EmbeddedStore(path, config) as owned, serving(owned, config.serve, token_for(path)):
-        log.info("store open", path=path, serving=config.serve)
-        return Ingestion(config, owned, on_batch=on_batch).run(source_of(config), stop)
+    opened = own(path, config, stop, standby=standby)
+    if opened is None:
+        return Progress()
+    with opened as owned:
+        Owner(os.getpid()).write(owned)  # before it answers: who is answered must not hear of an earlier one
+        with serving(owned, config.serve, token_for(path)):
+            log.info("store open", path=path, serving=config.serve)
+            return Ingestion(config, owned, on_batch=on_batch).run(source_of(config), stop)
 
 
 def run_jobs(config: Config, stop: threading.Event, store: str | None = None) -> None:
@@ -85,7 +100,7 @@ def run_apps(
         env=served.environment,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_end_with_parent,  # noqa: PLW1509  (what it calls takes no lock that a thread could hold)
+        preexec_fn=end_with_parent,  # noqa: PLW1509  (what it calls takes no lock that a thread could hold)
     )
     try:
         while process.poll() is None:
@@ -97,8 +112,8 @@ def run_apps(
         terminate(process)
 
 
-def _end_with_parent() -> None:
-    """Have Linux end this process when its parent is gone, however it went: the port must be free again."""
+def end_with_parent() -> None:
+    """Have Linux ask this process to end when its parent is gone, however it went: its port must be free again."""
     if sys.platform == "linux":
         set_death_signal = 1
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
@@ -121,10 +136,12 @@ def notifier(config: Config, store: Store, ledger: Ledger) -> Notifier:
     return Notifier(ledger, config, partners, store, lambda: dt.datetime.now(dt.UTC))
 
 
-def run_part(name: str, config: Config, stop: threading.Event, store: str | None = None) -> None:
-    """Run one part by its name until `stop` is set."""
+def run_part(
+    name: str, config: Config, stop: threading.Event, store: str | None = None, *, standby: bool = False
+) -> None:
+    """Run one part by its name until `stop` is set; `standby` is for the source."""
     parts: dict[str, Callable[[Config, threading.Event, str | None], object]] = {
-        "source": run_source,
+        "source": functools.partial(run_source, standby=standby),
         "jobs": run_jobs,
         "apps": run_apps,
         "notifier": run_notifier,

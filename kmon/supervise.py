@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import structlog
@@ -16,7 +17,8 @@ from kmon import environment, parts
 from kmon.apps.serve import free_port
 from kmon.config import Config
 from kmon.errors import KmonError
-from kmon.store import answers, check_address, token_for
+from kmon.owner import Telephone
+from kmon.store import check_address, token_for
 
 log = structlog.get_logger("kmon")
 PATIENCE = 60.0
@@ -26,6 +28,8 @@ SETTLED = 30.0
 MOST = 5
 """Deaths in a row after which the source is given up, and everything is stopped."""
 LONGEST = 30.0
+EVERY = 0.5
+"""Seconds between two looks at the parts."""
 
 
 @dataclass
@@ -40,57 +44,94 @@ class _Part:
 class Supervisor:
     """Starts the parts and keeps them running."""
 
-    def __init__(self, config: Config, store: str | None = None, names: Sequence[str] = parts.NAMES) -> None:
-        self._config = config
+    def __init__(
+        self, config: Config, store: str | None = None, names: Sequence[str] = parts.NAMES, *, standby: bool = False
+    ) -> None:
+        """A `standby` waits where another process owns the store, now or later, with all parts but the source away."""
+        self._config, self._standby = config, standby
         self._store = parts.store_path(config, store)
-        self._parts = [_Part(name) for name in names]
+        self._source, *self._others = [_Part(name) for name in names]
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None] | None = None) -> None:
         """Run until `stop` is set; KmonError where a part cannot be kept alive.
 
-        `on_ready` is called once, when the store answers and the other parts have been started.
+        `on_ready` is called each time that the store answers and the other parts have been started.
         """
-        check_address(self._config.serve)
-        if any(part.name == "apps" for part in self._parts):
-            free_port(self._config, self._config.apps.port)
-        try:
-            first, *others = self._parts
-            self._start(first)
-            if not parts.wait_for(lambda: self._answers(first), stop, PATIENCE):
-                if stop.is_set():
-                    return
+        if not self._standby:
+            check_address(self._config.serve)
+            if any(part.name == "apps" for part in self._others):
+                free_port(self._config, self._config.apps.port)
+        with closing(Telephone(self._config.serve, self._store)) as telephone:
+            try:
+                while self._until_owner(telephone, stop):
+                    for part in self._others:
+                        self._start(part)
+                    if on_ready is not None:
+                        on_ready()
+                    self._until_lost(telephone, stop)
+                    self._end(self._others)
+            finally:
+                self._end([self._source, *self._others])
+
+    def _until_owner(self, telephone: Telephone, stop: threading.Event) -> bool:
+        """Wait until our source owns the store and answers; False where `stop` is set before."""
+        source, began = self._source, time.monotonic()
+        if source.process is None:
+            self._start(source)
+        while not stop.is_set():
+            if not self._standby and source.process is not None and (code := source.process.poll()) is not None:
+                message = f"the part 'source' ended at once with exit code {code}"
+                raise KmonError(message)
+            self._keep(source)
+            if self._is_owner(telephone):
+                return True
+            if not self._standby and time.monotonic() - began > PATIENCE:
                 message = f"the store did not answer at {self._config.serve} within {PATIENCE:.0f} s"
                 raise KmonError(message)
-            for part in others:
-                self._start(part)
-            if on_ready is not None:
-                on_ready()
-            while not stop.wait(0.5):
-                for part in self._parts:
-                    self._keep(part)
-        finally:
-            for part in reversed(self._parts):
-                if part.process is not None:
-                    parts.terminate(part.process)
+            stop.wait(EVERY / 2)
+        return False
+
+    def _until_lost(self, telephone: Telephone, stop: threading.Event) -> None:
+        """Keep the parts running until `stop` is set, or another process took the store when our source had died."""
+        known: subprocess.Popen[bytes] | None = self._source.process
+        while not stop.wait(EVERY):
+            for part in (self._source, *self._others):
+                self._keep(part)
+            if self._source.process is known:
+                continue
+            if self._is_owner(telephone):
+                known = self._source.process
+            elif (owner := telephone.owner()) is not None:
+                message = f"another process (pid {owner.pid}) took over the store {self._store}"
+                if not self._standby:
+                    raise KmonError(message)
+                log.warning(f"{message}: standing by again")
+                return
+
+    def _is_owner(self, telephone: Telephone) -> bool:
+        process, owner = self._source.process, telephone.owner()
+        return process is not None and owner is not None and owner.pid == process.pid
+
+    @staticmethod
+    def _end(ending: Sequence[_Part]) -> None:
+        for part in reversed(ending):
+            if part.process is not None:
+                parts.terminate(part.process)
+            part.process, part.deaths, part.again_at = None, 0, 0.0
 
     def _start(self, part: _Part) -> None:
         config, store = str(self._config.path), self._store
         address = store if part.name == "source" else self._config.serve
         command = [sys.executable, "-m", "kmon", "up", "--part", part.name, "--config", config, "--store", address]
         part.process = subprocess.Popen(
-            command,
+            [*command, *(["--standby"] if part.name == "source" and self._standby else [])],
             stdin=subprocess.DEVNULL,
             env=environment.for_child(config=config, store=address, token=token_for(store)),
             start_new_session=True,  # Ctrl-C reaches the supervisor, which stops the parts in order
+            preexec_fn=parts.end_with_parent,  # noqa: PLW1509  (what it calls takes no lock that a thread could hold)
         )
         part.started = time.monotonic()
         log.debug("part started", part=part.name, pid=part.process.pid)
-
-    def _answers(self, source: _Part) -> bool:
-        if source.process is not None and (code := source.process.poll()) is not None:
-            message = f"the part 'source' ended at once with exit code {code}"
-            raise KmonError(message)
-        return answers(self._config.serve, self._store)
 
     def _keep(self, part: _Part) -> None:
         """Restart a part that died, each time a little later."""

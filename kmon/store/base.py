@@ -261,6 +261,11 @@ class Store(ABC):
             self._number_of[dimension, value] = int(found.item())
         return self._number_of[dimension, value]
 
+    def noted(self, key: str) -> str | None:
+        """A fact that the owner keeps about the store; None where there is none of that name."""
+        found = self.sql(f"SELECT value FROM meta WHERE key = {sql.text(key)}")
+        return str(found.item()) if found.height else None
+
     # ---- its own state -------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import re
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -148,6 +149,11 @@ class EmbeddedStore(Store):
                     message = f"{self._path} cannot be written: {sql.first_line(error)}"
                     raise StoreError(message) from error
                 raise
+
+    def note(self, key: str, value: str) -> None:
+        """Keep one fact about the store, which readers find with `noted`."""
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ($1, $2)", [key, value])
 
     # ---- writing ---------------------------------------------------------------------------------------------------
 
@@ -320,8 +326,12 @@ def _connect(path: str, *, read_only: bool) -> duckdb.DuckDBPyConnection:
     except duckdb.Error as error:
         reason = sql.first_line(error)
         if "Could not set lock" in reason or "different configuration" in reason:
-            message = f"{path} is owned by another process: read it through its quack: address, or stop that process"
-            raise StoreBusyError(message) from error
+            found = re.search(r"\(PID (\d+)\)", reason)
+            message = (
+                f"{path} is owned by another process{f' (pid {found[1]})' if found else ''}: read it through its quack:"
+                " address, stop that process, or wait for its end with --standby"
+            )
+            raise StoreBusyError(message, pid=int(found[1]) if found else None) from error
         if "Permission denied" in reason:
             message = f"{path} cannot be opened: no permission to {'read' if read_only else 'write'} there"
             raise StoreError(message) from error

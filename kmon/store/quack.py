@@ -139,14 +139,26 @@ def check_address(address: str) -> None:
 
 
 def _bind(host: str, port: int) -> OSError | OverflowError | None:
-    """Why the port cannot be had; None where it can."""
+    """Why the port cannot be had; None where it can.
+
+    Quack binds with SO_REUSEPORT, as the connections of a server that was killed have it too: they linger for a minute
+    and are in nobody's way. So does a server that still listens, which only a connection shows.
+    """
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             probe.bind((host, port))
+        with socket.socket() as probe:
+            probe.settimeout(1.0)
+            probe.connect((host, port))
+            if probe.getsockname() == probe.getpeername():  # where nobody listens, a socket can meet itself
+                return None
+            return OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    except ConnectionRefusedError:
+        return None
     except (OSError, OverflowError) as error:
         return error
-    return None
 
 
 def answers(address: str, store: str | Path) -> bool:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import socket
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -231,3 +233,20 @@ def test_open_for_reading_takes_the_file_or_its_owner(store, tmp_path, config, c
         assert isinstance(reader, EmbeddedStore)
     with pytest.raises(StoreError, match=r"nothing.duckdb does not exist: fill it with 'kmon up', 'kmon ingest'"):
         open_for_reading(config, str(tmp_path / "nothing.duckdb"))
+
+
+def test_connections_of_a_killed_owner_do_not_hold_its_port(tmp_path, config):
+    address, path = free_address(), tmp_path / "kmon.duckdb"
+    code = (
+        "import sys; from kmon.config import load_config; from kmon.store import EmbeddedStore, serving\n"
+        "with EmbeddedStore(sys.argv[1], load_config(sys.argv[2])) as store, serving(store, *sys.argv[3:]):\n"
+        "    print('serving', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(path), str(config.path), address, TOKEN]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout.readline() == b"serving\n"
+        with RemoteStore(address, TOKEN) as reader:
+            owner.kill()
+            owner.wait()
+            with EmbeddedStore(path, config) as store, serving(store, address, TOKEN):
+                assert reader.newest() is None

@@ -1,0 +1,88 @@
+"""Who owns the store: the owner writes its name into the store, and whoever reads the store is told by a live one.
+
+There is no pid file that could be stale: where nobody answers, nobody owns it, and a new owner writes its own name
+before it answers. A second process that wants to own it waits here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from kmon.config import Config
+from kmon.errors import StoreBusyError, StoreError
+from kmon.store import EmbeddedStore, RemoteStore, Store, token_for
+
+KEY = "owner"
+EVERY = 0.25
+"""Seconds between two attempts of a standby."""
+log = structlog.get_logger("kmon")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that owns a store."""
+
+    pid: int
+
+    def write(self, store: EmbeddedStore) -> None:
+        """Tell the readers of `store`."""
+        store.note(KEY, json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def of(cls, store: Store) -> Owner | None:
+        """The last one to own it, which still does where it is the one who answers."""
+        found = store.noted(KEY)
+        return cls(**json.loads(found)) if found else None
+
+
+class Telephone:
+    """Asks the owner of the store file `store` at `address` who it is, again and again over one connection."""
+
+    def __init__(self, address: str, store: str | Path) -> None:
+        self._address, self._store = address, store
+        self._line: RemoteStore | None = None
+
+    def owner(self) -> Owner | None:
+        """The owner; None where nobody answers now."""
+        try:
+            if self._line is None:
+                self._line = RemoteStore(self._address, token_for(self._store), patience=0)
+            return Owner.of(self._line)
+        except StoreError:
+            self.close()
+            return None
+
+    def close(self) -> None:
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+
+
+def own(path: str, config: Config, stop: threading.Event, *, standby: bool = False) -> EmbeddedStore | None:
+    """Open the store to own it; StoreBusyError where another process does.
+
+    A `standby` waits until that one has ended, however it ends: the lock on the file goes with it. None where `stop`
+    is set before.
+    """
+    waiting = False
+    while True:
+        try:
+            store = EmbeddedStore(path, config)
+        except StoreBusyError as busy:
+            if not standby:
+                raise
+            if not waiting:
+                log.warning("standing by until the store is free", store=path, owner=busy.pid)
+            waiting = True
+        else:
+            if waiting:
+                log.warning("took over the store", store=path)
+            return store
+        if stop.wait(EVERY):
+            return None
