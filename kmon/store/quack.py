@@ -141,8 +141,8 @@ def check_address(address: str) -> None:
 def _bind(host: str, port: int) -> OSError | OverflowError | None:
     """Why the port cannot be had; None where it can.
 
-    Quack binds with SO_REUSEPORT, as the connections of a server that was killed have it too: they linger for a minute
-    and are in nobody's way. So does a server that still listens, which only a connection shows.
+    Quack binds with SO_REUSEPORT. So does whatever another server of a store left behind: its connections, which linger
+    for a minute after it was killed and are in nobody's way; and the server itself, which only a connection shows.
     """
     try:
         with socket.socket() as probe:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from kmon.config import Config
@@ -235,7 +236,7 @@ def test_open_for_reading_takes_the_file_or_its_owner(store, tmp_path, config, c
         open_for_reading(config, str(tmp_path / "nothing.duckdb"))
 
 
-def test_connections_of_a_killed_owner_do_not_hold_its_port(tmp_path, config):
+def test_a_killed_owner_that_was_answering_does_not_hold_its_port(tmp_path, config):
     address, path = free_address(), tmp_path / "kmon.duckdb"
     code = (
         "import sys; from kmon.config import load_config; from kmon.store import EmbeddedStore, serving\n"
@@ -245,8 +246,18 @@ def test_connections_of_a_killed_owner_do_not_hold_its_port(tmp_path, config):
     command = [sys.executable, "-c", code, str(path), str(config.path), address, TOKEN]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
         assert owner.stdout.readline() == b"serving\n"
-        with RemoteStore(address, TOKEN) as reader:
+        with RemoteStore(address, TOKEN, patience=0) as reader:
+            asked = threading.Thread(target=_ask_for_long, args=[reader])
+            asked.start()
+            while not any(c.status == "ESTABLISHED" for c in psutil.Process(owner.pid).net_connections("tcp")):
+                assert asked.is_alive()
             owner.kill()
             owner.wait()
-            with EmbeddedStore(path, config) as store, serving(store, address, TOKEN):
-                assert reader.newest() is None
+            asked.join()
+        with EmbeddedStore(path, config) as store, serving(store, address, TOKEN), connect(address, TOKEN) as again:
+            assert again.newest() is None
+
+
+def _ask_for_long(reader):
+    with pytest.raises(StoreError, match="nobody answers"):
+        reader.sql("SELECT count(*) FROM range(1000000000000) t(i) WHERE i % 7 = 3")
