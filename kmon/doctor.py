@@ -79,9 +79,15 @@ def _store(config: Config, store: str | None) -> str:
     if not where.startswith(SCHEME) and not config.resolve(where).exists():
         return f"{config.resolve(where)} does not exist yet: 'kmon up' makes it"
     with open_for_reading(config, store) as opened:
-        Schema.of(config).change_sql(opened.schema)  # says what the store has and the configuration has not
+        wanted = Schema.of(config)
+        wanted.change_sql(opened.schema, config)  # says what the store has and the configuration has not
         newest = opened.newest()
-        return f"answers; newest event {newest:%Y-%m-%d %H:%M:%S} UTC" if newest else "answers; no events yet"
+        found = f"answers; newest event {newest:%Y-%m-%d %H:%M:%S} UTC" if newest else "answers; no events yet"
+        changes = wanted.changes(opened.schema)
+        found += f"; 'kmon reload' would take over: {', '.join(changes)}" if changes else ""
+        if idle := [name for name in config.forget if name not in wanted.gone(opened.schema)]:
+            found += f"; 'forget' has nothing left to drop of {', '.join(idle)}: take it out of {config.path.name}"
+        return found
 
 
 def _ledger(config: Config, store: str | None) -> str:

@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import sqlalchemy as sa
 
 from kmon.config import Config
+from kmon.detect import expected_series, observe
 from kmon.errors import LedgerError, UsageError
 from kmon.ledger import Incident, Ledger
 from kmon.store import EmbeddedStore
 from kmon.watch import Watch, run, show_scope
-from tests.detect.worlds import AT, MINUTE, PARTNERS, add, config, shop, traffic
+from tests.detect.worlds import AT, BROWSERS, MINUTE, PARTNERS, add, config, shop, traffic
 
 EVIL = 'A$^2$ <b>&</b> <!channel> "q"\n\'; DROP TABLE x; -- \N{SHOPPING TROLLEY}'
 NAMES = (EVIL, *PARTNERS)
@@ -193,3 +195,50 @@ def test_looking_back_tells_nothing_twice_and_ends_nothing(look: Look, ledger: L
             look(store, ago)
     assert ledger.incidents() == [before]
     assert before.status == "resolved"
+
+
+def test_what_is_new_in_kmon_yaml_raises_no_alarm(look: Look, ledger: Ledger) -> None:
+    """A measure and a dimension that are counted since ten minutes rise from nothing for kmon, not for the shop."""
+    full = config()
+    few = {
+        "dimensions": ("partner", "country"),
+        "measures": {"sessions": full.measures["sessions"]},
+        "metrics": {"sessions": full.metrics["sessions"]},
+        "watch": ((), ("partner",)),
+    }
+    events, change = traffic(), (AT - 10 * MINUTE).replace(tzinfo=None)
+    before = events.filter(pl.col("event_time") < change)
+    with shop(before, full.model_copy(update=few), upto=AT - 10 * MINUTE) as store:
+        store.reconfigure(full)
+        add(store, events.filter(pl.col("event_time") >= change))
+        fleet = observe(store, full, AT, 5 * MINUTE)
+        assert fleet.monitors["browser"].n_unique() == len(BROWSERS) + 1
+        assert list(look(store, 0)) == []
+        orders = fleet.windows(full.metrics["orders"])["previous_value"].to_numpy()
+        assert np.isfinite(orders).sum(axis=1).max() == 1  # of the two five-minute windows since then, one is past
+        told = expected_series(store, full, "orders", {}, AT - 20 * MINUTE, AT)["observed"]
+        assert (told.null_count(), told[:10].null_count()) == (10, 10)
+        split = expected_series(store, full, "sessions", {"browser": "edge"}, AT - 20 * MINUTE, AT)["observed"]
+        assert split.null_count() == 10
+
+
+def test_an_incident_in_a_dimension_that_was_forgotten_hurts_nothing(look: Look, ledger: Ledger) -> None:
+    gone = pl.when((pl.col("country") == "SE") & pl.col("today") & (pl.col("ago") <= 6)).then(0.0).otherwise(8.0)
+    full = config()
+    fewer = full.model_copy(
+        update={
+            "dimensions": ("partner", "browser"),
+            "watch": tuple(grouping for grouping in full.watch if "country" not in grouping),
+            "forget": ("country",),
+        }
+    )
+    with shop(traffic(gone)) as store:
+        (incident,) = look(store, 0)["new"]
+        assert incident.scope == {"country": "SE"}
+        store.reconfigure(fewer)
+        outcome = Watch(fewer, store, ledger).look(AT, thorough=True)
+        assert outcome.sweep is not None
+        assert incident.id not in {d.incident.id for d in outcome.decisions if d.action == "resolved"}
+        masks = ledger.overlapping(AT - MINUTE, AT)
+        told = expected_series(store, fewer, incident.metric, incident.scope, AT - 20 * MINUTE, AT, masks=masks)
+        assert told.height == 20

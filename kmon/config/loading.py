@@ -70,6 +70,15 @@ def load_config(path: str | Path = "kmon.yaml") -> Config:
         raise _config_error(path, node, first["loc"], _explain(first)) from error
 
 
+def error_at(path: Path, loc: Loc, message: str) -> ConfigError:
+    """An error that is seen only later, told with the line of its key as the file has it now."""
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return ConfigError(f"{path}: {'.'.join(map(str, loc))}: {message}")
+    return _config_error(path, node, loc, message)
+
+
 def _twice(node: yaml.Node | None, loc: Loc = ()) -> Iterator[Loc]:
     """The places of keys that stand twice in their section; YAML itself silently takes the last."""
     if isinstance(node, yaml.MappingNode):

@@ -336,6 +336,8 @@ class Config(Model):
     dimensions: tuple[Name, ...]
     measures: dict[Name, str]
     metrics: dict[Name, Metric]
+    forget: tuple[Name, ...] = ()
+    """Dimensions and measures whose history may be dropped, as they were removed or redefined."""
     watch: tuple[tuple[Name, ...], ...]
     """The grouping sets: each combination of values of each set is a monitor of every metric."""
     windows: tuple[Duration, ...] = Field(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -79,6 +79,8 @@ class Fleet:
     """(monitors, slots): false for a window without any event at all, or inside a known incident."""
     recorded: npt.NDArray[np.bool_]
     """(slots): false for a window without any event at all."""
+    unknown: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    """By measure that came later than the first event: (slots), true for a window before it was counted."""
 
     def windows(self, metric: Metric, rows: npt.NDArray[np.int64] | None = None) -> pl.DataFrame:
         """The detectors' input for one metric, of all monitors or of some `rows`."""
@@ -87,6 +89,9 @@ class Fleet:
         value = self.values[numerator][pick]
         exposure = np.ones_like(value) if denominator is None else self.values[denominator][pick]
         usable = self.usable[pick]
+        for part in metric.parts:
+            if part is not None and part in self.unknown:
+                usable = usable & ~self.unknown[part]
         now = value[:, 0]
         recent = self._slots("previous", metric)
         if metric.kind == "count" and self.recorded[recent].any():
@@ -158,12 +163,33 @@ def observe(
         values[measure] = table
     recorded = np.zeros(slots, dtype=bool)
     recorded[everything.filter(pl.col(EVENTS) > 0)["slot"].to_numpy()] = True
-    recorded &= np.array([start >= oldest for start in slot_starts(spans, width)])  # history begins within a window
+    starts = np.array([_naive(start) for start in slot_starts(spans, width)], dtype="datetime64[us]")
+    recorded &= starts >= _naive(oldest)  # history begins within a window
     usable = np.broadcast_to(recorded, (monitors.height, slots)).copy()
-    fleet = Fleet(at, width, tuple(spans), monitors, values, usable, recorded)
+    _forget_before(usable, store, monitors, sets, starts)
+    unknown = {m: starts < _naive(since) for m in store.schema.measures if (since := store.schema.known_from(m))}
+    fleet = Fleet(at, width, tuple(spans), monitors, values, usable, recorded, unknown)
     _mask(fleet, store, masks)
     _distrust_lonely_previous(fleet)
     return fleet
+
+
+def _naive(time: dt.datetime) -> np.datetime64:
+    return np.datetime64(time.astimezone(dt.UTC).replace(tzinfo=None), "us")
+
+
+def _forget_before(
+    usable: npt.NDArray[np.bool_],
+    store: Store,
+    monitors: pl.DataFrame,
+    sets: Sequence[Sequence[str]],
+    starts: npt.NDArray[np.datetime64],
+) -> None:
+    """A window from before a dimension was known says nothing of the monitors that it splits."""
+    for number, grouping in enumerate(sets):
+        if (since := store.schema.known_from(*grouping)) is not None:
+            rows = (monitors["set"] == number).to_numpy()
+            usable[np.ix_(rows, starts < _naive(since))] = False
 
 
 def slot_starts(spans: Sequence[Span], width: dt.timedelta) -> list[dt.datetime]:

@@ -71,9 +71,20 @@ class _Block:
     """A stretch of dense buckets: measures, and which of them may serve as references."""
 
     def __init__(
-        self, values: dict[str, npt.NDArray[np.float64]], recorded: npt.NDArray[np.bool_], masked: npt.NDArray[np.bool_]
+        self,
+        values: dict[str, npt.NDArray[np.float64]],
+        recorded: npt.NDArray[np.bool_],
+        masked: npt.NDArray[np.bool_],
+        unknown: dict[str, npt.NDArray[np.bool_]],
     ) -> None:
-        self.values, self.recorded, self.usable = values, recorded, recorded & ~masked
+        self.values, self.recorded, self.usable, self._unknown = values, recorded, recorded & ~masked, unknown
+
+    def of(self, metric: Metric) -> _Block:
+        """This block without the buckets from before the metric's measures were counted."""
+        unknown = np.zeros(len(self.recorded), dtype=bool)
+        for part in metric.parts:
+            unknown |= self._unknown.get(part or "", unknown)
+        return _Block(self.values, self.recorded & ~unknown, ~self.usable, {})
 
     @classmethod
     def read(
@@ -96,7 +107,14 @@ class _Block:
             if all(where.get(d) == v for d, v in mask.scope.items()):
                 until = mask.resolved_at or end
                 masked |= np.array([s < until and s + grain > mask.started_at for s in starts], dtype=bool)
-        return cls(values, recorded, masked)
+        if (since := store.schema.known_from(*where)) is not None:  # a dimension that came later
+            recorded &= np.array([s >= since for s in starts], dtype=bool)
+        unknown = {
+            measure: np.array([s < since for s in starts], dtype=bool)
+            for measure in store.schema.measures
+            if (since := store.schema.known_from(measure)) is not None
+        }
+        return cls(values, recorded, masked, unknown)
 
 
 def _index(rows: pl.DataFrame, start: dt.datetime, grain: dt.timedelta) -> npt.NDArray[np.int64]:
@@ -116,6 +134,7 @@ def _scored(
 ) -> pl.DataFrame:
     chosen = config.metrics[metric] if isinstance(metric, str) else metric
     numerator, denominator = chosen.parts
+    blocks = {name: [block.of(chosen) for block in parts] for name, parts in blocks.items()}
     now = blocks["previous"][0]
     value = now.values[numerator][PREVIOUS:]
     exposure = np.ones(n) if denominator is None else now.values[denominator][PREVIOUS:]

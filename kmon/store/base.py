@@ -127,13 +127,13 @@ class Store(ABC):
         width = f"to_seconds({grain.total_seconds():.0f})"
         return (
             f"SELECT time_bucket({width}, bucket, {sql.time(start)}) AS bucket, {self.schema.merged()}"
-            f" FROM cells WHERE {_within(start, end)} AND {sql.condition(where)} GROUP BY 1 ORDER BY 1"
+            f" FROM cells WHERE {_within(start, end)} AND {self._matching(where)} GROUP BY 1 ORDER BY 1"
         )
 
     def totals(self, where: Where, start: dt.datetime, end: dt.datetime) -> dict[str, float]:
         """All measures of one monitor summed over [start, end); 0 where nothing was."""
         row = self.sql(
-            f"SELECT {self.schema.merged()} FROM cells WHERE {_within(start, end)} AND {sql.condition(where)}"
+            f"SELECT {self.schema.merged()} FROM cells WHERE {_within(start, end)} AND {self._matching(where)}"
         ).row(0, named=True)
         return {measure: value or 0 for measure, value in row.items()}
 
@@ -141,13 +141,16 @@ class Store(ABC):
         """The values of a dimension with most events: columns `value` and `events`, largest first."""
         return self.sql(self.values_sql(dimension, where, start, end, limit))
 
-    @staticmethod
-    def values_sql(dimension: str, where: Where, start: dt.datetime, end: dt.datetime, limit: int) -> str:
+    def values_sql(self, dimension: str, where: Where, start: dt.datetime, end: dt.datetime, limit: int) -> str:
         return (
             f"SELECT d.value, sum(c.{EVENTS})::BIGINT AS events FROM cells c JOIN {sql.dictionary(dimension)} d"
-            f" ON d.id = c.{sql.name(dimension)} WHERE {_within(start, end)} AND {sql.condition(where)}"
+            f" ON d.id = c.{sql.name(dimension)} WHERE {_within(start, end)} AND {self._matching(where)}"
             f" GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {limit}"
         )
+
+    def _matching(self, where: Where) -> str:
+        """`where` as a condition; a dimension that there is not (any more) has no value that matches."""
+        return sql.condition(where) if where.keys() <= set(self.schema.dimensions) else "false"
 
     # ---- sweeps --------------------------------------------------------------------------------------------------
 
@@ -185,7 +188,7 @@ class Store(ABC):
             for screened in (None, *many)
             if (part := self._grouped_sql(screened, many, sets, used, least)) is not None
         ]
-        kept = " AND ".join([sql.condition(where), *(f"NOT ({sql.condition(other)})" for other in without)])
+        kept = " AND ".join([self._matching(where), *(f"NOT ({self._matching(other)})" for other in without)])
         ctes = [f"base AS MATERIALIZED ({self._slots_sql(spans, width, used, kept)})"]
         for dimension in many:
             column = sql.name(dimension)
@@ -255,6 +258,8 @@ class Store(ABC):
     def number(self, dimension: str, value: str) -> int | None:
         """The number behind a dimension's value, or None where it was never seen."""
         if (dimension, value) not in self._number_of:
+            if dimension not in self.schema.dimensions:  # in the scope of an incident from before it was forgotten
+                return None
             found = self.sql(f"SELECT id FROM {sql.dictionary(dimension)} WHERE value = {sql.text(value)}")
             if not found.height:
                 return None

@@ -70,13 +70,7 @@ class EmbeddedStore(Store):
         self._path = str(path)
         self._connection = _connect(self._path, read_only=read_only)
         try:
-            self.schema = self._prepare(config)
-            needed = [column for m in self.schema.measures.values() for column in columns_of(m.expression)]
-            self._needed = ["event_time", *dict.fromkeys(c for c in needed if c != "event_time")]
-            self._numbers: dict[str, dict[str, int]] = {
-                d: {value: number for number, value in self._rows(f"SELECT id, value FROM {sql.dictionary(d)}")}
-                for d in self.schema.dimensions
-            }
+            self._adopt(self._prepare(config))
         except BaseException:
             self._connection.close()
             raise
@@ -126,13 +120,42 @@ class EmbeddedStore(Store):
                 message = f"{self._path} was written by an earlier kmon: bring it up to date with 'kmon ingest' once"
                 raise StoreError(message)
             return stored
+        return self._change(config, stored)
+
+    def _change(self, config: Config, stored: Schema) -> Schema:
+        """Bring the tables to what `config` asks for, in one transaction; ConfigError where history forbids it."""
         schema = Schema.of(config)
+        statements = schema.change_sql(stored, config)
+        newest = self._rows("SELECT max(newest) FROM clocks")[0][0]
+        schema = schema.began(stored, newest and newest.replace(tzinfo=dt.UTC))
         if schema != stored:
             with self._transaction() as connection:
-                for statement in schema.change_sql(stored):
+                for statement in statements:
                     connection.execute(statement)
                 connection.execute("UPDATE meta SET value = $1 WHERE key = 'schema'", [schema.dumps()])
         return schema
+
+    def _adopt(self, schema: Schema) -> None:
+        """Work by `schema`, which is that of the tables."""
+        self.schema = schema
+        needed = [column for m in schema.measures.values() for column in columns_of(m.expression)]
+        self._needed = ["event_time", *dict.fromkeys(c for c in needed if c != "event_time")]
+        self._numbers: dict[str, dict[str, int]] = {
+            d: {value: number for number, value in self._rows(f"SELECT id, value FROM {sql.dictionary(d)}")}
+            for d in schema.dimensions
+        }
+        self._number_of.clear()  # a dimension that was forgotten and came back is numbered anew
+        self._name_of.clear()
+
+    def reconfigure(self, config: Config) -> list[str]:
+        """Bring the open store to what `config` asks for; what has changed, in words.
+
+        Not while a batch is being committed by another thread. ConfigError, having changed nothing, where history would
+        mean something else. Readers that are connected go on; what they ask of something forgotten fails.
+        """
+        before = self.schema
+        self._adopt(self._change(config, before))
+        return self.schema.changes(before)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:

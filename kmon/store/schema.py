@@ -20,12 +20,12 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import duckdb
 
-from kmon.config import Config, EventField, merge_function
-from kmon.errors import ConfigError, StoreError
+from kmon.config import Config, EventField, error_at, merge_function
+from kmon.errors import ConfigError
 from kmon.store import sql
 
 TIERS = {
@@ -73,6 +73,8 @@ class Schema:
     measures: dict[str, Measure]
     metrics: dict[str, Parts] = field(default_factory=dict)
     layout: int = LAYOUT
+    since: dict[str, str] = field(default_factory=dict, compare=False)
+    """By dimension and measure that came later than the first event: the event time (RFC 3339) since when it counts."""
 
     @classmethod
     def of(cls, config: Config) -> Schema:
@@ -92,7 +94,7 @@ class Schema:
         data = json.loads(text)
         measures = {key: Measure(**value) for key, value in data["measures"].items()}
         metrics = {key: Parts(**value) for key, value in data.get("metrics", {}).items()}
-        return cls(tuple(data["dimensions"]), measures, metrics, data.get("layout", 1))
+        return cls(tuple(data["dimensions"]), measures, metrics, data.get("layout", 1), data.get("since", {}))
 
     def dumps(self) -> str:
         return json.dumps(asdict(self))
@@ -159,29 +161,78 @@ class Schema:
             f"CREATE OR REPLACE VIEW rollup AS SELECT cells.bucket{shown}, {measures} FROM cells{joins}",
         ]
 
-    def change_sql(self, stored: Schema) -> list[str]:
-        """The statements that bring a store with the schema `stored` to this one.
+    def change_sql(self, stored: Schema, config: Config) -> list[str]:
+        """The statements that bring a store with the schema `stored` to this one, which is that of `config`.
 
-        New dimensions and measures are added, older rows having none of them. StoreError where one was removed or
-        redefined: that would make history mean something else.
+        New dimensions and measures are added, older rows having none of them. What was removed or redefined is dropped
+        where `config.forget` names it, and ConfigError elsewhere: history would mean something else.
         """
-        gone = [d for d in stored.dimensions if d not in self.dimensions]
-        gone += [m for m in stored.measures if m not in self.measures]
-        redefined = [m for m, old in stored.measures.items() if m in self.measures and self.measures[m] != old]
-        if gone or redefined:
-            what = f"removes {gone[0]!r}" if gone else f"redefines {redefined[0]!r}"
-            message = f"kmon.yaml {what}, which the store has history for: give it a new name, or use a new store"
-            raise StoreError(message)
+        self._check_change(stored, config)
         statements = stored._second_layout_sql() if stored.layout < LAYOUT else []
+        gone = self.gone(stored)
+        for name in gone:
+            tables = (*TIERS, RAW) if name in stored.dimensions else TIERS
+            statements += [f"ALTER TABLE {table} DROP COLUMN {sql.name(name)}" for table in tables]
+            if name in stored.dimensions:
+                statements.append(f"DROP TABLE {sql.dictionary(name)}")
         for dimension in self.dimensions:
             if dimension not in stored.dimensions:
                 column = f"{sql.name(dimension)} UINTEGER DEFAULT 0"
                 statements += [f"ALTER TABLE {table} ADD COLUMN {column}" for table in (*TIERS, RAW)]
                 statements.append(self._dictionary_sql(dimension))
         for key, measure in self.measures.items():
-            if key not in stored.measures:
+            if key not in stored.measures or key in gone:
                 statements += [f"ALTER TABLE {t} ADD COLUMN {sql.name(key)} {measure.type}" for t in TIERS]
         return [*statements, *self.view_sql()] if statements else []
+
+    def gone(self, stored: Schema) -> list[str]:
+        """The dimensions and measures of `stored` that this schema has no more, or defines otherwise."""
+        dimensions = [d for d in stored.dimensions if d not in self.dimensions]
+        return dimensions + [m for m, old in stored.measures.items() if self.measures.get(m) != old]
+
+    def changes(self, stored: Schema) -> list[str]:
+        """How this schema differs from `stored`, in words."""
+        found = []
+        for what, old, new in (
+            ("dimension", dict.fromkeys(stored.dimensions), dict.fromkeys(self.dimensions)),
+            ("measure", stored.measures, self.measures),
+            ("metric", stored.metrics, self.metrics),
+        ):
+            found += [f"{what} {name} added" for name in new if name not in old]
+            found += [f"{what} {name} removed" for name in old if name not in new]
+            found += [f"{what} {name} redefined" for name in new if name in old and new[name] != old[name]]
+        return found
+
+    def began(self, stored: Schema, at: dt.datetime | None) -> Schema:
+        """This schema, knowing since when each column is counted that the store got after its first event.
+
+        `at` is the newest event time of the store when it is brought from `stored` to this schema.
+        """
+        gone = self.gone(stored)
+        kept = {name for name in (*stored.dimensions, *stored.measures) if name not in gone}
+        names = [*self.dimensions, *self.measures]
+        since = {name: stored.since[name] for name in names if name in kept and name in stored.since}
+        added = {} if at is None else {name: at.isoformat() for name in names if name not in kept}
+        return replace(self, since={**since, **added})
+
+    def known_from(self, *names: str) -> dt.datetime | None:
+        """Since when (aware) all of these dimensions and measures are counted; None: since there are events."""
+        return max((dt.datetime.fromisoformat(self.since[name]) for name in names if name in self.since), default=None)
+
+    def _check_change(self, stored: Schema, config: Config) -> None:
+        for name in self.gone(stored):
+            if name in config.forget:
+                continue
+            if name in self.measures and name in stored.measures:
+                message = f"{name!r} is redefined, and older rows were counted as {stored.measures[name].expression!r}:"
+                way = "give it another name"
+            else:
+                message = f"{name!r} is gone, and the store has history of it:"
+                way = "put it back"
+            section = "dimensions" if name in stored.dimensions else "measures"
+            loc = (section, name) if name in config.measures else (section,)
+            message += f" {way}, or write 'forget: [{', '.join([*config.forget, name])}]' to drop that history"
+            raise error_at(config.path, loc, message)
 
     @staticmethod
     def _dictionary_sql(dimension: str) -> str:

@@ -9,11 +9,11 @@ import threading
 import duckdb
 import pytest
 
-from kmon.config import Config, load_config
+from kmon.config import Config
 from kmon.errors import ConfigError, OffsetConflictError, StoreBusyError, StoreError
 from kmon.sources import Move
 from kmon.store import Commit, DeadLetter, EmbeddedStore
-from tests.conftest import TEMPLATE, T, frame
+from tests.conftest import T, frame
 from tests.store.conftest import HOUR, MINUTE, SECOND
 
 SESSION = frame({})
@@ -156,20 +156,6 @@ def test_another_order_of_dimensions_mixes_nothing_up(tmp_path, config):
             store.commit(Commit([Move("f", 0, i, i + 1)], frame({"country": "SE"})))
             store.compact(T + HOUR)
             assert store.totals({"partner": "p1", "country": "SE"}, T, T + MINUTE)["sessions"] == i + 1
-
-
-@pytest.mark.parametrize(
-    ("updates", "says"),
-    [
-        ({"dimensions": ("country",)}, "removes 'partner'"),
-        ({"measures": {"sessions": "count(*)"}}, "removes 'events'"),
-        ({"measures": {**load_config(TEMPLATE).measures, "sessions": "count(*)"}}, "redefines 'sessions'"),
-    ],
-)
-def test_history_is_not_thrown_away(store, tmp_path, config, updates, says):
-    store.close()
-    with pytest.raises(StoreError, match=f"kmon.yaml {says}, which the store has history for: give it a new name, or"):
-        EmbeddedStore(tmp_path / "kmon.duckdb", changed(config, **updates))
 
 
 IMPOSSIBLE = {
