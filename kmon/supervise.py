@@ -17,7 +17,7 @@ from kmon import environment, parts
 from kmon.apps.serve import free_port
 from kmon.config import Config
 from kmon.errors import KmonError
-from kmon.owner import Telephone
+from kmon.owner import Owner, Telephone
 from kmon.store import check_address, token_for
 
 log = structlog.get_logger("kmon")
@@ -83,7 +83,7 @@ class Supervisor:
                 message = f"the part 'source' ended at once with exit code {code}"
                 raise KmonError(message)
             self._keep(source)
-            if self._is_owner(telephone):
+            if self._is_ours(telephone.owner()):
                 return True
             if not self._standby and time.monotonic() - began > PATIENCE:
                 message = f"the store did not answer at {self._config.serve} within {PATIENCE:.0f} s"
@@ -99,18 +99,18 @@ class Supervisor:
                 self._keep(part)
             if self._source.process is known:
                 continue
-            if self._is_owner(telephone):
+            owner = telephone.owner()  # asked once: our source may begin to answer between two questions
+            if self._is_ours(owner):
                 known = self._source.process
-            elif (owner := telephone.owner()) is not None:
+            elif owner is not None:
                 message = f"another process (pid {owner.pid}) took over the store {self._store}"
                 if not self._standby:
                     raise KmonError(message)
                 log.warning(f"{message}: standing by again")
                 return
 
-    def _is_owner(self, telephone: Telephone) -> bool:
-        process, owner = self._source.process, telephone.owner()
-        return process is not None and owner is not None and owner.pid == process.pid
+    def _is_ours(self, owner: Owner | None) -> bool:
+        return self._source.process is not None and owner is not None and owner.pid == self._source.process.pid
 
     @staticmethod
     def _end(ending: Sequence[_Part]) -> None:

@@ -15,6 +15,7 @@ WORKER = """
 import json, resource, sys
 from kmon.config import load_config
 from kmon.errors import StoreError
+from kmon.sources import Move
 from kmon.store import Commit, EmbeddedStore
 from tests.conftest import frame
 
