@@ -133,7 +133,7 @@ def _store_port(config: Config) -> str:
         return "another process serves the store"
     if _is_running(config):
         return f"kmon is running and answers at {config.serve}"
-    check_address(config.serve)
+    check_address(config.serve, beyond_localhost=config.serve_beyond_localhost)
     return f"{config.serve} is free"
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import structlog
@@ -56,6 +56,11 @@ def store_path(config: Config, store: str | None) -> str:
     return where if store else str(config.resolve(where))
 
 
+def _serve(config: Config, owned: EmbeddedStore, path: str) -> AbstractContextManager[object]:
+    open_to_others = config.serve_beyond_localhost
+    return serving(owned, config.serve, token_for(path), config.queries, beyond_localhost=open_to_others)
+
+
 def run_source(
     config: Config,
     stop: threading.Event,
@@ -74,7 +79,7 @@ def run_source(
         return Progress()
     with opened as owned:
         Owner(os.getpid()).write(owned)  # before it answers: who is answered must not hear of an earlier one
-        with serving(owned, config.serve, token_for(path)):
+        with _serve(config, owned, path):
             log.info("store open", path=path, serving=config.serve)
             return Ingestion(config, owned, on_batch=on_batch).run(source_of(config), stop)
 

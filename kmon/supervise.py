@@ -58,7 +58,7 @@ class Supervisor:
         `on_ready` is called each time that the store answers and the other parts have been started.
         """
         if not self._standby:
-            check_address(self._config.serve)
+            check_address(self._config.serve, beyond_localhost=self._config.serve_beyond_localhost)
             if any(part.name == "apps" for part in self._others):
                 free_port(self._config, self._config.apps.port)
         with closing(Telephone(self._config.serve, self._store)) as telephone:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from kmon.config.checks import InconsistentError, inconsistencies
-from kmon.config.words import MINUTE, Address, Duration, Name, nearest
+from kmon.config.words import MINUTE, Address, Duration, Name, Size, nearest
 
 
 class Model(BaseModel):
@@ -315,6 +315,19 @@ class Apps(Model):
         return (self.url or f"http://{'localhost' if self.host == '127.0.0.1' else self.host}:{self.port}").rstrip("/")
 
 
+class Queries(Model):
+    """What the questions of readers may cost the owner of the store, so that ingestion never waits for them."""
+
+    timeout: Duration = Field(default=dt.timedelta(seconds=10), gt=dt.timedelta(0))
+    """A question that takes longer is cancelled, at the store."""
+    at_once: int = Field(default=4, ge=1)
+    """Questions that are worked on at the same time; others wait their turn."""
+    memory: Size | None = Field(default=None, gt=0)
+    """What the database may use in memory, its cache included; default half of the machine's."""
+    disk: Size = Field(default=10_000_000_000, gt=0)
+    """What sorting and joining may put on disk, beside the store, when the memory is used up."""
+
+
 class Config(Model):
     """The whole of ``kmon.yaml``."""
 
@@ -323,6 +336,10 @@ class Config(Model):
     """The DuckDB file, relative to kmon.yaml, or the ``quack:`` address of a running one."""
     serve: Address = "quack:localhost:9494"
     """Where the owner of the store answers readers."""
+    serve_beyond_localhost: bool = False
+    """Answer readers of other machines too, at the host in `serve`: they get an unencrypted answer, so put a proxy
+    with TLS in front, or trust the network."""
+    queries: Queries = Queries()
     ledger: str | None = None
     """SQLAlchemy URL; default a SQLite file beside the store."""
     notebooks: str = "notebooks"

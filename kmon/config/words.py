@@ -12,6 +12,7 @@ from pydantic import BeforeValidator
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", re.IGNORECASE)
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}", re.IGNORECASE)
 BUCKET = dt.timedelta(seconds=10)
 """Width of a hot rollup bucket."""
@@ -45,6 +46,17 @@ def show_duration(value: dt.timedelta) -> str:
     return f"{seconds:g}s"
 
 
+def parse_size(value: object) -> int:
+    """``"2GB"``, ``"500 MB"``, ``"1GiB"`` or bytes as a number, as a number of bytes; ValueError otherwise."""
+    found = _SIZE.fullmatch(str(value).strip())
+    if found is None or isinstance(value, bool) or found[2].lower() == "i":
+        message = f"{value!r} is not a size: write for example 500MB, 2GB or 1GiB"
+        raise ValueError(message)
+    prefix = found[2].lower()
+    power = " kmgt".index(prefix[0]) if prefix else 0
+    return int(float(found[1]) * (1024 if prefix.endswith("i") else 1000) ** power)
+
+
 def _check_name(value: object) -> object:
     if isinstance(value, str) and _NAME.fullmatch(value):
         return value
@@ -66,6 +78,7 @@ def _check_address(value: object) -> object:
 
 
 Duration = Annotated[dt.timedelta, BeforeValidator(parse_duration)]
+Size = Annotated[int, BeforeValidator(parse_size)]
 Address = Annotated[str, BeforeValidator(_check_address)]
 Name = Annotated[str, BeforeValidator(_check_name)]
 

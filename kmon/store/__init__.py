@@ -12,7 +12,8 @@ from kmon.config import Config
 from kmon.errors import StoreBusyError, StoreError
 from kmon.store.base import Span, Store
 from kmon.store.embedded import Commit, DeadLetter, EmbeddedStore
-from kmon.store.quack import SCHEME, RemoteStore, answers, check_address, serving, token_for
+from kmon.store.quack import RemoteStore, answers
+from kmon.store.serving import SCHEME, check_address, serving, token_for
 
 __all__ = [
     "SCHEME",

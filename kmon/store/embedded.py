@@ -334,6 +334,8 @@ _REJECTED_SQL = (
 _Settings = dict[str, str | bool | int | float | list[str]]
 _SETTINGS: _Settings = {
     "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "python_enable_replacements": "false",  # a table is a table of the store, never a variable of this process
     "checkpoint_threshold": "64MB",  # of the log, before it is merged into the file: fewer, larger merges
 }
 
