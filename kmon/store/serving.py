@@ -35,6 +35,7 @@ LETTING_GO = 2.0
 """Seconds that a server which was stopped a moment ago has to let go of its port."""
 ABANDONED = dt.timedelta(minutes=10)
 """A session that asked nothing for so long is ended: Quack itself keeps those of dead readers for good."""
+_NO_MORE = b"\3\0" + b"\xff" * 9 + b"\1" + b"\xff" * 4
 _SETTINGS = {
     "enable_external_access": "false",  # a query of the store reads and writes nothing else
     "max_expression_depth": "250",  # DuckDB takes minutes to plan a sum of a thousand terms, and cannot be interrupted
@@ -109,11 +110,12 @@ def _answering(connection: duckdb.DuckDBPyConnection, queries: Queries) -> Itera
             connection.execute(f"SET GLOBAL {name} = {value}")
     readers = Readers(connection, queries, memory)
     try:
-        connection.create_function(LEAVE, readers.leave, ["VARCHAR", "VARCHAR"], "VARCHAR", side_effects=True)  # type: ignore[list-item, arg-type]
+        connection.create_function(LEAVE, readers.leave, ["VARCHAR", "VARCHAR"], "VARCHAR", side_effects=True)
         yield readers
     finally:
         readers.close()
-        connection.remove_function(LEAVE)
+        with contextlib.suppress(duckdb.Error):  # the store may have been closed by now
+            connection.remove_function(LEAVE)
 
 
 def _half_of_memory() -> int:
@@ -148,9 +150,7 @@ def end_sessions(connection: duckdb.DuckDBPyConnection, address: str, before: dt
     host, port = host_and_port(address)
     for session in sessions:
         # Quack's own message for it, the one that DETACH sends: there is no function for the server's side
-        goodbye = (
-            b"\1\0\x0b\2\0" + bytes([len(session)]) + session.encode() + b"\3\0" + b"\xff" * 9 + b"\1" + b"\xff" * 4
-        )
+        goodbye = b"\1\0\x0b\2\0" + bytes([len(session)]) + session.encode() + _NO_MORE
         there = http.client.HTTPConnection(host, port, timeout=5)
         try:
             there.request("POST", "/quack", goodbye, {"Content-Type": "application/octet-stream"})
@@ -174,8 +174,8 @@ def check_address(address: str, *, beyond_localhost: bool = False) -> None:
     host, port = host_and_port(address)
     if host not in LOCAL and not beyond_localhost:
         message = (
-            f"{address} can be reached from other machines, and Quack does not encrypt: serve at quack:localhost:{port},"
-            " or set serve_beyond_localhost: true in kmon.yaml if a proxy with TLS stands in front"
+            f"{address} can be reached from other machines, and Quack does not encrypt: serve at"
+            f" quack:localhost:{port}, or set serve_beyond_localhost: true in kmon.yaml if a proxy with TLS stands in front"
         )
         raise StoreError(message)
     deadline = time.monotonic() + LETTING_GO

@@ -72,7 +72,12 @@ def test_a_question_that_needs_too_much_memory_fails_alone(served, store, commit
 
 
 def test_ingestion_goes_on_beside_heavy_questions(store, served, commit):
-    threads = [threading.Thread(target=lambda: pytest.raises(StoreError, served.sql, ENDLESS[2])) for _ in range(3)]
+
+    def ask() -> None:
+        with pytest.raises(StoreError):
+            served.sql(ENDLESS[2])
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
