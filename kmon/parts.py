@@ -23,7 +23,7 @@ from kmon.ingest import Ingestion, Progress
 from kmon.owner import Owner, own
 from kmon.sources import Source
 from kmon.sources.files import FilesSource
-from kmon.store import SCHEME, Store, open_for_reading, serving, token_for
+from kmon.store import SCHEME, EmbeddedStore, Store, open_for_reading, serving, token_for
 
 if TYPE_CHECKING:
     from kmon.alerts.notifier import Notifier

@@ -174,8 +174,8 @@ def check_address(address: str, *, beyond_localhost: bool = False) -> None:
     host, port = host_and_port(address)
     if host not in LOCAL and not beyond_localhost:
         message = (
-            f"{address} can be reached from other machines, and Quack does not encrypt: serve at"
-            f" quack:localhost:{port}, or set serve_beyond_localhost: true in kmon.yaml if a proxy with TLS stands in front"
+            f"{address} can be reached from other machines, and Quack does not encrypt: serve at localhost, or set"
+            " serve_beyond_localhost: true in kmon.yaml if a proxy with TLS stands in front"
         )
         raise StoreError(message)
     deadline = time.monotonic() + LETTING_GO

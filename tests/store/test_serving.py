@@ -243,7 +243,6 @@ def test_open_for_reading_takes_the_file_or_its_owner(store, tmp_path, config, c
         open_for_reading(config, str(tmp_path / "nothing.duckdb"))
 
 
-<<<<<<< HEAD
 def test_a_killed_owner_that_was_answering_does_not_hold_its_port(tmp_path, config):
     address, path = free_address(), tmp_path / "kmon.duckdb"
     code = (
@@ -269,7 +268,8 @@ def test_a_killed_owner_that_was_answering_does_not_hold_its_port(tmp_path, conf
 def _ask_for_long(reader):
     with pytest.raises(StoreError, match="nobody answers"):
         reader.sql("SELECT count(*) FROM range(1000000000000) t(i) WHERE i % 7 = 3")
-=======
+
+
 def test_readers_may_call_no_table_function_but_those_that_are_known_to_be_harmless(shared):
     store, remote = shared
     found = store.sql("SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type LIKE 'table%'")
@@ -286,4 +286,3 @@ def test_a_store_is_served_to_other_machines_only_if_the_configuration_says_so(s
         pass
     with serving(store, address, TOKEN, beyond_localhost=True):
         assert connect(address.replace("0.0.0.0", "127.0.0.1"), TOKEN).newest() is None
->>>>>>> cba4e06 (Cancel readers' questions at the store, and judge what they may ask function by function)
