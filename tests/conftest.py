@@ -64,7 +64,12 @@ def store(tmp_path: Path, config: Config) -> Iterator[EmbeddedStore]:
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A real Kafka for all tests of the xdist group "kafka"; a test that stops it starts it again."""
     try:
-        with Broker.start(tmp_path_factory.mktemp("kafka"), users={"kmon": "right"}) as running:
+        users = {"kmon": "right", "stranger": "right"}  # a stranger may read nothing
+        rights = {
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS;User:kmon",
+        }
+        with Broker.start(tmp_path_factory.mktemp("kafka"), users=users, settings=rights) as running:
             yield running
     except BrokerUnavailableError as error:
         pytest.skip(str(error))

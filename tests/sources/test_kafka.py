@@ -124,7 +124,7 @@ def test_a_partition_with_unread_messages_says_how_many(mock, topic):
 def test_a_bad_setting_is_told_without_a_secret(mock, settings, told):
     with pytest.raises(ConfigError, match=told) as caught:
         describe(source(mock.address, TOPIC, settings=settings))
-    assert "hunter2" not in str(caught.value) or "password" not in settings
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_secret_is_not_in_the_configuration_as_text():

@@ -116,11 +116,12 @@ class Book:
 
 def describe(source: KafkaSource, timeout: float = 5.0) -> str:
     """What is there to be read, for people; SourceError with what to do where it cannot be."""
-    client = Client(source)
+    client = Client(source, telling=False)
     try:
         topics = client.wanted(timeout)
         if topics is None:
-            message = f"no broker answers at {', '.join(source.brokers)}: see whether Kafka runs, and source.brokers"
+            where = ", ".join(source.brokers)
+            message = f"no broker answers at {where} ({client.why}): see whether Kafka runs, and source.brokers"
             raise SourceError(message)
         missing = [name for name in source.topics if not name.startswith("^") and name not in topics]
         if missing or not topics:

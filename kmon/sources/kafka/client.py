@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
@@ -20,6 +21,7 @@ _SECRET = re.compile(r"password|secret|token|jaas|oauthbearer|credential|\.pem$|
 _ASKED = 5.0
 """Seconds that a question to Kafka may take."""
 _REFUSED = (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED)
+_UNREACHABLE = (KafkaError._TRANSPORT, KafkaError._RESOLVE, KafkaError._SSL)
 _FORBIDDEN = (
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
@@ -55,14 +57,17 @@ class Topic:
 class Client:
     """A consumer of the source's cluster, which knows whether it is in touch with it."""
 
-    def __init__(self, source: KafkaSource) -> None:
-        self._source = source
+    def __init__(self, source: KafkaSource, *, telling: bool = True) -> None:
+        """`telling`: into the log, what is waited for."""
+        self._source, self._telling = source, telling
         self._secrets = [
             value.get_secret_value()
             for key, value in source.settings.items()
             if _SECRET.search(key) and value.get_secret_value()
         ]
         self._refused: str | None = None
+        self.why = ""
+        """The last that was heard of a broker that is out of reach."""
         self._has_controller = False  # without one, a question about identities would only time out
         self._said: set[object] = set()
         self.away_since: float | None = None
@@ -76,7 +81,10 @@ class Client:
             )
             self._admin = AdminClient(self._settings, logger=_quiet())
         except KafkaException as error:
-            message = f"source.settings: {self._clean(error.args[0].str())}"
+            said = error.args[0].str()
+            for value in filter(None, own.values()):  # who knows what stands at the wrong key
+                said = re.sub(rf"(?<![\w.]){re.escape(value)}(?![\w.])", "***", said)
+            message = f"source.settings: {said}"
             raise ConfigError(message) from None
 
     def close(self) -> None:
@@ -92,7 +100,7 @@ class Client:
         found: dict[str, Topic] = {}
         try:
             for name in [None] if every else names:
-                cluster = self.consumer.list_topics(name, timeout=timeout)
+                cluster = self._metadata(name, timeout)
                 self._has_controller = cluster.controller_id in cluster.brokers
                 for topic in cluster.topics.values():
                     if topic.error is not None and topic.error.code() in _FORBIDDEN and not every:
@@ -100,14 +108,24 @@ class Client:
                         raise SourceError(message)
                     if topic.error is None and topic.partitions:
                         leaderless = frozenset(p.id for p in topic.partitions.values() if p.leader < 0)
-                        found[topic.topic] = Topic(frozenset(topic.partitions), leaderless)
+                        found[str(topic.topic)] = Topic(frozenset(topic.partitions), leaderless)
         except KafkaException as error:
-            self.consumer.poll(0)  # the reason, if there is a better one, waits in a callback
-            self.check()
             self.went_away(error.args[0].str())
             return None
         self.came_back()
         return found
+
+    def _metadata(self, name: str | None, timeout: float) -> Any:
+        """In short questions, as a refused password shows only between them, in a callback."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return self.consumer.list_topics(name, timeout=min(timeout, 1.0))
+            except KafkaException:
+                self.consumer.poll(0)
+                self.check()
+                if time.monotonic() > deadline:
+                    raise
 
     def wanted(self, timeout: float = _ASKED) -> dict[str, Topic] | None:
         """The topics of the source that are there, by name; None where Kafka does not answer."""
@@ -161,7 +179,9 @@ class Client:
         """No broker answers; said once."""
         if self.away_since is None:
             self.away_since = time.monotonic()
-            log.warning("kafka does not answer; waiting for it", brokers=self._source.brokers, why=self._clean(why))
+            self.why = self._clean(self.why or why)
+            if self._telling:
+                log.warning("kafka does not answer; waiting for it", brokers=self._source.brokers, why=self.why)
 
     def came_back(self) -> None:
         """A broker answers."""
@@ -191,8 +211,10 @@ class Client:
         if error.code() in _REFUSED:
             why = self._clean(error.str())
             self._refused = f"Kafka refuses the user or the password of the source: {why}: correct source.settings"
-        elif error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._SSL):
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN:
             self.went_away(error.str())
+        elif error.code() in _UNREACHABLE:
+            self.why = self._clean(error.str())
         elif error.fatal():
             self._refused = f"Kafka's client gave up: {self._clean(error.str())}"
 
@@ -202,10 +224,10 @@ class Client:
             self.once("commit", told, group=self._source.group, why=error.str())
 
     def _clean(self, text: str) -> str:
-        """`text` without a secret."""
+        """`text` without a secret, and without librdkafka's own name and times of a connection."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return re.sub(r"^\S+?: ", "", text) if text.startswith("sasl_") else text
+        return re.sub(r"^[^\s:]+(://)?[^\s:]*(:\d+)?/\w+: | \(after \d+ms in state \w+\)", "", text)
 
 
 class _Debug(logging.Handler):

@@ -159,7 +159,7 @@ class Reader:
 
     def _look(self) -> None:
         """Read what is there to be read."""
-        found = self._client.wanted()
+        found = self._client.wanted(2.0)
         self._due = time.monotonic() + (_LOOK if found is not None else 1.0)
         if found is None:
             return
