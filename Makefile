@@ -1,5 +1,6 @@
 # make demo       everything, on simulated traffic, until Ctrl-C
 # make test       lint, types, import contract and all tests
+# make chaos      200 faults between Kafka and the store, of which `make test` does 20
 # make setup      .venv from requirements.lock, with the command kmon at .venv/bin/kmon
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo .cache/uv/bin/uv)
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint format notebooks lock clean
+.PHONY: help setup demo test chaos lint format notebooks lock clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -30,6 +31,9 @@ demo: setup
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(PYTEST)
+
+chaos: setup
+	KMON_CHAOS=200 $(BIN)/python -m pytest --numprocesses 0 --capture no tests/chaos $(PYTEST)
 
 lint: setup
 	$(BIN)/ruff check --quiet .
