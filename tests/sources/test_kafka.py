@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from confluent_kafka import Producer
 from structlog.testing import capture_logs
 
 from kmon.config.models import KafkaSource
 from kmon.errors import ConfigError
-from kmon.sources.kafka import describe
+from kmon.ingest import Ingestion
+from kmon.sources.kafka import KafkaTopics, describe
 from kmon.sources.kafka.messages import TOMBSTONE
 from tests.sources.reading import put, reading, source
 
@@ -19,7 +22,9 @@ class Mock(Producer):
     """A producer with a cluster in it, which lives as long; topics have four partitions."""
 
     def __init__(self):
-        super().__init__({"bootstrap.servers": "mock", "test.mock.num.brokers": 1, "log_level": 0})
+        super().__init__(
+            {"bootstrap.servers": "mock", "test.mock.num.brokers": 1, "message.max.bytes": 2_000_000, "log_level": 0}
+        )
         broker = next(iter(self.list_topics(timeout=10).brokers.values()))
         self.address = f"{broker.host}:{broker.port}"
 
@@ -91,6 +96,20 @@ def test_tombstones_and_line_ends(mock, topic):
     assert run.values == [b'{ "n": 1}', b"", b"not json"]
     assert [why for batch in run.batches for why in batch.damaged.values()] == [TOMBSTONE]
     assert all((batch.written > 1.6e15).all() for batch in run.batches if batch.size)
+
+
+def test_what_is_no_event_is_a_dead_letter_with_its_place(mock, topic, config, store):
+    event = b'{"ts": "2026-03-02T12:00:00Z", "operation": "order",\n "status": "ok", "partner": "p1"}'
+    put(mock, topic, event, None, b"not json", b"", partition=1)
+    put(mock, topic, b'{"x": "' + b"x" * 1_100_000 + b'"}', event, partition=2)
+    stop = threading.Event()
+    ingestion = Ingestion(config, store, on_batch=lambda done: stop.set() if done.dead_letters == 4 else None)
+    ingestion.run(KafkaTopics(source(mock.address, topic)), stop)
+    assert store.sql("SELECT sum(orders)::INT FROM rollup").item() == 2
+    letters = store.sql("SELECT partition, position, reason FROM dead_letters ORDER BY ALL").rows()
+    assert [letter[:2] for letter in letters] == [(1, 1), (1, 2), (1, 3), (2, 0)]
+    assert letters[0][2] == TOMBSTONE
+    assert set(store.clocks()) == {f"{topic}/1", f"{topic}/2"}
 
 
 def test_several_topics_and_patterns(mock, topic):

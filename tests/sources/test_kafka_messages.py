@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import Message
 
 from kmon.errors import SourceError
-from kmon.sources.kafka.messages import TOMBSTONE, Chunk, Handover, Jump, chunk, merged
+from kmon.sources.kafka.messages import EMPTY, TOMBSTONE, Chunk, Handover, Jump, chunk, merged
 
 LANES = {("a", 0): 0, ("a", 1): 1, ("b", 0): 2}
 
@@ -34,7 +34,7 @@ def test_line_ends_in_a_message_are_spaces_and_a_tombstone_is_a_damaged_record()
     values = [b'{\n "x": 1\n}\n', None, b"", b"{}"]
     read = chunk([message(offset=i, value=value) for i, value in enumerate(values)], LANES, {})
     assert read.data == b'{  "x": 1 } \n\n\n{}\n'
-    assert read.damaged == {1: TOMBSTONE}
+    assert read.damaged == {1: TOMBSTONE, 2: EMPTY}
 
 
 def test_no_messages_are_no_lines():

@@ -14,6 +14,7 @@ from confluent_kafka import Message
 
 Partition = tuple[str, int]
 TOMBSTONE = "tombstone: a message without a value"
+EMPTY = "empty: a message whose value has no bytes"
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ def chunk(messages: Sequence[Message], lanes: Mapping[Partition, int], ends: Map
     """Put messages without errors together; `lanes` numbers the partitions. The loops are all there is per message."""
     values: list[Any] = [message.value() for message in messages]
     damaged = {}
-    if None in values:
-        damaged = {number: TOMBSTONE for number, value in enumerate(values) if value is None}
+    if not all(values):
+        damaged = {n: TOMBSTONE if value is None else EMPTY for n, value in enumerate(values) if not value}
         values = [value or b"" for value in values]
     data = b"\n".join(values)
     if data.count(b"\n") > max(len(values) - 1, 0):  # JSON may be written over several lines: they are one record
