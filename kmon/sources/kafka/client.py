@@ -66,6 +66,8 @@ class Client:
             if _SECRET.search(key) and value.get_secret_value()
         ]
         self._refused: str | None = None
+        self.doubtful = False
+        """librdkafka has lost its brokers, maybe long ago, as it tells that late: to be asked for."""
         self.why = ""
         """The last that was heard of a broker that is out of reach."""
         self._has_controller = False  # without one, a question about identities would only time out
@@ -212,7 +214,7 @@ class Client:
             why = self._clean(error.str())
             self._refused = f"Kafka refuses the user or the password of the source: {why}: correct source.settings"
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
-            self.went_away(error.str())
+            self.doubtful = self.away_since is None
         elif error.code() in _UNREACHABLE:
             self.why = self._clean(error.str())
         elif error.fatal():

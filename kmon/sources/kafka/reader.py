@@ -84,7 +84,7 @@ class Reader:
         linger = self._source.linger.total_seconds()
         try:
             while not self._stopping.is_set():
-                if time.monotonic() >= self._due:
+                if self._client.doubtful or time.monotonic() >= self._due:
                     self._look()
                 self._take(self._client.consumer.consume(self._count(), linger))
                 self._client.check()
@@ -127,7 +127,6 @@ class Reader:
         for lane, end in read.ends.items():
             self._reached[lane] = max(end, self._reached.get(lane, 0))
         if len(read):
-            self._client.came_back()
             average = len(read.data) / len(read)
             self._average = max(average, 0.8 * self._average + 0.2 * average, 1.0)
         self._handover.put(read)
@@ -159,6 +158,7 @@ class Reader:
 
     def _look(self) -> None:
         """Read what is there to be read."""
+        self._client.doubtful = False
         found = self._client.wanted(2.0)
         self._due = time.monotonic() + (_LOOK if found is not None else 1.0)
         if found is None:
