@@ -15,6 +15,7 @@ from kmon.ingest import Ingestion
 from kmon.resources import TEMPLATE, shipped_notebooks
 from kmon.sources.simulate import Simulator, reference
 from kmon.store import EmbeddedStore
+from kmon.store.upkeep import upkeep_thread
 
 MARK = ".kmon-demo"
 CHANGES = {
@@ -59,11 +60,12 @@ def load_history(config: Config, stop: threading.Event, on_progress: Callable[[i
     with EmbeddedStore(config.resolve(config.store), config) as store:
         total = simulator.backlog(store.positions())
         ingestion = Ingestion(config, store, on_batch=lambda progress: on_progress(progress.events, total))
-        for batch in simulator.read(store.positions(), caught_up):
-            ingestion.emit(batch)
-            if stop.is_set() or simulator.caught_up(batch):
-                caught_up.set()
-        ingestion.emit(None)
+        with upkeep_thread(store, config, stop):
+            for batch in simulator.read(store.positions(), caught_up):
+                ingestion.emit(batch)
+                if stop.is_set() or simulator.caught_up(batch):
+                    caught_up.set()
+            ingestion.emit(None)
         return ingestion.progress.events
 
 

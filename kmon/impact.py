@@ -29,7 +29,7 @@ def beginning(store: Store, config: Config, incident: Incident, at: dt.datetime)
     grain = max(MINUTE, incident.window // 15 // MINUTE * MINUTE)
     n = max(30, int(3 * incident.window / grain))
     begin = at - n * grain
-    rows = store.series(incident.scope, begin, at, grain)
+    rows = store.measures(incident.scope, begin, at, grain)
     grid = pl.DataFrame(
         {"bucket": [begin.replace(tzinfo=None) + i * grain for i in range(n)]}, schema={"bucket": pl.Datetime("us")}
     )

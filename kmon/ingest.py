@@ -23,10 +23,7 @@ from kmon.enrich import Enricher
 from kmon.events import RECORD, Decoded, Decoder
 from kmon.sources import RawBatch, Source
 from kmon.store import Commit, DeadLetter, EmbeddedStore
-
-HOT = dt.timedelta(hours=2)
-"""Deltas further behind the watermark than this are merged into the one-minute tier."""
-HOUR = dt.timedelta(hours=1)
+from kmon.store.upkeep import upkeep_thread
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Ingestion:
         on_batch: Callable[[Progress], None] | None = None,
     ) -> None:
         self.progress = Progress()
-        self._store = store
+        self._config, self._store = config, store
         self._clock = Clock(config, store.clocks(), store.unread())
         self._unread = store.unread()
         self._step = step if on_step else None
@@ -68,7 +65,6 @@ class Ingestion:
         self._busy: set[dt.datetime] = set()  # ends of steps with events, until they are passed
         if self._step is not None:
             self._busy = {start + self._step for start in store.busy(self._step)}
-        self._compacted = EPOCH
         self._source = streamz.Stream()
         enrich = Enricher(config)
         (
@@ -82,22 +78,20 @@ class Ingestion:
         )
 
     def run(self, source: Source, stop: threading.Event | None = None) -> Progress:
-        """Read `source` from the stored positions until it ends or `stop` is set."""
-        self._run_steps(self._floor(self._clock.watermark))  # an earlier run may have been killed before it did
-        for raw in source.read(self._store.positions(), stop or threading.Event()):
-            self.emit(raw)
-        if stop is None or not stop.is_set():  # told to stop, what waits for the next batch is read again
-            self.emit(None)
+        """Read `source` from the stored positions until it ends or `stop` is set, with the store's upkeep beside."""
+        stop = stop or threading.Event()
+        with upkeep_thread(self._store, self._config, stop):
+            self._run_steps(self._floor(self._clock.watermark))  # an earlier run may have been killed before it did
+            for raw in source.read(self._store.positions(), stop):
+                self.emit(raw)
+            if not stop.is_set():  # told to stop, what waits for the next batch is read again
+                self.emit(None)
         return self.progress
 
     def emit(self, raw: RawBatch | None) -> None:
         """Send one batch down the pipeline; None says that no more will come."""
         self._source.emit(raw)
-        mark = self._clock.watermark
-        self._run_steps(self._floor(mark))
-        if mark is not None and mark - HOT - self._compacted >= HOUR:
-            self._compacted = EPOCH + (mark - HOT - EPOCH) // HOUR * HOUR
-            self._store.compact(self._compacted)
+        self._run_steps(self._floor(self._clock.watermark))
         if self._on_batch is not None:
             self._on_batch(self.progress)
 

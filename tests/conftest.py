@@ -15,6 +15,7 @@ import pytest
 from kmon.config import Config, load_config
 from kmon.sources import Move
 from kmon.store import Commit, EmbeddedStore
+from kmon.store.upkeep import Upkeep
 from kmon.testing import Broker, BrokerUnavailableError
 
 # how long an example takes says nothing of the code under test on a machine that does other things too
@@ -31,6 +32,7 @@ DATA = Path(os.environ.get("KMON_DATA", ROOT.parent / "shared" / "data"))
 """Where public data sets lie, which do not come with kmon."""
 T = dt.datetime(2026, 3, 2, 12, tzinfo=dt.UTC)
 """The time of an event that says nothing else."""
+DAY = dt.timedelta(days=1)
 TEXTS = ("operation", "status", "partner", "country", "payment_method", "browser", "device", "channel")
 EVIL = [
     'O\'Neil "&" Söhne',
@@ -82,6 +84,14 @@ def frame(*rows: dict[str, Any]) -> pl.DataFrame:
     times = pl.Series("event_time", [row["event_time"].replace(tzinfo=None) for row in full], dtype=pl.Datetime("us"))
     amounts = pl.Series("amount", [row.get("amount") for row in full], dtype=pl.Float64)
     return pl.DataFrame([times, amounts, *columns.values()])
+
+
+def settle(store: EmbeddedStore, config: Config, **before: dt.datetime) -> int:
+    """Move what is older than ``minutes=`` into the minute tier, than ``hours=`` into the hour tier; transactions."""
+    mark = max(before.values())
+    keep = {"ten_seconds": mark - before.get("minutes", mark), "minutes": mark - before.get("hours", T - 365 * DAY)}
+    config = config.model_copy(update={"keep": config.keep.model_copy(update=keep)})
+    return Upkeep(store, config).run(mark, mark)
 
 
 @pytest.fixture

@@ -8,7 +8,16 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from kmon.config import Config, Model, columns_of, load_config, merge_function, parse_duration, show_duration
+from kmon.config import (
+    Config,
+    Model,
+    columns_of,
+    load_config,
+    merge_function,
+    parse_duration,
+    parse_size,
+    show_duration,
+)
 from kmon.errors import ConfigError
 from tests.conftest import TEMPLATE
 
@@ -68,7 +77,7 @@ def test_a_wrong_key_or_value_is_told_with_its_place(write, old, new, says):
 
 
 def test_all_wrong_keys_and_values_are_tried():
-    assert len(errors()) == 72
+    assert len(errors()) == 79
 
 
 FILES = [
@@ -157,6 +166,20 @@ def test_durations(text, seconds, shown):
 def test_what_is_no_duration(text):
     with pytest.raises(ValueError, match="is not a duration"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GB", 2_000_000_000), ("500 MB", 500_000_000), ("1GiB", 2**30), ("1.5k", 1500), ("10b", 10), (7, 7), ("0", 0)],
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "1 XB", "1ib", "many", None, [], True])
+def test_what_is_no_size(text):
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_size(text)
 
 
 @pytest.mark.parametrize(

@@ -132,10 +132,10 @@ def test_a_batch_that_does_not_fit_the_offset_is_refused_whole(config, store):
     assert store.totals({}, T, T + MINUTE)["sessions"] == 1
 
 
-def test_closed_hours_are_compacted_on_the_way(config, store):
-    run = Ingestion(config, store)
-    for hour in range(6):
-        run.emit(batch(*(line(hour * 3600 + i) for i in range(0, 3600, 60)), first=hour * 60))
+def test_closed_hours_are_compacted(config, store, tmp_path):
+    path = tmp_path / "a.ndjson"
+    path.write_bytes(b"".join(line(i) for i in range(0, 6 * 3600, 60)))
+    Ingestion(config, store).run(FilesSource([path]))
     tiers = {tier: found["events"] for tier, found in store.status()["tiers"].items()}
     assert tiers == {"rollup_10s": 180, "rollup_1m": 180, "rollup_1h": 0}
 

@@ -17,6 +17,7 @@ from kmon.config.models import (
     Incidents,
     Job,
     KafkaSource,
+    Keep,
     Match,
     Metric,
     Model,
@@ -27,7 +28,7 @@ from kmon.config.models import (
     SlackSink,
     Source,
 )
-from kmon.config.words import BUCKET, MINUTE, Duration, Name, page_key, parse_duration, show_duration
+from kmon.config.words import BUCKET, MINUTE, Duration, Name, page_key, parse_duration, parse_size, show_duration
 
 __all__ = [
     "BUCKET",
@@ -45,6 +46,7 @@ __all__ = [
     "Incidents",
     "Job",
     "KafkaSource",
+    "Keep",
     "Match",
     "Metric",
     "Model",
@@ -61,5 +63,6 @@ __all__ = [
     "merge_function",
     "page_key",
     "parse_duration",
+    "parse_size",
     "show_duration",
 ]

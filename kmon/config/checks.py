@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import typing
 from collections.abc import Iterator
 
@@ -12,6 +13,9 @@ if typing.TYPE_CHECKING:
     from kmon.config.models import Config
 
 Loc = tuple[str | int, ...]
+_PREVIOUS = 6
+"""So many windows before the current one are its references."""
+_DAY = dt.timedelta(days=1)
 _RESERVED = ("bucket", "set", "slot", "events_")
 """Columns of the store that no dimension or measure may take the name of."""
 
@@ -47,6 +51,7 @@ def inconsistencies(config: Config) -> Iterator[tuple[Loc, str]]:
         yield from _unknown(("routes", i, "match", "scope"), scope, dimensions)
     yield from _repetitions(config)
     yield from _time_errors(config)
+    yield from _keep_errors(config)
 
 
 def _unknown(
@@ -104,6 +109,19 @@ def _time_errors(config: Config) -> Iterator[tuple[Loc, str]]:
     for name, job in config.jobs.items():
         if not job.every or not job.timeout:
             yield ("jobs", name, "every" if not job.every else "timeout"), "0s is too short"
+
+
+def _keep_errors(config: Config) -> Iterator[tuple[Loc, str]]:
+    """Each tier is kept longer than the finer one, and as long as windows find their references in it."""
+    keep, longest = config.keep, max(config.windows)
+    least = -(-max(_DAY + longest, (_PREVIOUS + 1) * longest) // _DAY) * _DAY
+    if keep.minutes < least:
+        words = f"{show_duration(keep.minutes)} is too short for the references of windows of {show_duration(longest)}"
+        yield ("keep", "minutes"), f"{words}: at least {show_duration(least)}"
+    if keep.minutes <= keep.ten_seconds:
+        yield ("keep", "minutes"), f"it must be longer than ten_seconds, {show_duration(keep.ten_seconds)}"
+    if keep.hours <= keep.minutes:
+        yield ("keep", "hours"), f"it must be longer than minutes, {show_duration(keep.minutes)}"
 
 
 class InconsistentError(ValueError):

@@ -227,6 +227,23 @@ class KafkaSource(Model):
 Source = Annotated[FilesSource | KafkaSource | SimulatorSource, Field(discriminator="kind")]
 
 
+class Keep(Model):
+    """How long what is kept, counted back from the watermark; rows that leave one tier move into the next."""
+
+    raw: Duration = dt.timedelta(hours=2)
+    """Whole events, for ad-hoc questions and samples; 0s keeps none."""
+    raw_bytes: Size = 2_000_000_000
+    """At most so many bytes of whole events, the oldest going first."""
+    ten_seconds: Duration = dt.timedelta(hours=2)
+    """Rollups in buckets of ten seconds, in whole hours; then they are merged into minutes."""
+    minutes: Duration = dt.timedelta(days=35)
+    """Rollups by the minute, in whole days; then they are merged into hours. Windows have no reference before."""
+    hours: Duration = dt.timedelta(days=400)
+    """Rollups by the hour, in whole days; then they are gone."""
+    dead_letters: Duration = dt.timedelta(days=30)
+    """Rejected records, by the clock; how many there were is kept for good."""
+
+
 class DetectorUse(Model):
     """A detector and its parameters."""
 
@@ -350,6 +367,7 @@ class Config(Model):
     source: Source
     events: Events
     enrich: Enrich = Enrich()
+    keep: Keep = Keep()
     dimensions: tuple[Name, ...]
     measures: dict[Name, str]
     metrics: dict[Name, Metric]

@@ -91,8 +91,8 @@ class _Block:
         cls, store: Store, where: Where, start: dt.datetime, n: int, grain: dt.timedelta, masks: Sequence[Mask]
     ) -> _Block:
         end = start + n * grain
-        rows = store.series(where, start, end, grain)
-        everything = store.series({}, start, end, grain) if where else rows
+        rows = store.measures(where, start, end, grain)
+        everything = store.measures({}, start, end, grain) if where else rows
         index = _index(rows, start, grain)
         values = {}
         for measure in store.schema.measures:

@@ -15,8 +15,10 @@ from typing import Any, Self, cast
 import polars as pl
 import pyarrow as pa
 
-from kmon.errors import StoreError
+from kmon.config.words import nearest
+from kmon.errors import StoreError, UsageError
 from kmon.store import sql
+from kmon.store.cells import interval, scan_sql
 from kmon.store.schema import EVENTS, TIERS, Schema
 from kmon.store.sql import Where
 
@@ -99,9 +101,15 @@ class Store(ABC):
     def oldest(self) -> dt.datetime | None:
         """The first bucket with events when this was first asked; history does not begin earlier later on."""
         if self._oldest is None:
-            found = self._one("SELECT min(bucket) FROM cells")[0]
-            self._oldest = _aware(found)
+            self._oldest = _aware(self._one(self.oldest_sql())[0])
         return self._oldest
+
+    @staticmethod
+    def oldest_sql() -> str:
+        """Tier by tier, which statistics answer without a scan."""
+        return (
+            f"SELECT min(bucket) FROM ({' UNION ALL '.join(f'SELECT min(bucket) AS bucket FROM {t}' for t in TIERS)})"
+        )
 
     def busy(self, step: dt.timedelta) -> list[dt.datetime]:
         """The starts of the steps, multiples of `step` since 1970, in which there are events."""
@@ -114,43 +122,43 @@ class Store(ABC):
 
     # ---- drill down ----------------------------------------------------------------------------------------------
 
-    def series(
+    def measures(
         self, where: Where, start: dt.datetime, end: dt.datetime, grain: dt.timedelta = dt.timedelta(minutes=1)
     ) -> pl.DataFrame:
         """All measures of one monitor over time: column `bucket` (UTC), then the measures; no row where nothing was.
 
-        Buckets begin at `start` and are `grain` wide.
+        Buckets begin at `start` and are `grain` wide. Where history is kept in coarser buckets only there is no row.
         """
-        return self.sql(self.series_sql(where, start, end, grain))
+        return self.sql(self.measures_sql(where, start, end, grain))
 
-    def series_sql(self, where: Where, start: dt.datetime, end: dt.datetime, grain: dt.timedelta) -> str:
-        width = f"to_seconds({grain.total_seconds():.0f})"
+    def measures_sql(self, where: Where, start: dt.datetime, end: dt.datetime, grain: dt.timedelta) -> str:
+        columns = ", ".join(["bucket", *map(sql.name, self.schema.measures)])
+        cells = scan_sql(columns, start, end, self.condition(where), grain)
         return (
-            f"SELECT time_bucket({width}, bucket, {sql.time(start)}) AS bucket, {self.schema.merged()}"
-            f" FROM cells WHERE {_within(start, end)} AND {self._matching(where)} GROUP BY 1 ORDER BY 1"
+            f"SELECT time_bucket({interval(grain)}, bucket, {sql.time(start)}) AS bucket, {self.schema.merged()}"
+            f" FROM ({cells}) GROUP BY 1 ORDER BY 1"
         )
 
     def totals(self, where: Where, start: dt.datetime, end: dt.datetime) -> dict[str, float]:
         """All measures of one monitor summed over [start, end); 0 where nothing was."""
-        row = self.sql(
-            f"SELECT {self.schema.merged()} FROM cells WHERE {_within(start, end)} AND {self._matching(where)}"
-        ).row(0, named=True)
+        row = self.sql(self.totals_sql(where, start, end)).row(0, named=True)
         return {measure: value or 0 for measure, value in row.items()}
+
+    def totals_sql(self, where: Where, start: dt.datetime, end: dt.datetime) -> str:
+        cells = scan_sql(", ".join(map(sql.name, self.schema.measures)), start, end, self.condition(where))
+        return f"SELECT {self.schema.merged()} FROM ({cells})"
 
     def values(self, dimension: str, where: Where, start: dt.datetime, end: dt.datetime, limit: int) -> pl.DataFrame:
         """The values of a dimension with most events: columns `value` and `events`, largest first."""
         return self.sql(self.values_sql(dimension, where, start, end, limit))
 
     def values_sql(self, dimension: str, where: Where, start: dt.datetime, end: dt.datetime, limit: int) -> str:
+        column = sql.name(self.known(dimension))
+        cells = scan_sql(f"{column}, {EVENTS}", start, end, self.condition(where))
         return (
-            f"SELECT d.value, sum(c.{EVENTS})::BIGINT AS events FROM cells c JOIN {sql.dictionary(dimension)} d"
-            f" ON d.id = c.{sql.name(dimension)} WHERE {_within(start, end)} AND {self._matching(where)}"
-            f" GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {limit}"
+            f"SELECT d.value, n::BIGINT AS events FROM (SELECT {column}, sum({EVENTS}) AS n FROM ({cells}) GROUP BY 1)"
+            f" JOIN {sql.dictionary(dimension)} d ON d.id = {column} ORDER BY 2 DESC, 1 LIMIT {limit}"
         )
-
-    def _matching(self, where: Where) -> str:
-        """`where` as a condition; a dimension that there is not (any more) has no value that matches."""
-        return sql.condition(where) if where.keys() <= set(self.schema.dimensions) else "false"
 
     # ---- sweeps --------------------------------------------------------------------------------------------------
 
@@ -168,7 +176,8 @@ class Store(ABC):
         Returns a row for each monitor and window that has events: `set` (index into `sets`), `slot` (0-based over all
         spans in their order), the dimensions as numbers (null where the set does not group by them), the measures.
         Monitors with fewer than `least` events in each of the windows are left out; so is the value of a dimension
-        that an event did not have. Only events that match `where` and none of `without` count.
+        that an event did not have. A window has no events, too, where they are kept in buckets that do not fit into it
+        (`kmon.store.cells`). Only events that match `where` and none of `without` count.
         """
         return self.sql(self.windows_sql(spans, width, sets, where or {}, least, without))
 
@@ -182,13 +191,13 @@ class Store(ABC):
         without: Sequence[Where] = (),
     ) -> str:
         used = [d for d in self.schema.dimensions if any(d in grouping for grouping in sets)]
-        many = [d for d in used if self._cardinality(d) > MANY]
+        many = [d for d in used if self.cardinality(d) > MANY]
         parts = [
             part
             for screened in (None, *many)
             if (part := self._grouped_sql(screened, many, sets, used, least)) is not None
         ]
-        kept = " AND ".join([self._matching(where), *(f"NOT ({self._matching(other)})" for other in without)])
+        kept = " AND ".join([self.condition(where), *(f"NOT ({self.condition(other)})" for other in without)])
         ctes = [f"base AS MATERIALIZED ({self._slots_sql(spans, width, used, kept)})"]
         for dimension in many:
             column = sql.name(dimension)
@@ -200,18 +209,14 @@ class Store(ABC):
         return f"WITH {', '.join(ctes)} {' UNION ALL '.join(parts)}"
 
     def _slots_sql(self, spans: Sequence[Span], width: dt.timedelta, used: list[str], kept: str) -> str:
-        """Both tiers cut to the windows: each span is a range scan of its own, which the zone maps prune."""
+        """The tiers cut to the windows: each span is a range scan of its own, which the zone maps prune."""
         seconds = int(width.total_seconds())
         scans, first = [], 0
         columns = "".join(f", {sql.name(d)}" for d in used)
         for span in spans:
-            slot = f"{first} + epoch(bucket - {sql.time(span.start)})::BIGINT // {seconds}"
-            within = _within(span.start, span.start + span.count * width)
-            scans += [
-                f"SELECT ({slot})::INTEGER AS slot{columns}, {', '.join(map(sql.name, self.schema.measures))}"
-                f" FROM {tier} WHERE {within} AND {kept}"
-                for tier in TIERS
-            ]
+            slot = f"({first} + epoch(bucket - {sql.time(span.start)})::BIGINT // {seconds})::INTEGER AS slot"
+            shown = f"{slot}{columns}, {', '.join(map(sql.name, self.schema.measures))}"
+            scans.append(scan_sql(shown, span.start, span.start + span.count * width, kept, width))
             first += span.count
         return f"SELECT slot{columns}, {self.schema.merged()} FROM ({' UNION ALL '.join(scans)}) GROUP BY ALL"
 
@@ -243,7 +248,8 @@ class Store(ABC):
         monitor = ", ".join(["set", *map(sql.name, used)])
         return f"SELECT * FROM ({grouped}) QUALIFY max({EVENTS}) OVER (PARTITION BY {monitor}) >= {least}"
 
-    def _cardinality(self, dimension: str) -> int:
+    def cardinality(self, dimension: str) -> int:
+        """How many values of a dimension were ever seen."""
         return int(self._one(f"SELECT count(*) FROM {sql.dictionary(dimension)}")[0])
 
     def names(self, dimension: str, numbers: Sequence[int]) -> dict[int, str]:
@@ -257,14 +263,39 @@ class Store(ABC):
 
     def number(self, dimension: str, value: str) -> int | None:
         """The number behind a dimension's value, or None where it was never seen."""
-        if (dimension, value) not in self._number_of:
-            if dimension not in self.schema.dimensions:  # in the scope of an incident from before it was forgotten
-                return None
-            found = self.sql(f"SELECT id FROM {sql.dictionary(dimension)} WHERE value = {sql.text(value)}")
-            if not found.height:
-                return None
-            self._number_of[dimension, value] = int(found.item())
-        return self._number_of[dimension, value]
+        return self.numbers(dimension, [value]).get(value)
+
+    def numbers(self, dimension: str, values: Sequence[str]) -> dict[str, int]:
+        """The numbers behind those of a dimension's values that were ever seen."""
+        if dimension not in self.schema.dimensions:
+            return {}
+        missing = [value for value in values if (dimension, value) not in self._number_of]
+        if missing:
+            listed = ", ".join(map(sql.text, missing))
+            rows = self.sql(f"SELECT value, id FROM {sql.dictionary(dimension)} WHERE value IN ({listed})").rows()
+            self._number_of.update({(dimension, value): number for value, number in rows})
+        return {v: self._number_of[dimension, v] for v in values if (dimension, v) in self._number_of}
+
+    def condition(self, where: Where) -> str:
+        """`where` as a condition on literal numbers, which zone maps prune by; an unknown value matches nothing.
+
+        Nor does a value of a dimension that there is not any more, in the scope of an old incident.
+        """
+        clauses = []
+        for dimension, values in where.items():
+            wanted = [values] if isinstance(values, str) else list(values)
+            numbers = sorted(self.numbers(dimension, wanted).values())
+            column = sql.name(dimension)
+            equal = f"{column} = {numbers[0]}" if numbers else "false"
+            clauses.append(equal if len(numbers) < 2 else f"{column} IN ({', '.join(map(str, numbers))})")
+        return " AND ".join(clauses) or "true"
+
+    def known(self, dimension: str) -> str:
+        """`dimension` itself; UsageError with the nearest valid name where there is none of that name."""
+        if dimension not in self.schema.dimensions:
+            message = f"{dimension!r} is not a dimension; {nearest(dimension, self.schema.dimensions)}"
+            raise UsageError(message)
+        return dimension
 
     def noted(self, key: str) -> str | None:
         """A fact that the owner keeps about the store; None where there is none of that name."""
@@ -292,10 +323,6 @@ class Store(ABC):
 
 def _aware(time: dt.datetime | None) -> dt.datetime | None:
     return time.replace(tzinfo=dt.UTC) if time else None
-
-
-def _within(start: dt.datetime, end: dt.datetime) -> str:
-    return f"bucket >= {sql.time(start)} AND bucket < {sql.time(end)}"
 
 
 def _readable(table: pa.Table) -> pa.Table:

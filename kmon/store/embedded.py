@@ -67,8 +67,8 @@ class EmbeddedStore(Store):
         self._lock = threading.Lock()
         self._local = threading.local()
         self._cursors: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
-        self._path = str(path)
-        self._connection = _connect(self._path, read_only=read_only)
+        self.path = str(path)
+        self._connection = _connect(self.path, read_only=read_only)
         try:
             self._adopt(self._prepare(config))
         except BaseException:
@@ -96,7 +96,7 @@ class EmbeddedStore(Store):
         except duckdb.Error as error:
             raise StoreError(sql.first_line(error)) from error
 
-    def _cardinality(self, dimension: str) -> int:
+    def cardinality(self, dimension: str) -> int:
         return len(self._numbers[dimension])
 
     def _rows(self, text: str) -> list[tuple[Any, ...]]:
@@ -106,7 +106,7 @@ class EmbeddedStore(Store):
         existing = self._rows("SELECT 1 FROM duckdb_tables() WHERE table_name = 'meta'")
         if not existing:
             if config is None:
-                message = f"{self._path} is not a kmon store: fill one with 'kmon ingest' first"
+                message = f"{self.path} is not a kmon store: fill one with 'kmon ingest' first"
                 raise StoreError(message)
             schema = Schema.of(config)
             with self._transaction() as connection:
@@ -117,7 +117,7 @@ class EmbeddedStore(Store):
         stored = Schema.loads(str(self._rows("SELECT value FROM meta WHERE key = 'schema'")[0][0]))
         if config is None:
             if stored.layout < LAYOUT:
-                message = f"{self._path} was written by an earlier kmon: bring it up to date with 'kmon ingest' once"
+                message = f"{self.path} was written by an earlier kmon: bring it up to date with 'kmon ingest' once"
                 raise StoreError(message)
             return stored
         return self._change(config, stored)
@@ -159,19 +159,9 @@ class EmbeddedStore(Store):
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """One transaction at a time; rolled back, and translated, when anything fails inside."""
-        with self._lock:
-            try:
-                self._connection.execute("BEGIN")
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException as error:
-                with contextlib.suppress(duckdb.Error):  # a failed COMMIT has already rolled back
-                    self._connection.execute("ROLLBACK")
-                if isinstance(error, duckdb.Error):
-                    message = f"{self._path} cannot be written: {sql.first_line(error)}"
-                    raise StoreError(message) from error
-                raise
+        """One transaction at a time on the writing connection."""
+        with self._lock, transaction(self._connection, self.path):
+            yield self._connection
 
     def note(self, key: str, value: str) -> None:
         """Keep one fact about the store, which readers find with `noted`."""
@@ -264,30 +254,21 @@ class EmbeddedStore(Store):
             columns.append(pl.Series(f"#{dimension}", numbers.astype(np.uint32)))
         return events.select(*self._needed, *columns), fresh
 
-    def compact(self, before: dt.datetime) -> int:
-        """Merge the deltas of the minutes before `before` into the one-minute tier; the number of rows merged.
 
-        One transaction: readers see either tier, never both or neither. Later deltas for the same minutes are more
-        rows, which a later call merges.
-        """
-        limit = sql.time(before.replace(second=0, microsecond=0))
-        with self._transaction() as connection:
-            found = connection.execute(f"SELECT count(*) FROM rollup_10s WHERE bucket < {limit}").fetchone()
-            rows = int(found[0]) if found else 0
-            if rows:
-                connection.execute(self.compact_sql(limit))
-                connection.execute(f"DELETE FROM rollup_10s WHERE bucket < {limit}")
-        return rows
-
-    def compact_sql(self, limit: str) -> str:
-        """Sorted by the first dimension, so that one partner's history is few row groups."""
-        minute, dimensions = sql.name("#minute"), [sql.name(d) for d in self.schema.dimensions]
-        grouped = ", ".join([f"date_trunc('minute', bucket) AS {minute}", *dimensions])
-        order = ", ".join([f"date_trunc('hour', {minute})", *dimensions, minute])
-        return (
-            f"INSERT INTO rollup_1m({self.schema.columns()}) SELECT * FROM (SELECT {grouped}, {self.schema.merged()}"
-            f" FROM rollup_10s WHERE bucket < {limit} GROUP BY ALL) ORDER BY {order}"
-        )
+@contextlib.contextmanager
+def transaction(connection: duckdb.DuckDBPyConnection, path: str) -> Iterator[None]:
+    """All of the block or nothing; errors of the database are told as the store at `path` that cannot be written."""
+    try:
+        connection.execute("BEGIN")
+        yield
+        connection.execute("COMMIT")
+    except BaseException as error:
+        with contextlib.suppress(duckdb.Error):  # a failed COMMIT has already rolled back
+            connection.execute("ROLLBACK")
+        if isinstance(error, duckdb.Error):
+            message = f"{path} cannot be written: {sql.first_line(error)}"
+            raise StoreError(message) from error
+        raise
 
 
 def _run_with(connection: duckdb.DuckDBPyConnection, statement: str, table: pa.Table) -> None:

@@ -36,13 +36,3 @@ def dictionary(dimension: str) -> str:
 def first_line(error: BaseException) -> str:
     """A database error without its kind and its sketch of the statement."""
     return str(error).splitlines()[0].split("Error: ", 1)[-1]
-
-
-def condition(where: Where) -> str:
-    """`where` as a condition on numbered dimensions; an unknown value matches nothing."""
-    clauses = []
-    for dimension, values in where.items():
-        listed = ", ".join(text(v) for v in ([values] if isinstance(values, str) else values))
-        matching = f"SELECT id FROM {dictionary(dimension)} WHERE value IN ({listed})" if listed else "SELECT NULL"
-        clauses.append(f"{name(dimension)} IN ({matching})")
-    return " AND ".join(clauses) or "true"

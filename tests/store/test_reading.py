@@ -7,7 +7,7 @@ import pytest
 
 from kmon.errors import StoreError
 from kmon.store import Span
-from tests.conftest import EVIL, T
+from tests.conftest import EVIL, T, settle
 from tests.store.conftest import HOUR, MINUTE, SECOND
 
 END = T + HOUR
@@ -25,15 +25,15 @@ END = T + HOUR
         ({"partner": []}, MINUTE, []),
     ],
 )
-def test_series(reader, store, filled, where, grain, expected, compacted):
+def test_measures(reader, store, config, filled, where, grain, expected, compacted):
     if compacted:
-        assert store.compact(T - HOUR) == 2
-    rows = reader.series(where, T - 2 * HOUR, END, grain).select("bucket", "sessions", "orders").rows()
+        assert settle(store, config, minutes=T - HOUR) == 1
+    rows = reader.measures(where, T - 2 * HOUR, END, grain).select("bucket", "sessions", "orders").rows()
     assert [((b.replace(tzinfo=dt.UTC) - T) / MINUTE, n, orders) for b, n, orders in rows] == expected
 
 
-def test_series_in_ten_seconds_from_any_start(reader, filled):
-    rows = reader.series({}, T - 5 * SECOND, END, 10 * SECOND).select("bucket", "events_").rows()
+def test_measures_in_ten_seconds_from_any_start(reader, filled):
+    rows = reader.measures({}, T - 5 * SECOND, END, 10 * SECOND).select("bucket", "events_").rows()
     assert [((b.replace(tzinfo=dt.UTC) - T) / SECOND, n) for b, n in rows] == [(-5, 2), (25, 1), (55, 1)]
 
 
@@ -66,7 +66,7 @@ def test_an_empty_store_has_no_time(reader):
         None,
         [],
     )
-    assert reader.series({}, T, END).height == 0
+    assert reader.measures({}, T, END).height == 0
     assert reader.windows([Span("now", T, 1)], MINUTE, [[], ["partner"]]).height == 0
 
 
@@ -93,9 +93,9 @@ def cells(reader, spans, width, sets, measure="events_", **options):
 
 
 @pytest.mark.parametrize("compacted", [False, True])
-def test_windows(reader, store, filled, compacted):
+def test_windows(reader, store, config, filled, compacted):
     if compacted:
-        store.compact(T - HOUR)
+        settle(store, config, minutes=T - HOUR)
     spans = [Span("now", T, 2), Span("before", T - 2 * HOUR, 1)]
     assert cells(reader, spans, MINUTE, [[], ["partner"], ["country", "partner"]]) == [
         (0, 0, 3), (0, 1, 1), (0, 2, 2),
@@ -171,8 +171,8 @@ def test_wrong_sql_is_one_sentence(reader, text):
     assert "nobody answers" not in str(caught.value)
 
 
-def test_status(reader, store, filled):
-    store.compact(T - HOUR)
+def test_status(reader, store, config, filled):
+    settle(store, config, minutes=T - HOUR)
     status = reader.status()
     assert status["offsets"] == [{"source": "test", "partition": 0, "position": 7}]
     newest = (T + 61 * SECOND).replace(tzinfo=None)

@@ -13,17 +13,10 @@ from kmon.config import Config
 from kmon.errors import ConfigError, OffsetConflictError, StoreBusyError, StoreError
 from kmon.sources import Move
 from kmon.store import Commit, DeadLetter, EmbeddedStore
-from tests.conftest import T, frame
-from tests.store.conftest import HOUR, MINUTE, SECOND
+from tests.conftest import T, frame, settle
+from tests.store.conftest import HOUR, MINUTE
 
 SESSION = frame({})
-
-
-def everything(store):
-    """All answers that compaction must not change."""
-    rows = store.sql("SELECT date_trunc('minute', bucket) AS m, * EXCLUDE bucket FROM rollup")
-    keys = ["m", *store.schema.dimensions]
-    return rows.group_by(keys).sum().sort(keys)
 
 
 def changed(config: Config, **updates: object) -> Config:
@@ -83,43 +76,6 @@ def test_missing_values_are_counted_and_are_no_values(store, commit):
     ]
 
 
-# ---- compaction ------------------------------------------------------------------------------------------------------
-
-
-def test_compaction_changes_no_answer(store, commit, filled):
-    before = everything(store)
-    rows = [store.compact(T - HOUR), store.compact(T - HOUR), store.compact(T + HOUR)]
-    assert rows == [2, 0, 4]
-    assert everything(store).equals(before)
-    assert store.status()["tiers"]["rollup_10s"]["rows"] == 0
-
-
-def test_late_events_after_compaction_are_merged_by_the_next(store, commit):
-    commit({}, {"event_time": T + 15 * SECOND})
-    store.compact(T + MINUTE)
-    commit({"event_time": T + 5 * SECOND})
-    assert store.totals({}, T, T + MINUTE)["sessions"] == 3
-    assert store.series({}, T, T + MINUTE)["sessions"].to_list() == [3]
-    assert store.compact(T + MINUTE) == 1
-    assert store.totals({}, T, T + MINUTE)["sessions"] == 3
-
-
-def test_only_whole_minutes_are_compacted(store, commit):
-    commit({}, {"event_time": T + 50 * SECOND}, {"event_time": T + 70 * SECOND})
-    assert store.compact(T + 65 * SECOND) == 2
-    assert store.compact(T + 30 * SECOND) == 0
-
-
-def test_smallest_and_largest_are_merged_as_such(tmp_path, config):
-    config = changed(config, measures={"least": "min(amount)", "most": "max(amount) FILTER (status = 'ok')"})
-    with EmbeddedStore(tmp_path / "k.duckdb", config) as store:
-        for i, amount in enumerate([5.0, 2.0, 9.0]):
-            store.commit(Commit([Move("f", 0, i, i + 1)], frame({"amount": amount, "event_time": T + i * SECOND})))
-        for _ in range(2):
-            assert store.totals({}, T, T + MINUTE) == {"events_": 3, "least": 2.0, "most": 9.0}
-            store.compact(T + HOUR)
-
-
 def test_sums_of_whole_numbers_do_not_overflow(tmp_path, config):
     measures = {"total": "sum(partition)", "some": "count_if(partition > 0)"}
     with EmbeddedStore(tmp_path / "k.duckdb", changed(config, measures=measures)) as store:
@@ -145,7 +101,7 @@ def test_new_dimensions_and_measures_keep_history(tmp_path, config):
             assert store.totals({"country": "SE"}, T, end) == {"events_": 2, "amount": 7.0, "sessions": 2}
             assert store.totals({"partner": "p1", "country": "SE"}, T, end)["sessions"] == 1
             assert store.values("partner", {}, T, end, 9).rows() == [("p1", 1)]
-            store.compact(T + HOUR)
+            settle(store, config, minutes=T + HOUR)
     with EmbeddedStore(path) as store:
         assert store.schema.dimensions == ("partner", "country")
 
@@ -154,7 +110,7 @@ def test_another_order_of_dimensions_mixes_nothing_up(tmp_path, config):
     for i, names in enumerate([("partner", "country"), ("country", "partner")]):
         with EmbeddedStore(tmp_path / "k.duckdb", changed(config, dimensions=names)) as store:
             store.commit(Commit([Move("f", 0, i, i + 1)], frame({"country": "SE"})))
-            store.compact(T + HOUR)
+            settle(store, config, minutes=T + HOUR)
             assert store.totals({"partner": "p1", "country": "SE"}, T, T + MINUTE)["sessions"] == i + 1
 
 
@@ -229,7 +185,7 @@ def test_closing_lets_go_whichever_threads_have_read(store, tmp_path, filled):
         store.newest()
 
 
-def test_reading_while_writing(store):
+def test_reading_while_writing(store, config):
     totals, stop = [], threading.Event()
 
     def read() -> None:
@@ -244,7 +200,7 @@ def test_reading_while_writing(store):
             Commit([Move("f", 0, i, i + 1)], frame({"partner": f"p{i}"}, {"event_time": T + dt.timedelta(minutes=i)}))
         )
         if i % 10 == 9:
-            store.compact(T + dt.timedelta(minutes=i))
+            settle(store, config, minutes=T + dt.timedelta(hours=i))
     stop.set()
     for thread in threads:
         thread.join()

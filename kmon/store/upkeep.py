@@ -1,0 +1,252 @@
+"""Upkeep: how the store's owner keeps it small and quick, in the background.
+
+    ten seconds  ──closed hours──►  minutes  ──days older than keep.minutes──►  hours  ──after keep.hours──►  gone
+
+Rows *move*: the transaction that adds them to the coarser tier takes them from the finer one, so that a cell is in one
+tier at any moment and a kill changes nothing. A block (an hour, a day) moves in steps, each a range of the dimension
+with most values and a short transaction that holds up no commit; one after the other they leave the block sorted, so
+that one partner's history is a few row groups. What comes late moves with the next block, as rows more of its own
+block, or merged into it where it is a good part of it. Each ``*_sql`` returns what is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import duckdb
+import structlog
+
+from kmon.config import Config
+from kmon.errors import StoreError
+from kmon.store import sql
+from kmon.store.embedded import EmbeddedStore, transaction
+from kmon.store.schema import RAW, TIERS, Schema
+
+log = structlog.get_logger("kmon")
+STEP = 500_000
+"""About so many rows move in one transaction."""
+WORTH = 4
+"""A block is merged and sorted anew when what came late is at least one in so many of its rows."""
+EVERY = 5.0
+"""Seconds from one look at what is due to the next."""
+HOUR, DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
+GRACE, RAW_STEP = dt.timedelta(minutes=1), dt.timedelta(minutes=10)
+"""Whole events may be so much too old, and so much of them is deleted at a time."""
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Rows that go from one tier into the next, a block of time after the other."""
+
+    source: str
+    target: str
+    block: dt.timedelta
+
+
+MERGES = (Merge("rollup_10s", "rollup_1m", HOUR), Merge("rollup_1m", "rollup_1h", DAY))
+LAST = Merge("rollup_1h", "", DAY)
+"""Out of the store."""
+
+
+class Upkeep:
+    """What is due in one store; `config` may be replaced while it runs."""
+
+    def __init__(self, store: EmbeddedStore, config: Config, *, step: int = STEP) -> None:
+        self.config = config
+        self._store, self._step = store, step
+        self._reached: dict[str, dt.datetime] = {}  # by tier: what is older has moved out of it, but for late rows
+
+    def run(self, watermark: dt.datetime | None, now: dt.datetime, stop: threading.Event | None = None) -> int:
+        """Do what is due at this watermark and wall clock; the number of transactions.
+
+        Ends between two of them when `stop` is set. StoreError where the store cannot be written.
+        """
+        done = 0
+        with contextlib.closing(self._store.connection.cursor()) as cursor:
+            for statements in self._due(cursor, watermark, now):
+                try:
+                    with transaction(cursor, self._store.path):
+                        for statement in statements:
+                            cursor.execute(statement)
+                except StoreError as error:
+                    if not isinstance(error.__cause__, duckdb.TransactionException):
+                        raise
+                    log.debug("upkeep put off", reason=str(error))  # a change of the schema came first
+                    self._reached.clear()
+                    break
+                done += 1
+                if stop is not None and stop.is_set():
+                    break
+        return done
+
+    def _due(
+        self, cursor: duckdb.DuckDBPyConnection, watermark: dt.datetime | None, now: dt.datetime
+    ) -> Iterator[list[str]]:
+        keep = self.config.keep
+        if watermark is not None:
+            for merge, kept in zip((*MERGES, LAST), (keep.ten_seconds, keep.minutes, keep.hours), strict=True):
+                yield from self._moved(cursor, merge, watermark - kept)
+            yield from self._raw(cursor, watermark - keep.raw, keep.raw_bytes)
+        old = f"FROM dead_letters WHERE received_at < {sql.time(now - keep.dead_letters)}"
+        if cursor.execute(f"SELECT 1 {old} LIMIT 1").fetchone():
+            yield [f"DELETE {old}"]
+
+    def _moved(self, cursor: duckdb.DuckDBPyConnection, merge: Merge, before: dt.datetime) -> Iterator[list[str]]:
+        """The steps that take from a tier the blocks that end by `before`, where there is a new one."""
+        limit = EPOCH + (before - EPOCH) // merge.block * merge.block
+        if limit <= self._reached.get(merge.source, EPOCH):
+            return
+        schema = self._store.schema
+        order = sorted(schema.dimensions, key=lambda d: -self._store.cardinality(d))
+        first = [begins_sql(merge.source, limit)]
+        for start, rows in cursor.execute(blocks_sql(merge, limit)).fetchall():
+            block = block_condition(start.replace(tzinfo=dt.UTC), merge.block)
+            again = bool(merge.target) and self._is_worth_it(cursor, merge.target, block, rows)
+            tiers = [merge.source, *([merge.target] if again else [])]
+            for part in self._parts(cursor, tiers, block, order):
+                yield [*first, *move_sql(schema, merge, f"{block} AND {part}", order, again=again)]
+                first = []
+        self._reached[merge.source] = limit
+
+    @staticmethod
+    def _is_worth_it(cursor: duckdb.DuckDBPyConnection, tier: str, block: str, late: int) -> bool:
+        found = cursor.execute(f"SELECT count(*) FROM {tier} WHERE {block}").fetchone()
+        return found is not None and 0 < found[0] <= late * WORTH
+
+    def _parts(
+        self, cursor: duckdb.DuckDBPyConnection, tiers: Sequence[str], block: str, order: Sequence[str]
+    ) -> list[str]:
+        """Conditions that cut a block into ranges of about as many rows as a step has, in the order of its rows."""
+        if not order:
+            return ["true"]
+        column = sql.name(order[0])
+        ends = [int(end) for (end,) in cursor.execute(cuts_sql(tiers, block, order[0], self._step)).fetchall()]
+        return [
+            " AND ".join([f"{column} > {ends[i - 1]}"] * (i > 0) + [f"{column} <= {end}"] * (i < len(ends) - 1))
+            or "true"
+            for i, end in enumerate(ends)
+        ]
+
+    def _raw(self, cursor: duckdb.DuckDBPyConnection, before: dt.datetime, most: int) -> Iterator[list[str]]:
+        """The steps that take whole events away which are too old, or too many."""
+        found = cursor.execute(raw_begins_sql(most)).fetchone()
+        if found is None or found[0] is None:
+            return
+        oldest, limit = (time.replace(tzinfo=dt.UTC) for time in found)
+        if before - oldest >= GRACE:
+            limit = max(limit, before)
+        while oldest < limit:
+            oldest = min(max(oldest, limit - DAY) + RAW_STEP, limit)
+            yield [f"DELETE FROM {RAW} WHERE event_time < {sql.time(oldest)}"]
+
+
+# ---- what is run -----------------------------------------------------------------------------------------------------
+
+
+def blocks_sql(merge: Merge, limit: dt.datetime) -> str:
+    """The blocks before `limit` with rows to move: (start, rows)."""
+    width = f"to_seconds({merge.block.total_seconds():.0f})"
+    return (
+        f"SELECT time_bucket({width}, bucket, {sql.time(EPOCH)}) AS start, count(*) FROM {merge.source}"
+        f" WHERE bucket < {sql.time(limit)} GROUP BY 1 ORDER BY 1"
+    )
+
+
+def block_condition(start: dt.datetime, width: dt.timedelta) -> str:
+    """In literals, which the zone maps prune by."""
+    return f"bucket >= {sql.time(start)} AND bucket < {sql.time(start + width)}"
+
+
+def cuts_sql(tiers: Sequence[str], block: str, dimension: str, step: int) -> str:
+    """The largest number of each range of a dimension with about `step` rows, over the rows of a block in `tiers`."""
+    column = sql.name(dimension)
+    rows = " UNION ALL ".join(f"SELECT {column} AS n FROM {tier} WHERE {block}" for tier in tiers)
+    return (
+        f"SELECT max(n) FROM (SELECT n, sum(count(*)) OVER (ORDER BY n) - count(*) AS before FROM ({rows}) GROUP BY n)"
+        f" GROUP BY before // {step} ORDER BY 1"
+    )
+
+
+def begins_sql(tier: str, limit: dt.datetime) -> str:
+    """From the first step on, no reader takes what is left of a block for all of it."""
+    return (
+        f"INSERT INTO tiers VALUES ({sql.text(tier)}, {sql.time(limit)})"
+        " ON CONFLICT (tier) DO UPDATE SET begins = greatest(begins, excluded.begins)"
+    )
+
+
+def move_sql(schema: Schema, merge: Merge, within: str, order: Sequence[str], *, again: bool) -> list[str]:
+    """Merge the rows `within` a tier into buckets of the next one, sorted, and take them from the first.
+
+    With `again`, what the next tier has within is merged with them.
+    """
+    source, target = merge.source, merge.target
+    take = f"DELETE FROM {source} WHERE {within}"
+    if not target:
+        return [take]
+    columns, bucket = schema.columns(), sql.name("#bucket")
+    width = f"to_seconds({TIERS[target].total_seconds():.0f})"
+    dimensions = [sql.name(d) for d in schema.dimensions]
+    grouped = ", ".join([f"time_bucket({width}, bucket, {sql.time(EPOCH)}) AS {bucket}", *dimensions])
+    back = [
+        f"INSERT INTO {source}({columns}) SELECT {columns} FROM {target} WHERE {within}",
+        f"DELETE FROM {target} WHERE {within}",
+    ]
+    forth = (
+        f"INSERT INTO {target}({columns}) SELECT * FROM (SELECT {grouped}, {schema.merged()} FROM {source}"
+        f" WHERE {within} GROUP BY ALL) ORDER BY {', '.join([*map(sql.name, order), bucket])}"
+    )
+    return [*(back if again else []), forth, take]
+
+
+def raw_begins_sql(most: int) -> str:
+    """The time of the oldest whole event, and the time from which on they are not more than `most` bytes."""
+    sizes = f"SELECT time_bucket(INTERVAL 10 SECONDS, event_time) AS start, sum(size) AS size FROM {RAW} GROUP BY 1"
+    newer = f"SELECT start, sum(size) OVER (ORDER BY start DESC) AS size FROM ({sizes})"
+    after = "max(start) + INTERVAL 10 SECONDS"  # where the last ten seconds alone are too many
+    return f"SELECT min(start), coalesce(min(start) FILTER (size <= {most}), {after}) FROM ({newer})"
+
+
+# ---- in the background -----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def upkeep_thread(
+    store: EmbeddedStore, config: Config, stop: threading.Event, *, every: float = EVERY
+) -> Iterator[Upkeep]:
+    """Do what is due while the block runs, and once more when it has ended, unless `stop` was set.
+
+    An error sets `stop`, and is raised when the block ends.
+    """
+    upkeep = Upkeep(store, config)
+    ended = threading.Event()
+    failed: list[BaseException] = []
+
+    def once(until: threading.Event) -> None:
+        events = upkeep.config.events
+        upkeep.run(store.watermark(events.lateness, events.idle), dt.datetime.now(dt.UTC), until)
+
+    def work() -> None:
+        try:
+            while not ended.wait(every):
+                once(ended)
+        except BaseException as error:  # raised again where the thread is waited for
+            failed.append(error)
+            stop.set()
+
+    thread = threading.Thread(target=work, name="upkeep")
+    thread.start()
+    try:
+        yield upkeep
+    finally:
+        ended.set()
+        thread.join()
+    if failed:
+        raise failed[0]
+    if not stop.is_set():
+        once(stop)
