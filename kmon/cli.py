@@ -398,9 +398,10 @@ def status(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output
         show.print_json(found)
         return
     show.facts({key.replace("_", " "): value for key, value in found["summary"].items()})
-    show.table(
-        ["tier", "rows", "events"], [(t, v["rows"], v["events"]) for t, v in found["tiers"].items()], title="\nrollups"
-    )
+    tiers = [(t, v["rows"], v["events"], v["bytes"]) for t, v in found["tiers"].items()]
+    raw = found["raw_events"]
+    tiers.append(("raw_events", raw["rows"], raw["rows"], raw["bytes"]))
+    show.table(["tier", "rows", "events", "bytes"], tiers, title="\nrollups and whole events")
     offsets = [(o["source"], o["partition"], o["position"]) for o in found["offsets"]]
     show.table(["source", "partition", "position"], offsets, title="\noffsets")
     if found["dead_letters"]:

@@ -7,7 +7,7 @@ are aware UTC; intervals are half open, [start, end). Nothing above this package
 from __future__ import annotations
 
 import datetime as dt
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast
@@ -15,11 +15,11 @@ from typing import Any, Self, cast
 import polars as pl
 import pyarrow as pa
 
-from kmon.config.words import nearest
-from kmon.errors import StoreError, UsageError
+from kmon.errors import StoreError
 from kmon.store import sql
 from kmon.store.cells import interval, scan_sql
-from kmon.store.schema import EVENTS, TIERS, Schema
+from kmon.store.questions import Questions
+from kmon.store.schema import EVENTS, RAW, TIERS
 from kmon.store.sql import Where
 
 DAY_NS = 86_400_000_000_000
@@ -36,10 +36,8 @@ class Span:
     count: int
 
 
-class Store(ABC):
+class Store(Questions):
     """Rollups of events: what happened."""
-
-    schema: Schema
 
     def __init__(self) -> None:
         self._oldest: dt.datetime | None = None
@@ -153,7 +151,7 @@ class Store(ABC):
         return self.sql(self.values_sql(dimension, where, start, end, limit))
 
     def values_sql(self, dimension: str, where: Where, start: dt.datetime, end: dt.datetime, limit: int) -> str:
-        column = sql.name(self.known(dimension))
+        column = sql.name(dimension)
         cells = scan_sql(f"{column}, {EVENTS}", start, end, self.condition(where))
         return (
             f"SELECT d.value, n::BIGINT AS events FROM (SELECT {column}, sum({EVENTS}) AS n FROM ({cells}) GROUP BY 1)"
@@ -290,13 +288,6 @@ class Store(ABC):
             clauses.append(equal if len(numbers) < 2 else f"{column} IN ({', '.join(map(str, numbers))})")
         return " AND ".join(clauses) or "true"
 
-    def known(self, dimension: str) -> str:
-        """`dimension` itself; UsageError with the nearest valid name where there is none of that name."""
-        if dimension not in self.schema.dimensions:
-            message = f"{dimension!r} is not a dimension; {nearest(dimension, self.schema.dimensions)}"
-            raise UsageError(message)
-        return dimension
-
     def noted(self, key: str) -> str | None:
         """A fact that the owner keeps about the store; None where there is none of that name."""
         found = self.sql(f"SELECT value FROM meta WHERE key = {sql.text(key)}")
@@ -305,8 +296,7 @@ class Store(ABC):
     # ---- its own state -------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """Offsets, clocks, rows and events a tier, dead letters by reason, bytes on disk (of the database)."""
-        count = f"SELECT count(*) AS rows, coalesce(sum({EVENTS}), 0)::BIGINT AS events"
+        """Offsets, clocks, rows, events and bytes a tier, dead letters by reason, bytes on disk (of the database)."""
         letters = "SELECT reason, records FROM rejected ORDER BY records DESC, reason"
         size = (
             "SELECT coalesce(sum(total_blocks * block_size), 0)::BIGINT FROM pragma_database_size()"
@@ -315,10 +305,26 @@ class Store(ABC):
         return {
             "offsets": self.sql("SELECT * FROM offsets ORDER BY ALL").to_dicts(),
             "clocks": self.sql("SELECT * FROM clocks ORDER BY ALL").to_dicts(),
-            "tiers": {tier: self.sql(f"{count} FROM {tier}").to_dicts()[0] for tier in TIERS},
+            "tiers": {tier: self.sql(self.tier_sql(tier)).to_dicts()[0] for tier in TIERS},
+            "raw_events": self.sql(f"SELECT count(*) AS rows, {_BYTES.format(RAW)} AS bytes FROM {RAW}").to_dicts()[0],
             "dead_letters": dict(self.sql(letters).rows()),
             "bytes": self._one(size)[0],
         }
+
+    @staticmethod
+    def tier_sql(tier: str) -> str:
+        """Rows, events, and bytes: of the blocks of the file that the tier lies in, without what is in the log only."""
+        return (
+            f"SELECT count(*) AS rows, coalesce(sum({EVENTS}), 0)::BIGINT AS events, {_BYTES.format(tier)} AS bytes"
+            f" FROM {tier}"
+        )
+
+
+_BYTES = (
+    "(SELECT count(DISTINCT block) * (SELECT block_size FROM pragma_database_size()"
+    " WHERE database_name = current_database()) FROM (SELECT unnest([block_id] || additional_block_ids) AS block"
+    " FROM pragma_storage_info('{}') WHERE persistent AND block_id >= 0))::BIGINT"
+)
 
 
 def _aware(time: dt.datetime | None) -> dt.datetime | None:

@@ -66,22 +66,26 @@ class Upkeep:
 
         Ends between two of them when `stop` is set. StoreError where the store cannot be written.
         """
-        done = 0
-        with contextlib.closing(self._store.connection.cursor()) as cursor:
-            for statements in self._due(cursor, watermark, now):
-                try:
+        done, schema = 0, self._store.schema
+        try:
+            with contextlib.closing(self._store.connection.cursor()) as cursor:
+                for statements in self._due(cursor, watermark, now):
                     with transaction(cursor, self._store.path):
                         for statement in statements:
                             cursor.execute(statement)
-                except StoreError as error:
-                    if not isinstance(error.__cause__, duckdb.TransactionException):
-                        raise
-                    log.debug("upkeep put off", reason=str(error))  # a change of the schema came first
-                    self._reached.clear()
-                    break
-                done += 1
-                if stop is not None and stop.is_set():
-                    break
+                    done += 1
+                    if stop is not None and stop.is_set():
+                        break
+        except (StoreError, duckdb.Error) as error:
+            cause = error.__cause__ if isinstance(error, StoreError) else error
+            if isinstance(cause, duckdb.TransactionException) or self._store.schema != schema:
+                log.debug("upkeep put off", reason=str(error))  # dimensions or measures were changed meanwhile
+                self._reached.clear()
+            elif isinstance(error, StoreError):
+                raise
+            else:
+                message = f"{self._store.path} cannot be read: {sql.first_line(error)}"
+                raise StoreError(message) from error
         return done
 
     def _due(

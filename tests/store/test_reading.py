@@ -177,13 +177,22 @@ def test_status(reader, store, config, filled):
     assert status["offsets"] == [{"source": "test", "partition": 0, "position": 7}]
     newest = (T + 61 * SECOND).replace(tzinfo=None)
     assert status["clocks"] == [{"partition": "0", "newest": newest, "late": 0, "unread": None}]
-    assert status["tiers"] == {
-        "rollup_10s": {"rows": 4, "events": 4},
-        "rollup_1m": {"rows": 2, "events": 3},
-        "rollup_1h": {"rows": 0, "events": 0},
-    }
+    assert {tier: (v["rows"], v["events"]) for tier, v in status["tiers"].items()} == {
+        "rollup_10s": (4, 4), "rollup_1m": (2, 3), "rollup_1h": (0, 0),
+    }  # fmt: skip
+    assert status["raw_events"] == {"rows": 0, "bytes": 0}
     assert status["dead_letters"] == {}
     assert status["bytes"] >= 0
+
+
+def test_status_tells_the_bytes_of_each_tier_on_disk(reader, store):
+    store.connection.execute(
+        "INSERT INTO rollup_1m BY NAME SELECT TIMESTAMP '2026-03-02' AS bucket, random() AS amount FROM range(300000)"
+    )
+    store.connection.execute("CHECKPOINT")
+    status = reader.status()
+    assert 2_000_000 < status["tiers"]["rollup_1m"]["bytes"] <= status["bytes"]
+    assert status["tiers"]["rollup_1h"]["bytes"] == 0
 
 
 def test_types_that_polars_does_not_know(store):

@@ -1,0 +1,350 @@
+"""Questions about one metric, in values and names instead of numbers: what apps, jobs and researchers ask.
+
+Each verb picks the tiers that can answer and has a ``*_sql`` twin. `metric` is the name of a metric or of a measure;
+`where` keeps dimension values, one or any of several; results are polars frames, or what `to` names: ``arrow``,
+``pandas``. Times in results are UTC without a zone. UsageError where a name is unknown, with the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import polars as pl
+import pyarrow as pa
+
+from kmon.config.words import nearest
+from kmon.errors import UsageError
+from kmon.store import sql
+from kmon.store.cells import EPOCH, MINUTE, interval, scan_sql
+from kmon.store.schema import RAW, TIERS, Parts, Schema
+from kmon.store.sql import Where
+
+To = Literal["polars", "arrow", "pandas"]
+Against = Literal["yesterday", "previous"]
+HOUR, DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
+SHORT = 2 * DAY
+"""A longer series is shown by the hour unless told otherwise."""
+FINEST = next(iter(TIERS.values()))
+
+
+class Questions(ABC):
+    """The verbs of a store that ask about one metric."""
+
+    schema: Schema
+
+    @abstractmethod
+    def arrow(self, text: str) -> pa.Table:
+        """The result of one SELECT."""
+
+    @abstractmethod
+    def sql(self, text: str) -> pl.DataFrame:
+        """The result of one SELECT as a frame."""
+
+    @abstractmethod
+    def condition(self, where: Where) -> str:
+        """`where` as a condition on numbered dimensions."""
+
+    # ---- over time ---------------------------------------------------------------------------------------------------
+
+    def series(
+        self,
+        metric: str,
+        where: Where,
+        start: dt.datetime,
+        end: dt.datetime,
+        by: str | Sequence[str] = (),
+        grain: dt.timedelta | None = None,
+        *,
+        to: To = "polars",
+    ) -> Any:
+        """A metric over time: `bucket`, the dimensions `by`, `value`, `numerator`, `denominator`.
+
+        Buckets are multiples of `grain`, the first is the one in which `start` lies. Without `grain` they are minutes,
+        or hours where the range is longer than two days or its minutes are not kept any more. There is no row where
+        nothing was, or where history is kept in coarser buckets only.
+        """
+        return self._given(self.series_sql(metric, where, start, end, by, grain), to)
+
+    def series_sql(
+        self,
+        metric: str,
+        where: Where,
+        start: dt.datetime,
+        end: dt.datetime,
+        by: str | Sequence[str] = (),
+        grain: dt.timedelta | None = None,
+    ) -> str:
+        parts, names = self.parts(metric), self._listed(by)
+        width = grain or self._grain(start, end)
+        if width < FINEST or width % FINEST:
+            message = f"a grain of {width} is not a multiple of 10 seconds"
+            raise UsageError(message)
+        first = EPOCH + (start - EPOCH) // width * width
+        dimensions = [sql.name(d) for d in names]
+        columns = ", ".join(["bucket", *dimensions, *_columns(parts)])
+        cells = scan_sql(columns, first, end, self._kept(where), width)
+        bucket = f"time_bucket({interval(width)}, bucket, {sql.time(first)}) AS bucket"
+        grouped = ", ".join([bucket, *dimensions, *self._sums(parts)])
+        shown = ", ".join(["bucket", *_names(names), f"{_value(parts, 'n', 'd')} AS value", *_both(parts)])
+        order = ", ".join(str(i + 1) for i in range(1 + len(names)))
+        return f"SELECT {shown} FROM (SELECT {grouped} FROM ({cells}) GROUP BY ALL) g{_joins(names)} ORDER BY {order}"
+
+    def _grain(self, start: dt.datetime, end: dt.datetime) -> dt.timedelta:
+        if end - start > SHORT:
+            return HOUR
+        begins = self.sql("SELECT begins FROM tiers WHERE tier = 'rollup_1m'")
+        return HOUR if begins.height and start < begins.item().replace(tzinfo=dt.UTC) else MINUTE
+
+    # ---- one window against another ----------------------------------------------------------------------------------
+
+    def breakdown(
+        self,
+        metric: str,
+        by: str,
+        where: Where,
+        at: dt.datetime,
+        window: dt.timedelta,
+        *,
+        against: Against = "yesterday",
+        limit: int = 100,
+        to: To = "polars",
+    ) -> Any:
+        """A metric by the values of one dimension in the window that ends at `at`, those with most volume first.
+
+        Columns: the dimension (null: an event without one), `now`, `before` (the window before), `yesterday`, `change`
+        (relative to the window that `against` names), `share` (of the volume now), `numerator`, `denominator`. A count
+        is 0 where it could have been, and null where nothing at all matched in that window.
+        """
+        return self._given(self.breakdown_sql(metric, by, where, at, window, against, limit), to)
+
+    def breakdown_sql(
+        self,
+        metric: str,
+        by: str,
+        where: Where,
+        at: dt.datetime,
+        window: dt.timedelta,
+        against: Against = "yesterday",
+        limit: int = 100,
+    ) -> str:
+        parts = self.parts(metric)
+        reference = {"yesterday": 2, "previous": 1}[_one_of("against", against, Against)]
+        starts = [at - window, at - 2 * window, at - window - DAY]
+        compared = self._compared_sql(parts, [self._known(by)], where, starts, window)
+        now, before, yesterday = (_value(parts, f"n{i}", f"d{i}") for i in range(3))
+        volume = "d0" if parts.denominator else "n0"
+        share = f"{volume} / nullif(sum({volume}) OVER (), 0)" if self._adds_up(parts) else "NULL::DOUBLE"
+        change = f"{now} / nullif({(now, before, yesterday)[reference]}, 0) - 1"
+        return (
+            f"SELECT {', '.join(_names([by]))}, {now} AS now, {before} AS before, {yesterday} AS yesterday,"
+            f" {change} AS change, {share} AS share, {', '.join(_both(parts, '0'))} FROM ({compared}) g{_joins([by])}"
+            f" ORDER BY {volume} DESC NULLS LAST, 1 LIMIT {limit}"
+        )
+
+    def top_movers(
+        self,
+        metric: str,
+        by: str | Sequence[str],
+        where: Where,
+        at: dt.datetime,
+        window: dt.timedelta,
+        *,
+        limit: int = 20,
+        against: Against = "yesterday",
+        least: float = 20,
+        to: To = "polars",
+    ) -> Any:
+        """The values of one dimension, or of several together, whose metric moved most against another window.
+
+        Those with at least `least` volume (counts; of a rate or mean its denominator) in one of the two windows, the
+        least likely move first: `evidence` is in standard deviations of counts by chance. Columns: the dimensions,
+        `now`, `before`, `change` (relative), `impact` (in units of the numerator), `evidence`, `numerator`,
+        `denominator`, `numerator_before`, `denominator_before`.
+        """
+        return self._given(self.top_movers_sql(metric, by, where, at, window, limit, against, least), to)
+
+    def top_movers_sql(
+        self,
+        metric: str,
+        by: str | Sequence[str],
+        where: Where,
+        at: dt.datetime,
+        window: dt.timedelta,
+        limit: int = 20,
+        against: Against = "yesterday",
+        least: float = 20,
+    ) -> str:
+        parts, names = self.parts(metric), self._listed(by)
+        if not self._adds_up(parts):
+            message = f"{metric!r} is a smallest or largest value: how far it moved by chance cannot be told"
+            raise UsageError(message)
+        shift = {"yesterday": DAY, "previous": window}[_one_of("against", against, Against)]
+        compared = self._compared_sql(parts, names, where, [at - window, at - window - shift], window)
+        present = " AND ".join(f"{sql.name(d)} > 0" for d in names) or "true"
+        impact = "n0 - n1" if parts.denominator is None else "n0 - d0 * n1 / nullif(d1, 0)"
+        now, before = _value(parts, "n0", "d0"), _value(parts, "n1", "d1")
+        volume = "d" if parts.denominator else "n"
+        moved = (
+            f"SELECT *, {now} AS now, {before} AS before, {impact} AS impact, {_EVIDENCE[parts.kind]} AS evidence"
+            f" FROM ({compared}) WHERE {present} AND greatest({volume}0, {volume}1) >= {float(least)}"
+        )
+        shown = [*_names(names), "now", "before", "now / nullif(before, 0) - 1 AS change", "impact", "evidence"]
+        shown += [*_both(parts, "0"), *_both(parts, "1", "_before")]
+        order = ", ".join(["abs(evidence) DESC", *(str(i + 1) for i in range(len(names)))])
+        return (
+            f"SELECT {', '.join(shown)} FROM ({moved}) g{_joins(names)} WHERE abs(evidence) > 0"
+            f" ORDER BY {order} LIMIT {limit}"
+        )
+
+    def _compared_sql(
+        self, parts: Parts, by: Sequence[str], where: Where, starts: Sequence[dt.datetime], window: dt.timedelta
+    ) -> str:
+        """By the numbers of `by`: numerator and denominator n0, d0, n1, ... of the windows that begin at `starts`."""
+        dimensions = [sql.name(d) for d in by]
+        kept, columns = self._kept(where), [*dimensions, *_columns(parts)]
+        scans = [
+            scan_sql(", ".join([f"{i} AS span", *columns]), start, start + window, kept, window)
+            for i, start in enumerate(starts)
+        ]
+        sums, shown = [], []
+        for i in range(len(starts)):
+            sums += [f"{text} FILTER (span = {i}) AS {name}{i}" for name, text in self._merged(parts).items()]
+            sums.append(f"count(*) FILTER (span = {i}) AS rows{i}")
+            for name in self._merged(parts):
+                value = f"coalesce({name}{i}, 0)" if self._adds_up(parts) else f"{name}{i}"
+                shown.append(f"CASE WHEN sum(rows{i}) OVER () > 0 THEN {value} END AS {name}{i}")
+        return (
+            f"SELECT {', '.join([*dimensions, *shown])} FROM (SELECT {', '.join([*dimensions, *sums])}"
+            f" FROM ({' UNION ALL '.join(scans)}) GROUP BY ALL)"
+        )
+
+    # ---- whole events ------------------------------------------------------------------------------------------------
+
+    def sample_events(
+        self,
+        where: Where,
+        start: dt.datetime | None = None,
+        end: dt.datetime | None = None,
+        limit: int = 20,
+        only: Mapping[str, str | Sequence[str]] | None = None,
+        *,
+        to: To = "polars",
+    ) -> Any:
+        """The newest whole events in [start, end): `event_time`, the dimensions, where from, the `document` as text.
+
+        `only` keeps events by other fields of the document, nested ones with dots: ``{"status": "error"}``. Events are
+        kept for as long as `keep.raw` says.
+        """
+        return self._given(self.sample_events_sql(where, start, end, limit, only), to)
+
+    def sample_events_sql(
+        self,
+        where: Where,
+        start: dt.datetime | None = None,
+        end: dt.datetime | None = None,
+        limit: int = 20,
+        only: Mapping[str, str | Sequence[str]] | None = None,
+    ) -> str:
+        clauses = [self._kept(where)]
+        clauses += [f"event_time >= {sql.time(start)}"] if start else []
+        clauses += [f"event_time < {sql.time(end)}"] if end else []
+        for field, values in (only or {}).items():
+            path = "$" + "".join(f'."{name}"' for name in field.replace('"', "").split("."))
+            listed = ", ".join(sql.text(v) for v in ([values] if isinstance(values, str) else values)) or "NULL"
+            found = f"json_extract_string(document, {sql.text(path)})"
+            clauses.append(f"CASE WHEN json_valid(document) THEN {found} IN ({listed}) ELSE false END")
+        names = list(self.schema.dimensions)
+        shown = ", ".join(["event_time", *_names(names), "source", "partition", "position", "document"])
+        newest = f"SELECT * FROM {RAW} WHERE {' AND '.join(clauses)} ORDER BY event_time DESC LIMIT {limit}"
+        return f"SELECT {shown} FROM ({newest}) g{_joins(names)} ORDER BY event_time DESC, position DESC"
+
+    # ---- names -------------------------------------------------------------------------------------------------------
+
+    def parts(self, metric: str) -> Parts:
+        """What a metric, or a measure taken as a count, is made of."""
+        if metric in self.schema.metrics:
+            return self.schema.metrics[metric]
+        if metric in self.schema.measures:
+            return Parts("count", metric)
+        message = (
+            f"{metric!r} is not a metric or measure; {nearest(metric, [*self.schema.metrics, *self.schema.measures])}"
+        )
+        raise UsageError(message)
+
+    def _known(self, dimension: str) -> str:
+        if dimension not in self.schema.dimensions:
+            message = f"{dimension!r} is not a dimension; {nearest(dimension, self.schema.dimensions)}"
+            raise UsageError(message)
+        return dimension
+
+    def _listed(self, by: str | Sequence[str]) -> list[str]:
+        return [self._known(d) for d in dict.fromkeys([by] if isinstance(by, str) else by)]
+
+    def _kept(self, where: Where) -> str:
+        for dimension in where:
+            self._known(dimension)
+        return self.condition(where)
+
+    def _merged(self, parts: Parts) -> dict[str, str]:
+        """The aggregates that merge a metric's parts: numerator ``n`` and denominator ``d``."""
+        measures = {"n": parts.numerator, "d": parts.denominator}
+        return {key: f"{self.schema.measures[m].merge}({sql.name(m)})" for key, m in measures.items() if m}
+
+    def _sums(self, parts: Parts) -> list[str]:
+        return [f"{text} AS {key}" for key, text in self._merged(parts).items()]
+
+    def _adds_up(self, parts: Parts) -> bool:
+        return self.schema.measures[parts.numerator].merge == "sum"
+
+    def _given(self, text: str, to: To) -> Any:
+        """The result of one SELECT in the form asked for."""
+        if _one_of("to", to, To) == "arrow":
+            return self.arrow(text)
+        frame = self.sql(text)
+        return frame if to == "polars" else frame.to_pandas()
+
+
+_EVIDENCE = {
+    "count": "(n0 - n1) / sqrt(nullif(n0 + n1, 0))",
+    "rate": (
+        "(n0 / nullif(d0, 0) - n1 / nullif(d1, 0)) / sqrt(nullif(greatest((n0 + n1) / (d0 + d1)"
+        " * (1 - (n0 + n1) / (d0 + d1)), 0) * (1 / nullif(d0, 0) + 1 / nullif(d1, 0)), 0))"
+    ),
+    "mean": (
+        "(n0 / nullif(d0, 0) - n1 / nullif(d1, 0))"
+        " / nullif(abs(n0 + n1) / (d0 + d1) * sqrt(1 / nullif(d0, 0) + 1 / nullif(d1, 0)), 0)"
+    ),
+}
+"""Standard deviations: of a difference of Poisson counts, of shares, of means that vary as much as they are large."""
+
+
+def _columns(parts: Parts) -> list[str]:
+    return [sql.name(m) for m in dict.fromkeys([parts.numerator, parts.denominator]) if m]
+
+
+def _value(parts: Parts, numerator: str, denominator: str) -> str:
+    return numerator if parts.denominator is None else f"({numerator} / nullif({denominator}, 0))"
+
+
+def _both(parts: Parts, number: str = "", suffix: str = "") -> list[str]:
+    denominator = f"d{number}" if parts.denominator else "NULL::DOUBLE"
+    return [f"n{number} AS numerator{suffix}", f"{denominator} AS denominator{suffix}"]
+
+
+def _names(dimensions: Sequence[str]) -> list[str]:
+    return [f"{sql.dictionary(d)}.value AS {sql.name(d)}" for d in dimensions]
+
+
+def _joins(dimensions: Sequence[str]) -> str:
+    """Names for the numbers of the subquery ``g``."""
+    return "".join(f" LEFT JOIN {sql.dictionary(d)} ON {sql.dictionary(d)}.id = g.{sql.name(d)}" for d in dimensions)
+
+
+def _one_of(what: str, value: str, choices: Any) -> str:
+    if value not in get_args(choices):
+        message = f"{value!r} is not a value of {what!r}; {nearest(str(value), get_args(choices))}"
+        raise UsageError(message)
+    return value

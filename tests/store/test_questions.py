@@ -1,0 +1,212 @@
+"""The verbs about one metric, embedded and over the wire, whichever tier has the rows."""
+
+from __future__ import annotations
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from kmon.errors import UsageError
+from tests.conftest import DAY, T, settle
+from tests.store.conftest import HOUR, MINUTE, SECOND
+
+END = T + HOUR
+
+
+def traffic(partner, at, sessions, orders=0, **more):
+    rows = [{"operation": "session"}] * sessions + [{"operation": "order", "amount": 10.0}] * orders
+    return [{"partner": partner, "event_time": at, **more, **row} for row in rows]
+
+
+@pytest.fixture
+def two_days(commit):
+    """p1 converts worse than yesterday, p2 as ever, p3 has gone, p4 is new; one session has no partner."""
+    commit(
+        *traffic("p1", T - DAY, 40, 20), *traffic("p2", T - DAY, 30, 15), *traffic("p3", T - DAY, 25, 5),
+        *traffic("p1", T - HOUR, 40, 20, country="SE"), *traffic("p2", T - HOUR, 20, 10),
+        *traffic("p1", T, 40, 4, country="SE"), *traffic("p2", T + 30 * MINUTE, 32, 16), *traffic("p4", T, 3, 1),
+        *traffic(None, T, 1),
+    )  # fmt: skip
+
+
+def tiers(store, config, tier):
+    """Move all rows into one tier."""
+    if tier != "10s":
+        settle(store, config, **{"1m": {"minutes": T + HOUR}, "1h": {"hours": T + DAY}}[tier])
+
+
+def rounded(frame):
+    return [tuple(round(v, 3) if isinstance(v, float) else v for v in row) for row in frame.rows()]
+
+
+@pytest.mark.parametrize("tier", ["10s", "1m", "1h"])
+def test_series_of_every_kind_by_the_hour(reader, store, config, two_days, tier):
+    tiers(store, config, tier)
+    start, end = T - HOUR, T + HOUR
+    before, now = ((T + i * HOUR).replace(tzinfo=None) for i in (-1, 0))
+    assert rounded(reader.series("sessions", {}, start, end, grain=HOUR)) == [
+        (before, 60, 60, None), (now, 76, 76, None),
+    ]  # fmt: skip
+    assert rounded(reader.series("conversion", {"partner": ["p1", "p2"]}, start, end, grain=HOUR)) == [
+        (before, 0.5, 30, 60), (now, 0.278, 20, 72),
+    ]  # fmt: skip
+    assert rounded(reader.series("amount", {"country": "SE"}, start, end, grain=HOUR)) == [
+        (before, 200.0, 200.0, None), (now, 40.0, 40.0, None),
+    ]  # fmt: skip
+    assert rounded(reader.series("conversion", {}, T, end, ["partner", "country"], HOUR)) == [
+        (now, "p1", "SE", 0.1, 4, 40), (now, "p2", None, 0.5, 16, 32),
+        (now, "p4", None, 0.333, 1, 3), (now, None, None, 0, 0, 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tier", "buckets"), [("10s", 2), ("1m", 2), ("1h", 0)])
+def test_a_series_by_the_minute_takes_no_hours(reader, store, config, two_days, tier, buckets):
+    tiers(store, config, tier)
+    found = reader.series("orders", {"partner": "p2"}, T - HOUR, T + HOUR, grain=MINUTE)
+    assert found.height == buckets
+
+
+@pytest.mark.parametrize(
+    ("tier", "start", "width"), [("10s", T - 2 * DAY, 1), ("10s", T - 3 * DAY, 60), ("1h", T - HOUR, 60)]
+)
+def test_the_grain_is_chosen_by_length_and_age(reader, store, config, two_days, tier, start, width):
+    tiers(store, config, tier)
+    found = reader.series("orders", {"partner": "p2"}, start, start + 3 * DAY if width == 60 else T)
+    text = reader.series_sql("orders", {}, start, start + 3 * DAY if width == 60 else T)
+    assert f"to_seconds({60 * width})" in text
+    assert found.height > 0
+
+
+def test_buckets_are_multiples_of_the_grain_and_the_first_is_whole(reader, commit):
+    commit({}, {"event_time": T + 7 * MINUTE}, {"event_time": T + 10 * MINUTE})
+    found = reader.series("sessions", {}, T + 3 * MINUTE, T + 10 * MINUTE, grain=5 * MINUTE)
+    assert [(b - T.replace(tzinfo=None), n) for b, n, *_ in found.rows()] == [(0 * MINUTE, 1), (5 * MINUTE, 1)]
+    with pytest.raises(UsageError, match="not a multiple of 10 seconds"):
+        reader.series("sessions", {}, T, T + HOUR, grain=15 * SECOND)
+
+
+@pytest.mark.parametrize("tier", ["10s", "1m", "1h"])
+def test_breakdown(reader, store, config, two_days, tier):
+    tiers(store, config, tier)
+    found = reader.breakdown("conversion", "partner", {}, T + HOUR, HOUR)
+    assert found.columns == [
+        "partner", "now", "before", "yesterday", "change", "share", "numerator", "denominator"
+    ]  # fmt: skip
+    assert rounded(found) == [
+        ("p1", 0.1, 0.5, 0.5, -0.8, 0.526, 4, 40), ("p2", 0.5, 0.5, 0.5, 0, 0.421, 16, 32),
+        ("p4", 0.333, None, None, None, 0.039, 1, 3), (None, 0, None, None, None, 0.013, 0, 1),
+        ("p3", None, None, 0.2, None, 0, 0, 0),
+    ]  # fmt: skip
+    counts = reader.breakdown("orders", "partner", {"partner": ["p1", "p3"]}, T + HOUR, HOUR, against="previous")
+    assert rounded(counts) == [("p1", 4, 20, 20, -0.8, 1, 4, None), ("p3", 0, 0, 5, None, 0, 0, None)]
+
+
+def test_a_window_without_anything_is_unknown_and_not_zero(reader, commit):
+    commit(*traffic("p1", T, 5))
+    assert rounded(reader.breakdown("sessions", "partner", {}, T + MINUTE, MINUTE)) == [
+        ("p1", 5, None, None, None, 1, 5, None)
+    ]
+    assert reader.top_movers("sessions", "partner", {}, T + MINUTE, MINUTE, least=1).height == 0
+
+
+def test_top_movers(reader, two_days):
+    found = reader.top_movers("conversion", "partner", {}, T + HOUR, HOUR)
+    assert found.columns == [
+        "partner", "now", "before", "change", "impact", "evidence",
+        "numerator", "denominator", "numerator_before", "denominator_before",
+    ]  # fmt: skip
+    assert rounded(found) == [("p1", 0.1, 0.5, -0.8, -16, -3.904, 4, 40, 20, 40)]
+    counts = reader.top_movers("sessions", ["partner"], {}, T + HOUR, HOUR)
+    assert rounded(counts.select("partner", "impact", "evidence")) == [("p3", -25, -5.0), ("p2", 2, 0.254)]
+    assert reader.top_movers("sessions", "partner", {}, T + HOUR, HOUR, limit=1)["partner"].to_list() == ["p3"]
+    few = reader.top_movers("sessions", "partner", {}, T + HOUR, HOUR, against="previous", least=1)
+    assert few["partner"].to_list() == ["p4", "p2"]
+    both = reader.top_movers("sessions", ["partner", "country"], {}, T + HOUR, HOUR, against="previous", least=1)
+    assert both.select("partner", "country").rows() == []
+
+
+def test_top_movers_of_a_mean(reader, store, config, commit):
+    metrics = {
+        **config.metrics,
+        "basket": config.metrics["sessions"].model_copy(update={"count": None, "mean": "amount / orders"}),
+    }
+    store.reconfigure(config.model_copy(update={"metrics": metrics}))
+    dear = [{"operation": "order", "partner": "p1", "amount": 30.0, "event_time": T}] * 25
+    commit(*traffic("p1", T - DAY, 0, 25), *dear)
+    reader.schema = store.schema
+    found = reader.top_movers("basket", "partner", {}, T + MINUTE, MINUTE)
+    assert rounded(found.select("partner", "now", "before", "impact", "evidence")) == [("p1", 30, 10, 500, 3.536)]
+
+
+def put_raw(store, *documents):
+    for i, document in enumerate(documents):
+        store.connection.execute(
+            "INSERT INTO raw_events(event_time, source, partition, position, size, partner, document)"
+            " VALUES ($1, 't', 0, $2, 9, $3, $4)",
+            [(T + i * SECOND).replace(tzinfo=None), i, 1 + i % 2, document],
+        )
+
+
+def test_sample_events(reader, store, commit):
+    commit({"partner": "p1"})
+    commit({"partner": "p2"})
+    put_raw(store, '{"status":"ok"}', '{"status":"error","geo":{"city":"Kiel"}}', '{"status":"error"}', "no JSON")
+
+    def positions(*args, **options):
+        return reader.sample_events(*args, **options)["position"].to_list()
+
+    assert positions({}) == [3, 2, 1, 0]
+    assert positions({}, limit=2) == [3, 2]
+    assert positions({"partner": "p1"}) == [2, 0]
+    assert positions({}, T + SECOND, T + 3 * SECOND) == [2, 1]
+    assert positions({}, only={"status": "error"}) == [2, 1]
+    assert positions({}, only={"status": ["ok", "error"], "geo.city": "Kiel"}) == [1]
+    assert positions({}, only={"status": "'; DROP TABLE meta; --", 'a".b': "x"}) == []
+    assert positions({}, only={"status": []}) == []
+    row = reader.sample_events({"partner": "p1"}, limit=1).row(0, named=True)
+    assert (row["partner"], row["country"], row["document"]) == ("p1", None, '{"status":"error"}')
+    assert row["event_time"] == (T + 2 * SECOND).replace(tzinfo=None)
+
+
+@pytest.mark.parametrize(("to", "kind"), [("polars", pl.DataFrame), ("arrow", pa.Table), ("pandas", pd.DataFrame)])
+def test_results_come_as_asked_for(reader, two_days, to, kind):
+    for found in (
+        reader.series("conversion", {}, T, T + HOUR, to=to),
+        reader.breakdown("orders", "partner", {}, T + HOUR, HOUR, to=to),
+        reader.top_movers("orders", "partner", {}, T + HOUR, HOUR, to=to),
+        reader.sample_events({}, to=to),
+    ):
+        assert isinstance(found, kind)
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda s: s.series("conversoin", {}, T, END), "a metric or measure; did you mean 'conversion'?"),
+        (lambda s: s.series("orders", {"contry": "SE"}, T, END), "a dimension; did you mean 'country'?"),
+        (lambda s: s.breakdown("orders", "devise", {}, T, HOUR), "'devise' is not a dimension; did you mean 'device'?"),
+        (lambda s: s.top_movers("orders", "device", {}, T, HOUR, against="yesteday"), "did you mean 'yesterday'?"),
+        (lambda s: s.sample_events({}, to="panda"), "did you mean 'pandas'?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_name_is_told_with_the_nearest(reader, ask, says):
+    with pytest.raises(UsageError) as caught:
+        ask(reader)
+    assert str(caught.value).endswith(says)
+
+
+def test_a_smallest_value_breaks_down_and_has_no_movers(store, config, commit):
+    measures = {**config.measures, "least": "min(amount)"}
+    store.reconfigure(config.model_copy(update={"measures": measures}))
+    commit(*traffic("p1", T, 1, 2), *traffic("p2", T, 1))
+    assert rounded(store.breakdown("least", "partner", {}, T + MINUTE, MINUTE).select("partner", "now", "share")) == [
+        ("p1", 10.0, None), ("p2", None, None),
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="'least' is a smallest or largest value"):
+        store.top_movers("least", "partner", {}, T + MINUTE, MINUTE)
+
+
+def test_metrics_are_known_without_a_configuration(store, tmp_path, config):
+    assert store.schema.metrics["conversion"].denominator == "sessions"
+    assert store.parts("orders").kind == "count"
