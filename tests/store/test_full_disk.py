@@ -44,3 +44,39 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written(tmp_path, config):
         assert again.positions() == {("f", 0): committed}
         assert again.totals({}, T, T + HOUR)["sessions"] == committed * 1000
         again.commit(Commit([Move("f", 0, committed, committed + 1)], frame({})))
+
+
+UPKEEP = """
+import resource, sys, threading
+from kmon.config import load_config
+from kmon.errors import StoreError
+from kmon.store import EmbeddedStore
+from kmon.store.upkeep import upkeep_thread
+
+config = load_config(sys.argv[1])
+stop = threading.Event()
+with EmbeddedStore(sys.argv[2], config) as store:
+    size = int(sys.argv[3])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        with upkeep_thread(store, config, stop, every=0.01):
+            print(stop.wait(60))
+    except StoreError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_stops_upkeep_with_one_sentence_and_changes_nothing(tmp_path, config):
+    path = tmp_path / "k.duckdb"
+    bucket = f"TIMESTAMP '{T.replace(tzinfo=None)}' + to_seconds(i % 3600) AS bucket"
+    rows = f"{bucket}, i AS partner, random() AS amount, 1 AS sessions"
+    with EmbeddedStore(path, config) as store:
+        store.connection.execute(f"INSERT INTO rollup_10s BY NAME SELECT {rows} FROM range(400000) t(i)")
+        store.connection.execute(f"INSERT INTO clocks(partition, newest) VALUES ('0', '{T + 9 * HOUR}')")
+        store.connection.execute("CHECKPOINT")
+    command = [sys.executable, "-c", UPKEEP, str(TEMPLATE), str(path), str(path.stat().st_size + 100_000)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told[0] == "True"
+    assert told[1].startswith(f"{path} cannot be written: ")
+    with EmbeddedStore(path, config) as again:
+        assert again.totals({}, T, T + HOUR)["sessions"] == 400_000
