@@ -110,6 +110,20 @@ def up(
 
 
 @app.command()
+def reload(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output = "table") -> None:
+    """Have the kmon that runs take over an edited kmon.yaml; says what has changed."""
+    from kmon import parts
+    from kmon import reload as reload_
+
+    loaded = _load(config)
+    changes = reload_.ask(loaded, parts.store_path(loaded, store))
+    if format == "json":
+        show.print_json({"changes": changes})
+    else:
+        show.out.print("taken over: " + (", ".join(changes) or "nothing that kmon reads has changed"), highlight=False)
+
+
+@app.command()
 def simulate(
     out: Annotated[Path, typer.Option(help="The folder to write to.")],
     partners: Annotated[int, typer.Option(min=1)] = 2000,
@@ -162,7 +176,8 @@ def ingest(
             with EmbeddedStore(parts.store_path(loaded, store), loaded) as owned:
                 done = Ingestion(loaded, owned, on_batch=note).run(FilesSource(files), stop)
         else:
-            done = parts.run_source(loaded, stop, store, on_batch=note, standby=standby)
+            with parts.told_to_reload(stop) as pause:
+                done = parts.run_source(loaded, stop, store, on_batch=note, pause=pause, standby=standby)
         stopped = bool(files) and stop.is_set()  # the configured source never ends by itself
     _summary({"events": done.events, "dead_letters": done.dead_letters, "late": done.late}, format)
     _say_if_interrupted(stopped)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ import structlog
 from kmon.config import Config
 from kmon.errors import StoreBusyError, StoreError
 from kmon.store import EmbeddedStore, RemoteStore, Store, token_for
+from kmon.store.schema import Schema
 
 KEY = "owner"
 EVERY = 0.25
@@ -29,6 +32,27 @@ class Owner:
     """The process that owns a store."""
 
     pid: int
+    told_by: int
+    """The process to send SIGHUP to: itself, or its supervisor."""
+    config: str
+    """The file by which it runs."""
+    digest: str
+    """Of that file's text."""
+    host: str = ""
+    turn: int = 0
+    """How many times it was asked to take over another text."""
+    asked: str = ""
+    """The digest of the last one."""
+    refused: str = ""
+    """Why it did not; empty where it did."""
+    changes: tuple[str, ...] = ()
+    """What that changed, in words."""
+
+    @classmethod
+    def this(cls, config: Config) -> Owner:
+        """This process, which goes by `config`: its supervisor's copy, or the file itself."""
+        supervisor = os.getppid() if config.copied else os.getpid()
+        return cls(os.getpid(), supervisor, str(config.file), config.digest, socket.gethostname())
 
     def write(self, store: EmbeddedStore) -> None:
         """Tell the readers of `store`."""
@@ -38,7 +62,8 @@ class Owner:
     def of(cls, store: Store) -> Owner | None:
         """The last one to own it, which still does where it is the one who answers."""
         found = store.noted(KEY)
-        return cls(**json.loads(found)) if found else None
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in json.loads(found).items() if k in known}) if found else None
 
 
 class Telephone:
@@ -57,6 +82,13 @@ class Telephone:
         except StoreError:
             self.close()
             return None
+
+    def schema(self) -> Schema | None:
+        """The schema of the store now, which a reload may have changed since the call began; None: nobody answers."""
+        if self.owner() is None or self._line is None:
+            return None
+        found = self._line.noted("schema")
+        return Schema.loads(found) if found else None
 
     def close(self) -> None:
         if self._line is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import datetime as dt
 import functools
+import operator
 import os
 import signal
 import subprocess
@@ -21,6 +23,7 @@ from kmon.config import Config, KafkaSource, SimulatorSource
 from kmon.errors import KmonError
 from kmon.ingest import Ingestion, Progress
 from kmon.owner import Owner, own
+from kmon.reload import reread, take_over
 from kmon.sources import Source
 from kmon.sources.files import FilesSource
 from kmon.store import SCHEME, EmbeddedStore, Store, open_for_reading, serving, token_for
@@ -67,36 +70,89 @@ def run_source(
     store: str | None = None,
     on_batch: Callable[[Progress], None] | None = None,
     *,
+    pause: threading.Event | None = None,
     standby: bool = False,
 ) -> Progress:
     """Own the store: ingest the configured source and answer readers, until `stop` is set.
 
-    StoreBusyError where another process owns it, unless this one is a `standby`, which waits for that one's end.
+    Where `pause` is set, which it must be with `stop` too, an edited configuration is taken over between two batches.
+    StoreBusyError where another process owns the store, unless this one is a `standby`, which waits for that one's end.
     """
-    path = store_path(config, store)
+    path, pause, done = store_path(config, store), pause or stop, Progress()
     opened = own(path, config, stop, standby=standby)
     if opened is None:
-        return Progress()
+        return done
     with opened as owned:
-        Owner(os.getpid()).write(owned)  # before it answers: who is answered must not hear of an earlier one
+        owner = Owner.this(config)
+        owner.write(owned)  # before it answers: who is answered must not hear of an earlier one
         with _serve(config, owned, path):
             log.info("store open", path=path, serving=config.serve)
-            return Ingestion(config, owned, on_batch=on_batch).run(source_of(config), stop)
+            while True:
+                told = functools.partial(_add, done)
+                report = (lambda p, told=told: on_batch(told(p))) if on_batch else None
+                done = told(Ingestion(config, owned, on_batch=report).run(source_of(config), pause))
+                if stop.is_set() or not pause.is_set():  # told to stop, or the source has ended
+                    return done
+                resume(pause, stop)
+                config, owner = take_over(config, owner, owned)
 
 
-def run_jobs(config: Config, stop: threading.Event, store: str | None = None) -> None:
-    """Run the scheduled notebooks until `stop` is set."""
+def _add(one: Progress, other: Progress) -> Progress:
+    return Progress(*map(operator.add, dataclasses.astuple(one), dataclasses.astuple(other)))
+
+
+def resume(pause: threading.Event, stop: threading.Event) -> None:
+    """Let `pause` be set again, by the next one who asks."""
+    pause.clear()
+    if stop.is_set():
+        pause.set()
+
+
+def run_jobs(
+    config: Config, stop: threading.Event, store: str | None = None, *, pause: threading.Event | None = None
+) -> None:
+    """Run the scheduled notebooks until `stop` is set; where `pause` is set, by the edited configuration."""
     from kmon.jobs.scheduler import Scheduler
     from kmon.ledger import open_ledger
 
     with open_ledger(config, store) as ledger:
-        Scheduler(config, ledger, store=store).run(stop)
+        scheduler = Scheduler(config, ledger, store=store)
+
+        def reload() -> None:
+            nonlocal config
+            if pause is not None and pause.is_set() and not stop.is_set():
+                resume(pause, stop)
+                config = reread(config)
+                scheduler.follow(config)
+
+        scheduler.run(stop, reload)
 
 
 def run_apps(
-    config: Config, stop: threading.Event, store: str | None = None, *, port: int | None = None, show: bool = False
+    config: Config,
+    stop: threading.Event,
+    store: str | None = None,
+    *,
+    pause: threading.Event | None = None,
+    port: int | None = None,
+    show: bool = False,
 ) -> None:
-    """Serve the pages until `stop` is set; KmonError where the server ends by itself."""
+    """Serve the pages until `stop` is set; KmonError where the server ends by itself.
+
+    Each page reads the configuration when it is opened: only where the section `apps` changed is the server replaced.
+    """
+    pause = pause or stop
+    while True:
+        changed = _serve_apps(config, stop, pause, store, port=port, show=show)
+        if changed is None:
+            return
+        config = changed
+
+
+def _serve_apps(
+    config: Config, stop: threading.Event, pause: threading.Event, store: str | None, *, port: int | None, show: bool
+) -> Config | None:
+    """Serve the pages until `stop` is set (None), or another configuration has other `apps`."""
     from kmon.apps.serve import serve
 
     served = serve(config, store, port=port, show=show)
@@ -109,8 +165,14 @@ def run_apps(
     )
     try:
         while process.poll() is None:
-            if stop.wait(0.2):
-                return
+            if not pause.wait(0.2):
+                continue
+            if stop.is_set():
+                return None
+            resume(pause, stop)
+            config, before = reread(config), config
+            if config.apps != before.apps:
+                return config
         message = f"the page server ended by itself with exit code {process.returncode}"
         raise KmonError(message)
     finally:
@@ -124,12 +186,20 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
 
 
-def run_notifier(config: Config, stop: threading.Event, store: str | None = None) -> None:
-    """Deliver alerts until `stop` is set."""
+def run_notifier(
+    config: Config, stop: threading.Event, store: str | None = None, *, pause: threading.Event | None = None
+) -> None:
+    """Deliver alerts until `stop` is set; where `pause` is set, by the edited configuration."""
     from kmon.ledger import open_ledger
 
-    with open_for_reading(config, store) as opened, open_ledger(config, store) as ledger:
-        notifier(config, opened, ledger).run(stop)
+    pause = pause or stop
+    while True:
+        with open_for_reading(config, store) as opened, open_ledger(config, store) as ledger:
+            notifier(config, opened, ledger).run(pause)
+        if stop.is_set():
+            return
+        resume(pause, stop)
+        config = reread(config)
 
 
 def notifier(config: Config, store: Store, ledger: Ledger) -> Notifier:
@@ -144,14 +214,15 @@ def notifier(config: Config, store: Store, ledger: Ledger) -> Notifier:
 def run_part(
     name: str, config: Config, stop: threading.Event, store: str | None = None, *, standby: bool = False
 ) -> None:
-    """Run one part by its name until `stop` is set; `standby` is for the source."""
-    parts: dict[str, Callable[[Config, threading.Event, str | None], object]] = {
-        "source": functools.partial(run_source, standby=standby),
-        "jobs": run_jobs,
-        "apps": run_apps,
-        "notifier": run_notifier,
-    }
-    parts[name](config, stop, store)
+    """Run one part by its name until `stop` is set; SIGHUP has it take over an edited configuration.
+
+    `standby` is for the source.
+    """
+    with told_to_reload(stop) as pause:
+        if name == "source":
+            run_source(config, stop, store, pause=pause, standby=standby)
+        else:
+            {"jobs": run_jobs, "apps": run_apps, "notifier": run_notifier}[name](config, stop, store, pause=pause)
 
 
 def terminate(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
@@ -164,6 +235,23 @@ def terminate(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
             process.wait(wait)
         except (ProcessLookupError, subprocess.TimeoutExpired):
             continue
+
+
+@contextmanager
+def told_to_reload(stop: threading.Event) -> Iterator[threading.Event]:
+    """An event that SIGHUP sets, and whatever sets `stop` here: Ctrl-C, SIGTERM, the parent's death."""
+    pause = threading.Event()
+
+    def follow() -> None:
+        stop.wait()
+        pause.set()
+
+    threading.Thread(target=follow, daemon=True).start()
+    previous = signal.signal(signal.SIGHUP, lambda *_: pause.set())
+    try:
+        yield pause
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 @contextmanager

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import datetime as dt
+import glob
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 
 from kmon import environment, parts
 from kmon.apps.serve import free_port
-from kmon.config import Config
+from kmon.config import Config, copy_config, load_config
 from kmon.errors import KmonError
 from kmon.owner import Owner, Telephone
+from kmon.reload import check
 from kmon.store import check_address, token_for
 
 log = structlog.get_logger("kmon")
@@ -50,13 +55,33 @@ class Supervisor:
         """A `standby` waits where another process owns the store, now or later, with all parts but the source away."""
         self._config, self._standby = config, standby
         self._store = parts.store_path(config, store)
+        self._pause = threading.Event()
         self._source, *self._others = [_Part(name) for name in names]
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None] | None = None) -> None:
         """Run until `stop` is set; KmonError where a part cannot be kept alive.
 
-        `on_ready` is called each time that the store answers and the other parts have been started.
+        `on_ready` is called each time that the store answers and the other parts have been started. SIGHUP has an
+        edited kmon.yaml taken over; until then all parts, also one that is restarted, go by a copy of what it was.
         """
+        with parts.told_to_reload(stop) as self._pause, self._copied():
+            self._run(stop, on_ready)
+
+    @contextmanager
+    def _copied(self) -> Iterator[None]:
+        """A copy of kmon.yaml beside the store, for as long as this runs; those of processes that are gone go too."""
+        store = Path(self._store)
+        for old in store.parent.glob(f"{glob.escape(store.stem)}.running-*.yaml"):
+            if not _exists(old.stem.rpartition("-")[2]):
+                old.unlink(missing_ok=True)
+        copy = store.parent / f"{store.stem}.running-{os.getpid()}.yaml"
+        self._config = copy_config(self._config.path, copy)
+        try:
+            yield
+        finally:
+            copy.unlink(missing_ok=True)
+
+    def _run(self, stop: threading.Event, on_ready: Callable[[], None] | None) -> None:
         if not self._standby:
             check_address(self._config.serve, beyond_localhost=self._config.serve_beyond_localhost)
             if any(part.name == "apps" for part in self._others):
@@ -94,7 +119,10 @@ class Supervisor:
     def _until_lost(self, telephone: Telephone, stop: threading.Event) -> None:
         """Keep the parts running until `stop` is set, or another process took the store when our source had died."""
         known: subprocess.Popen[bytes] | None = self._source.process
-        while not stop.wait(EVERY):
+        while not (self._pause.wait(EVERY) and stop.is_set()):
+            if self._pause.is_set():
+                parts.resume(self._pause, stop)
+                self._reload(telephone, stop)
             for part in (self._source, *self._others):
                 self._keep(part)
             if self._source.process is known:
@@ -109,6 +137,40 @@ class Supervisor:
                 log.warning(f"{message}: standing by again")
                 return
 
+    def _reload(self, telephone: Telephone, stop: threading.Event) -> None:
+        """Have all parts take over kmon.yaml as it is now, the source first; a bad one changes nothing."""
+        before, owner, stored = self._config, telephone.owner(), telephone.schema()
+        copy = before.file
+        candidate = copy.with_suffix(".new")
+        try:
+            new = copy_config(before.path, candidate)
+            if owner is not None and stored is not None:
+                check(new, before, stored)
+            kept = copy.read_text(encoding="utf-8")
+            candidate.replace(copy)
+            self._config = load_config(copy)
+        except KmonError as error:
+            candidate.unlink(missing_ok=True)
+            log.error("kmon.yaml was not taken over", reason=str(error))
+            return
+        if self._source.process is None or owner is None:
+            return  # it is being restarted, and begins with the new one
+        self._source.process.send_signal(signal.SIGHUP)
+
+        def decided() -> bool:
+            now = telephone.owner()
+            return now is not None and (now.pid, now.turn) != (owner.pid, owner.turn)
+
+        parts.wait_for(decided, stop, PATIENCE)
+        now = telephone.owner()
+        if now is not None and now.refused:  # the source said why
+            copy.write_text(kept, encoding="utf-8")
+            self._config = before
+            return
+        for part in self._others:
+            if part.process is not None:
+                part.process.send_signal(signal.SIGHUP)
+
     def _is_ours(self, owner: Owner | None) -> bool:
         return self._source.process is not None and owner is not None and owner.pid == self._source.process.pid
 
@@ -120,7 +182,7 @@ class Supervisor:
             part.process, part.deaths, part.again_at = None, 0, 0.0
 
     def _start(self, part: _Part) -> None:
-        config, store = str(self._config.path), self._store
+        config, store = str(self._config.file), self._store
         address = store if part.name == "source" else self._config.serve
         command = [sys.executable, "-m", "kmon", "up", "--part", part.name, "--config", config, "--store", address]
         part.process = subprocess.Popen(
@@ -128,7 +190,7 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             env=environment.for_child(config=config, store=address, token=token_for(store)),
             start_new_session=True,  # Ctrl-C reaches the supervisor, which stops the parts in order
-            preexec_fn=parts.end_with_parent,  # noqa: PLW1509  (what it calls takes no lock that a thread could hold)
+            preexec_fn=_begin,  # noqa: PLW1509  (what it calls takes no lock that a thread could hold)
         )
         part.started = time.monotonic()
         log.debug("part started", part=part.name, pid=part.process.pid)
@@ -150,3 +212,20 @@ class Supervisor:
         wait = min(LONGEST, 2.0 ** min(part.deaths - 1, 10))
         log.warning("part died", part=part.name, exit_code=code, again_in=dt.timedelta(seconds=wait))
         part.process, part.again_at = None, now + wait
+
+
+def _begin() -> None:
+    """In a new part: end with the supervisor, and let no SIGHUP end it before it can listen to one."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    parts.end_with_parent()
+
+
+def _exists(pid: str) -> bool:
+    """Whether there is a process of that number."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True

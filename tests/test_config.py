@@ -142,7 +142,7 @@ def test_the_template_is_valid_and_shows_each_section():
     assert config.path == TEMPLATE
     keys = set(yaml.safe_load(TEMPLATE.read_text(encoding="utf-8")))
     assert keys <= set(Config.model_fields)
-    left_to_their_defaults = {"forget", "serve", "ledger", "notebooks", "partners", "path"}
+    left_to_their_defaults = {"forget", "serve", "ledger", "notebooks", "partners", "path", "copied", "digest"}
     assert set(Config.model_fields) - keys == left_to_their_defaults
 
 

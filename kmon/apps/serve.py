@@ -34,7 +34,7 @@ def serve(config: Config, store: str | None = None, *, port: int | None = None, 
     chosen = free_port(config, config.apps.port if port is None else port)
     where = store or config.store
     place = where if where.startswith(SCHEME) else str((Path(where) if store else config.resolve(where)).absolute())
-    environ = environment.for_child(config=str(config.path.absolute()), store=place)
+    environ = environment.for_child(config=str(config.file), store=place)
     host = "localhost" if config.apps.host in ("127.0.0.1", "0.0.0.0", "::") else config.apps.host  # noqa: S104
     url = config.apps.base_url if chosen == config.apps.port else f"http://{host}:{chosen}"
     return Served(command(config, chosen, show=show), environ, url)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kmon.config.expressions import columns_of, merge_function
-from kmon.config.loading import error_at, load_config
+from kmon.config.loading import copy_config, error_at, load_config
 from kmon.config.models import (
     Apps,
     Config,
@@ -58,6 +58,7 @@ __all__ = [
     "SlackSink",
     "Source",
     "columns_of",
+    "copy_config",
     "error_at",
     "load_config",
     "merge_function",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import typing
 from collections.abc import Iterator
@@ -17,6 +18,25 @@ from kmon.config.models import Config, Model
 from kmon.config.words import nearest
 from kmon.errors import ConfigError
 
+NO_KEYS = ("path", "copied", "digest")
+"""What a configuration knows that the file does not say."""
+_COPY = re.compile(r"\n# kmon runs by this copy of (?P<path>.+)\n\Z")
+
+
+def copy_config(path: Path, to: Path) -> Config:
+    """Copy a ``kmon.yaml`` to `to`, which stands for it from then on; ConfigError, as `load_config`, where it is bad.
+
+    The copy keeps the path of the original, in which the names of files are resolved and errors told.
+    """
+    load_config(path)  # an error that the original has is its own
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        to.write_text(f"{text}\n# kmon runs by this copy of {path.absolute()}\n", encoding="utf-8")
+    except OSError as error:
+        message = f"{to} cannot be written: {error.strerror}"
+        raise ConfigError(message) from error
+    return load_config(to)
+
 
 def load_config(path: str | Path = "kmon.yaml") -> Config:
     """Read and check a ``kmon.yaml``.
@@ -24,9 +44,11 @@ def load_config(path: str | Path = "kmon.yaml") -> Config:
     Raises ConfigError with file, line, key and the nearest valid name; nothing is read but the file and the
     environment variables that it names.
     """
-    path = Path(path)
+    path, copied = Path(path), None
     try:
         text = path.read_text(encoding="utf-8-sig")
+        if (copy := _COPY.search(text)) is not None:
+            copied, path, text = path.absolute(), Path(copy["path"]), text[: copy.start()]
         node, data = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except FileNotFoundError:
         message = f"{path} does not exist: create one with 'kmon init', or name yours with --config"
@@ -57,10 +79,12 @@ def load_config(path: str | Path = "kmon.yaml") -> Config:
         raise ConfigError(message) from None
     if twice is not None:
         raise _config_error(path, node, twice, "the key is there twice", last=True)
-    if "path" in data:
-        raise _config_error(path, node, ("path",), "unknown key 'path'")
+    for key in NO_KEYS:
+        if key in data:
+            raise _config_error(path, node, (key,), f"unknown key {key!r}")
+    told = {"path": path.absolute(), "copied": copied, "digest": hashlib.sha256(text.encode()).hexdigest()}
     try:
-        return Config.model_validate({**_expanded(data, path, node), "path": path.absolute()})
+        return Config.model_validate({**_expanded(data, path, node), **told})
     except ValidationError as error:
         found = error.errors()
         first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])  # a typo explains what is missing
@@ -134,7 +158,7 @@ def _keys_at(loc: tuple[str | int, ...]) -> list[str]:
     for step in loc:
         here = _step_into(here, step)
     return (
-        [key for key in here.model_fields if here is not Config or key != "path"]
+        [key for key in here.model_fields if here is not Config or key not in NO_KEYS]
         if isinstance(here, type) and issubclass(here, Model)
         else []
     )

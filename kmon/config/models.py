@@ -391,6 +391,10 @@ class Config(Model):
 
     path: Path = Path("kmon.yaml")
     """Where it was read from; not a key of the file."""
+    copied: Path | None = None
+    """The copy of it that a running kmon goes by, whatever becomes of `path` meanwhile; not a key of the file."""
+    digest: str = ""
+    """Of the text: two that are alike were read from the same; not a key of the file."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -401,6 +405,11 @@ class Config(Model):
     def resolve(self, name: str) -> Path:
         """A path in the file, relative to the folder the file is in."""
         return (self.path.parent / name).expanduser()
+
+    @property
+    def file(self) -> Path:
+        """What a child process reads to get this configuration again."""
+        return (self.copied or self.path).absolute()
 
     @property
     def fdr(self) -> float:

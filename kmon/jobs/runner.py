@@ -94,7 +94,7 @@ def _standard(config: Config, store: str | None) -> dict[str, Any]:
     """What every job's notebook may ask for."""
     where = store or (config.store if config.store.startswith(SCHEME) else str(config.resolve(config.store)))
     where = where if where.startswith(SCHEME) else str(Path(where).absolute())
-    return {"config_path": str(config.path.absolute()), "store": where}
+    return {"config_path": str(config.file), "store": where}
 
 
 def _find(name: str, job: Job, config: Config) -> Path:

@@ -66,18 +66,25 @@ class Scheduler:
         self._running = 0
         self._skipped: Counter[str] = Counter()  # runs left out while the last one goes on
         self._stopping = False
+        self._live: tuple[BackgroundScheduler, KernelPool] | None = None
 
-    def run(self, stop: threading.Event) -> None:
-        """Run jobs until `stop` is set; returns when no run and no kernel is left."""
+    def run(self, stop: threading.Event, look: Callable[[], None] | None = None) -> None:
+        """Run jobs until `stop` is set; returns when no run and no kernel is left.
+
+        `look` is called about every second, and may have the scheduler `follow` another configuration.
+        """
         jobs = self._config.jobs
         folder = self._config.path.absolute().parent
         with KernelPool(min(2, len(jobs)), imports=self._imports, cwd=folder) as pool:
             scheduler = self._scheduler(pool)
             scheduler.start()
+            self._live = scheduler, pool
             try:
                 while not stop.wait(1):  # waking up now and then, or signals wait for ever
-                    pass
+                    if look is not None:
+                        look()
             finally:
+                self._live = None
                 with self._idle:
                     self._stopping = True
                 scheduler.shutdown(wait=False)
@@ -100,6 +107,20 @@ class Scheduler:
             scheduler.add_job(self._run_one, Aligned(job.every), args=[name, pool], id=name, name=name)
         return scheduler
 
+    def follow(self, config: Config) -> None:
+        """Go by `config` from now on: what runs is not disturbed, what is new or due at other times is scheduled."""
+        before, self._config = self._config.jobs, config
+        if self._live is None:
+            return
+        scheduler, pool = self._live
+        for name in before.keys() - config.jobs.keys():
+            scheduler.remove_job(name)
+        for name, job in config.jobs.items():
+            if name not in before:
+                scheduler.add_job(self._run_one, Aligned(job.every), args=[name, pool], id=name, name=name)
+            elif job.every != before[name].every:
+                scheduler.reschedule_job(name, trigger=Aligned(job.every))
+
     def _run_one(self, name: str, pool: KernelPool) -> None:
         with self._idle:
             if self._stopping:
@@ -116,7 +137,9 @@ class Scheduler:
                 self._idle.notify_all()
 
     def _try(self, name: str, pool: KernelPool) -> KmonError | None:
-        job = self._config.jobs[name]
+        job = self._config.jobs.get(name)
+        if job is None:  # it was taken out of kmon.yaml a moment ago
+            return None
         try:
             run = run_job(name, job, self._config, self._ledger, pool, store=self._store, clock=self._clock)
         except KmonError as error:

@@ -1,0 +1,124 @@
+"""An edited kmon.yaml, taken over by a kmon that runs: nothing is lost or doubled, and the store is never let go."""
+
+import json
+import re
+import signal
+import threading
+
+import pytest
+
+from tests.command import kmon
+from tests.integration.processes import orders, running, wait_until, write
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("running")]
+
+
+def edit(folder, *changes):
+    path = folder / "kmon.yaml"
+    text = path.read_text(encoding="utf-8")
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path.write_text(text, encoding="utf-8")
+
+
+def asked(folder, query):
+    done = kmon("query", query, "--format", "json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def reloaded(folder):
+    done = kmon("reload", "--format", "json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["changes"]
+
+
+MEASURE = ("  events: count(*)\n", "  events: count(*)\n  paid: count(*) FILTER (operation = 'order')\n")
+METRIC = ("  orders: {count: orders}\n", "  orders: {count: orders}\n  paid: {count: paid}\n")
+DIMENSION = ("device, channel]", "device, channel, operation]")
+
+
+class Writing:
+    """Events that arrive all the time."""
+
+    def __init__(self, folder):
+        self.count, self._stop, self._folder = 0, threading.Event(), folder
+        self._thread = threading.Thread(target=self._write)
+
+    def _write(self):
+        while not self._stop.wait(0.02):
+            write(self._folder, 5)
+            self.count += 5
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+
+def test_a_running_kmon_takes_over_an_edited_file(shop):
+    write(shop, 10)
+    with running("up", cwd=shop) as up:
+        up.line(r"^up: http", 90)
+        wait_until(lambda: orders(shop) == 10, 60, "the first ten events can be queried")
+        source = up.part("source").pid
+        with Writing(shop) as writing:
+            edit(shop, MEASURE, METRIC, DIMENSION)
+            assert reloaded(shop) == ["dimension operation added", "measure paid added", "metric paid added"]
+            edit(shop, ("every: 1m  ", "every: 50s "))  # right after the first
+            assert reloaded(shop) == ["every changed"]
+            edit(shop, ("orders / sessions", "orders / session"))
+            bad = kmon("reload", cwd=shop)
+            assert (bad.returncode, "kmon.yaml, line" in bad.stderr, bad.stderr.count("\n")) == (2, True, 1)
+            up.process.send_signal(signal.SIGHUP)  # and without being checked before
+            up.logged("kmon.yaml was not taken over .*did you mean 'sessions'", 60)
+            edit(
+                shop, ("orders / session", "orders / sessions"), ("serve: quack:localhost:", "serve: quack:localhost:1")
+            )
+            moved = kmon("reload", cwd=shop)
+            assert (moved.returncode, "serve" in moved.stderr) == (1, True) or moved.returncode == 2
+        total = 10 + writing.count
+        wait_until(lambda: orders_of(shop) == total, 60, "what was written meanwhile is counted once")
+        told = asked(shop, "SELECT operation, count(paid) > 0 AS known, sum(events)::INT AS n FROM rollup GROUP BY ALL")
+        by = {row["operation"]: row for row in told}
+        assert set(by) == {None, "order"}
+        assert (by[None]["known"], by["order"]["known"], by[None]["n"] + by["order"]["n"]) == (False, True, total)
+        assert up.part("source").pid == source  # the store was never let go
+    assert not list(shop.glob("kmon.running-*"))
+
+
+def orders_of(folder):
+    """Read past the address in kmon.yaml, which was edited."""
+    text = (folder / "kmon.yaml").read_text(encoding="utf-8")
+    (folder / "kmon.yaml").write_text(
+        text.replace("localhost:1", "localhost:", 1)
+        if re.search(r"^serve: quack:localhost:1\d{5}", text, re.MULTILINE)
+        else text,
+        encoding="utf-8",
+    )
+    return orders(folder)
+
+
+def test_an_owner_without_a_supervisor_takes_it_over_too(shop):
+    write(shop, 10)
+    nobody = kmon("reload", cwd=shop)
+    assert (nobody.returncode, "start it with 'kmon up'" in nobody.stderr) == (1, True)
+    with running("ingest", cwd=shop) as owner:
+        wait_until(lambda: orders(shop) == 10, 60, "the owner answers")
+        edit(shop, MEASURE)
+        assert reloaded(shop) == ["measure paid added"]
+        write(shop, 5)
+        wait_until(lambda: asked(shop, "SELECT sum(paid)::INT AS n FROM rollup")[0]["n"] == 5, 60, "it is counted")
+        edit(shop, (MEASURE[1], MEASURE[0]))
+        refused = kmon("reload", cwd=shop)
+        assert (refused.returncode, "'paid' is gone" in refused.stderr) == (2, True)
+        edit(shop, ("# forget: [channel]", "forget: [paid]     "))
+        assert reloaded(shop) == ["measure paid removed", "forget changed"] or reloaded(shop) == [
+            "measure paid removed"
+        ]
+        assert owner.process.poll() is None
+    assert orders(shop) == 15
