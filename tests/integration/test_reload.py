@@ -1,7 +1,6 @@
 """An edited kmon.yaml, taken over by a kmon that runs: nothing is lost or doubled, and the store is never let go."""
 
 import json
-import re
 import signal
 import threading
 
@@ -77,30 +76,21 @@ def test_a_running_kmon_takes_over_an_edited_file(shop):
             up.process.send_signal(signal.SIGHUP)  # and without being checked before
             up.logged("kmon.yaml was not taken over .*did you mean 'sessions'", 60)
             edit(
-                shop, ("orders / session", "orders / sessions"), ("serve: quack:localhost:", "serve: quack:localhost:1")
+                shop,
+                ("orders / session", "orders / sessions"),
+                ("\nserve: quack:localhost", "\nserve: quack:127.0.0.1"),
             )
             moved = kmon("reload", cwd=shop)
-            assert (moved.returncode, "serve" in moved.stderr) == (1, True) or moved.returncode == 2
+            assert (moved.returncode, "serve: cannot change while kmon runs" in moved.stderr) == (2, True)
+            edit(shop, ("\nserve: quack:127.0.0.1", "\nserve: quack:localhost"))
         total = 10 + writing.count
-        wait_until(lambda: orders_of(shop) == total, 60, "what was written meanwhile is counted once")
+        wait_until(lambda: orders(shop) == total, 60, "what was written meanwhile is counted once")
         told = asked(shop, "SELECT operation, count(paid) > 0 AS known, sum(events)::INT AS n FROM rollup GROUP BY ALL")
         by = {row["operation"]: row for row in told}
         assert set(by) == {None, "order"}
         assert (by[None]["known"], by["order"]["known"], by[None]["n"] + by["order"]["n"]) == (False, True, total)
         assert up.part("source").pid == source  # the store was never let go
     assert not list(shop.glob("kmon.running-*"))
-
-
-def orders_of(folder):
-    """Read past the address in kmon.yaml, which was edited."""
-    text = (folder / "kmon.yaml").read_text(encoding="utf-8")
-    (folder / "kmon.yaml").write_text(
-        text.replace("localhost:1", "localhost:", 1)
-        if re.search(r"^serve: quack:localhost:1\d{5}", text, re.MULTILINE)
-        else text,
-        encoding="utf-8",
-    )
-    return orders(folder)
 
 
 def test_an_owner_without_a_supervisor_takes_it_over_too(shop):
@@ -117,8 +107,6 @@ def test_an_owner_without_a_supervisor_takes_it_over_too(shop):
         refused = kmon("reload", cwd=shop)
         assert (refused.returncode, "'paid' is gone" in refused.stderr) == (2, True)
         edit(shop, ("# forget: [channel]", "forget: [paid]     "))
-        assert reloaded(shop) == ["measure paid removed", "forget changed"] or reloaded(shop) == [
-            "measure paid removed"
-        ]
+        assert reloaded(shop) == ["measure paid removed", "forget changed"]
         assert owner.process.poll() is None
     assert orders(shop) == 15
