@@ -2,13 +2,14 @@
 # make test       lint, types, import contract and all tests
 # make chaos      200 faults between Kafka and the store, of which `make test` does 20
 # make setup      .venv from requirements.lock, with the command kmon at .venv/bin/kmon
+# make rivals     what 'kmon bench ingest' compares with, from rivals.lock, in an environment of its own (2 GB)
 
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo .cache/uv/bin/uv)
 READY := .venv/.ready
 
-.PHONY: help setup demo test chaos lint format notebooks lock clean
+.PHONY: help setup demo test chaos lint format notebooks lock clean rivals
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -48,9 +49,16 @@ format: setup
 notebooks: setup
 	$(BIN)/python -m pytest --numprocesses 0 tests/apps/test_app_notebooks.py tests/jobs/test_runner.py $(PYTEST)
 
+# Their requirements conflict with ours, so they are run as processes of their own.
+rivals: rivals.lock | $(UV)
+	$(UV) venv --quiet --allow-existing --no-python-downloads --python "$$(command -v $(PYTHON))" .cache/rivals
+	$(UV) pip sync --quiet --python .cache/rivals/bin/python --require-hashes rivals.lock
+
 lock: | $(UV)
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	    --extra dev pyproject.toml --output-file requirements.lock
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	    --group rivals --output-file rivals.lock
 
 clean:
 	rm -rf .venv .cache .mypy_cache .ruff_cache .hypothesis demo

@@ -466,6 +466,26 @@ def lab(
     raise typer.Exit(run(_load(config), store, port=port, browser=browser))
 
 
+@app.command()
+def bench(
+    name: Annotated[Literal["ingest", "latency", "query", "storage", "soak"], typer.Argument(metavar="NAME")],
+    scale: Annotated[float, typer.Option(min=0.0001, max=10, help="Of the amount of data; 1 is Klarna's.")] = 1.0,
+    minutes: Annotated[float, typer.Option(min=0.05, help="How long the soak takes; the long version is 60.")] = 2.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each contestant; the best one counts.")] = 3,
+    rivals: Annotated[bool, typer.Option(help="Compare with what 'make rivals' installed, too.")] = True,
+    format: Annotated[
+        Literal["table", "json", "markdown"], typer.Option("--format", "-f", help="For people, programs or docs.")
+    ] = "table",
+) -> None:
+    """Measure kmon against its limits and others: ingest, latency, query, storage or soak."""
+    from kmon import bench as bench_
+
+    with show.progress(f"bench {name}") as (bar, task):
+        options = bench_.Options(scale, minutes, repeats, rivals, say=lambda text: bar.update(task, note=text))
+        rows = bench_.BENCHES[name](options)
+    bench_.print_rows(rows, format, f"kmon bench {name}: {bench_.machine()}")
+
+
 def main() -> None:
     """The entry point: errors become one sentence on standard error and an exit code."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]

@@ -41,13 +41,17 @@ def test_environment_yml_equals_pyproject():
     assert dict(map(requirement, listed)) == dict(map(requirement, wanted))
 
 
-def test_the_lock_pins_every_dependency_with_a_hash_and_names_no_index():
-    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    pinned = dict(re.findall(r"^([a-z0-9-]+)==([^ ;\\]+)", lock, flags=re.MULTILINE))
-    extras = PROJECT["project"]["optional-dependencies"]["dev"]
-    assert {requirement(d)[0] for d in PROJECT["project"]["dependencies"] + extras} <= {
-        CONDA_NAMES.get(name, name) for name in pinned
-    }
+@pytest.mark.parametrize(
+    ("file", "wanted"),
+    [
+        ("requirements.lock", PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"]),
+        ("rivals.lock", PROJECT["dependency-groups"]["rivals"]),
+    ],
+)
+def test_a_lock_pins_every_dependency_with_a_hash_and_names_no_index(file, wanted):
+    lock = (ROOT / file).read_text(encoding="utf-8")
+    pinned = re.findall(r"^([a-z0-9-]+)==[^ ;\\]+", lock, flags=re.MULTILINE)
+    assert {requirement(d)[0] for d in wanted} <= {CONDA_NAMES.get(name, name) for name in pinned}
     assert not re.search(r"https?://|--index|--find-links", lock)
     assert lock.count("--hash=sha256:") >= len(pinned)
 
