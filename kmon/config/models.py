@@ -337,8 +337,6 @@ class Queries(Model):
 
     timeout: Duration = Field(default=dt.timedelta(seconds=10), gt=dt.timedelta(0))
     """A question that takes longer is cancelled, at the store."""
-    at_once: int = Field(default=4, ge=1)
-    """Questions that are worked on at the same time; others wait their turn."""
     memory: Size | None = Field(default=None, gt=0)
     """What the database may use in memory, its cache included; default half of the machine's."""
     disk: Size = Field(default=10_000_000_000, gt=0)

@@ -14,6 +14,7 @@ import pyarrow as pa
 from kmon.errors import StoreError
 from kmon.store import sql
 from kmon.store.base import Store
+from kmon.store.rule import readable
 from kmon.store.schema import Schema
 from kmon.store.serving import load_extensions, token_for
 
@@ -81,7 +82,7 @@ class RemoteStore(Store):
         if text == "Authentication failed":
             return f"{self._address} does not take this token: copy it from the .token file beside the store"
         if text == "Authorization failed":
-            wrong = self._session().execute(_WRONG, [query]).fetchone()
+            wrong = self._session().execute(_WRONG, [query]).fetchone() if readable(query) else None
             rule = "readers of a store may run one SELECT at a time, and no function that reads files or acts"
             return f"{wrong[0]}: {rule}" if wrong and wrong[0] else rule
         return text

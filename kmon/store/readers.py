@@ -34,6 +34,8 @@ CROWDED = 0.6
 """The share of the memory limit that questions may hold before one of them is cancelled: ingestion needs the rest."""
 NICE = 10
 """How much the operating system prefers ingestion to a thread that answers questions, where it can tell threads."""
+STOPPING = 2.0
+"""Seconds that cancelled questions get to stop when the store is closed."""
 STUBBORN = 60.0
 """Seconds after which a cancelled question that goes on is worth a line in the log."""
 _HELD = """
@@ -76,8 +78,6 @@ class Readers:
         self._seconds = queries.timeout.total_seconds()
         self._limit = show_duration(queries.timeout)
         self._crowded = int(memory * CROWDED)
-        self._at_once = queries.at_once
-        self._turns = threading.BoundedSemaphore(queries.at_once)
         self._rule = Rule(connection)
         self._lock = threading.Lock()
         self._running: set[_Question] = set()
@@ -99,8 +99,9 @@ class Readers:
         with self._lock:
             for question in self._running:
                 self._cancel(question, "the store was closed: ask again")
-        for _ in range(self._at_once):  # a turn ends when its thread is done with its connection
-            self._turns.acquire(timeout=2.0)
+        deadline = time.monotonic() + STOPPING
+        while self._running and time.monotonic() < deadline:
+            time.sleep(TICK)
         self._drop([*self._fetched, *(name for name, _ in self._results.values())])
         for cursor in (*self._idle, self._keeper):
             cursor.close()
@@ -115,19 +116,12 @@ class Readers:
             try:
                 text = bare(query)
                 allowed = self._rule.allows(cursor, text)
-            except (duckdb.Error, UnicodeError):
+            except duckdb.Error:
                 allowed = False
             if not allowed or self._closed.is_set():
                 self._count("refused")
                 return None
-            if not self._turns.acquire(timeout=self._seconds):
-                self._count("cancelled")
-                others = f"{self._at_once} other queries"
-                return failing(f"the store was busy with {others} for {self._limit}: ask again, or for less at once")
-            try:
-                return self._answer(session, text, cursor)
-            finally:
-                self._turns.release()
+            return self._answer(session, text, cursor)
 
     def _answer(self, session: str, text: str, cursor: duckdb.DuckDBPyConnection) -> str:
         question, name = _Question(cursor, text, time.monotonic()), f"kmon_result_{next(self._numbers)}"
@@ -156,12 +150,17 @@ class Readers:
         """A connection of one's own; they are kept, since making one costs more than a small question."""
         with self._lock:
             cursor = self._idle.pop() if self._idle else None
-        cursor = cursor or self._connection.cursor()
+        cursor = cursor or self._quiet()
         try:
             yield cursor
         finally:
             with self._lock:
                 self._idle.append(cursor)
+
+    def _quiet(self) -> duckdb.DuckDBPyConnection:
+        cursor = self._connection.cursor()
+        cursor.execute("PRAGMA disable_progress_bar")  # it would be drawn on the owner's terminal
+        return cursor
 
     def _count(self, what: str) -> None:
         with self._lock:
@@ -200,7 +199,10 @@ class Readers:
             log.warning("a cancelled query does not stop", query=question.text[:200], seconds=round(over))
 
     def _look_at_memory(self) -> None:
-        row = self._keeper.execute(_HELD).fetchone()
+        try:
+            row = self._keeper.execute(_HELD).fetchone()
+        except duckdb.Error:  # nothing may end the watch; a store that was closed answers nothing any more
+            return
         if row is None or row[0] < self._crowded:
             return
         with self._lock:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import http.client
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +19,7 @@ from kmon.store import EmbeddedStore, RemoteStore, connect, serving
 from kmon.store.serving import end_sessions, host_and_port
 from tests.store.conftest import TOKEN, free_address
 
-LIMITS = Queries(timeout=dt.timedelta(seconds=1), at_once=2, memory=500_000_000, disk=1_000_000_000)
+LIMITS = Queries(timeout=dt.timedelta(seconds=1), memory=500_000_000, disk=1_000_000_000)
 CANCELLED = "the query took longer than 1s and was cancelled: narrow it by time or partner"
 ENDLESS = [
     "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT count(*) FROM t",
@@ -63,6 +66,18 @@ def test_a_question_that_takes_too_long_is_cancelled_at_the_store(served, endles
     assert served.sql("SELECT 1 AS one").item() == 1
 
 
+ASK = "import sys; from kmon.store import connect; connect(*sys.argv[1:3]).sql(sys.argv[3])"
+
+
+def test_a_question_whose_reader_was_killed_is_cancelled_too(store, address):
+    with serving(store, address, TOKEN, LIMITS) as readers:
+        with subprocess.Popen([sys.executable, "-c", ASK, address, TOKEN, ENDLESS[0]]) as reader:
+            wait_until(lambda: any("RECURSIVE" in question.text for question in tuple(readers._running)), 30.0)
+            reader.kill()
+        wait_until(lambda: readers.tally.cancelled == 1)
+        assert not readers._running
+
+
 @pytest.mark.parametrize("greedy", GREEDY)
 def test_a_question_that_needs_too_much_memory_fails_alone(served, store, commit, greedy):
     with pytest.raises(StoreError):
@@ -101,15 +116,16 @@ def test_no_bytes_end_the_owner(served, address, body):
     assert served.sql("SELECT 1 AS one").item() == 1
 
 
-def test_many_readers_at_once(served, commit):
+def test_many_readers_at_once(store, address, commit):
     commit(*({} for _ in range(7)))
     found: list[int] = []
-    text = "SELECT sum(events)::INT FROM rollup"
-    threads = [threading.Thread(target=lambda: found.append(served.sql(text).item())) for _ in range(50)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with serving(store, address, TOKEN), connect(address, TOKEN) as remote:
+        text = "SELECT sum(events)::INT FROM rollup"
+        threads = [threading.Thread(target=lambda: found.append(remote.sql(text).item())) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert found == [7] * 50
 
 
@@ -127,6 +143,13 @@ def test_sessions_of_readers_that_are_gone_are_ended(store, served, address):
     assert end_sessions(store.connection, address, dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1)) == 1
     assert store.sql(count).item() == 0
     assert served.sql("SELECT 2 AS two").item() == 2  # a reader that is not gone connects again
+
+
+def test_a_reader_is_never_stuck_with_an_owner_that_does_not_answer():
+    with socket.create_server(("localhost", 0)) as silent:
+        address = f"quack:localhost:{silent.getsockname()[1]}"
+        with pytest.raises(StoreError, match="did not answer within 1 s: is its owner overloaded?"):
+            RemoteStore(address, TOKEN, patience=0, limit=1)
 
 
 def wait_until(condition, seconds: float = 10.0) -> None:
