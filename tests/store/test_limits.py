@@ -148,7 +148,7 @@ def test_sessions_of_readers_that_are_gone_are_ended(store, served, address):
 def test_a_reader_is_never_stuck_with_an_owner_that_does_not_answer():
     with socket.create_server(("localhost", 0)) as silent:
         address = f"quack:localhost:{silent.getsockname()[1]}"
-        with pytest.raises(StoreError, match="did not answer within 1 s: is its owner overloaded?"):
+        with pytest.raises(StoreError, match=r"did not answer within 1 s: is its owner overloaded\?"):
             RemoteStore(address, TOKEN, patience=0, limit=1)
 
 

@@ -77,8 +77,15 @@ SELECT 1 UNION ALL SELECT count(*) FROM read_blob('/etc/passwd')
 """.strip().splitlines()
 
 
-OTHER_KINDS = ("EXECUTE x", "DEALLOCATE x", "SET VARIABLE x = 1", "MERGE INTO meta USING meta m ON false"
-               " WHEN NOT MATCHED THEN INSERT", "UPDATE EXTENSIONS", "COMMENT ON TABLE meta IS 'x'", "ANALYZE")  # fmt: skip
+OTHER_KINDS = (
+    "EXECUTE x",
+    "DEALLOCATE x",
+    "SET VARIABLE x = 1",
+    "MERGE INTO meta USING meta m ON false WHEN NOT MATCHED THEN INSERT",
+    "UPDATE EXTENSIONS",
+    "COMMENT ON TABLE meta IS 'x'",
+    "ANALYZE",
+)
 NEVER_PARSED = ("INVALID", "LOGICAL_PLAN", "RELATION", "EXTENSION", "MULTI", "EXT", "CREATE_FUNC", "COPY_DATABASE")
 """Kinds that DuckDB makes of other statements, or of none."""
 
