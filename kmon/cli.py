@@ -417,6 +417,8 @@ def status(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output
     raw = found["raw_events"]
     tiers.append(("raw_events", raw["rows"], raw["rows"], raw["bytes"]))
     show.table(["tier", "rows", "events", "bytes"], tiers, title="\nrollups and whole events")
+    clocks = [(c["partition"], show.clock(c["newest"]), c["unread"], c["late"]) for c in found["clocks"]]
+    show.table(["partition", "newest event (UTC)", "unread", "late"], clocks, title="\npartitions")
     offsets = [(o["source"], o["partition"], o["position"]) for o in found["offsets"]]
     show.table(["source", "partition", "position"], offsets, title="\noffsets")
     if found["dead_letters"]:

@@ -53,6 +53,11 @@ def for_child(*, config: str, store: str, token: str | None = None) -> dict[str,
     return {**os.environ, "KMON_CONFIG": config, "KMON_STORE": store} | ({"KMON_STORE_TOKEN": token} if token else {})
 
 
+def for_rival() -> dict[str, str]:
+    """The environment of another engine in a benchmark: both cores, and no server of its own."""
+    return {**os.environ, "PATHWAY_THREADS": "2", "PATHWAY_MONITORING_SERVER": ""}
+
+
 def expand(text: str) -> str:
     """Replace each ``${NAME}`` in `text`; KeyError names the first variable that is not set."""
     return _REFERENCE.sub(lambda match: os.environ[match[1]], text)

@@ -2,16 +2,19 @@
 
     source ──► decode ──► enrich ──► clock ──► commit
 
-The elements of the stream are batches, and it is synchronous: an error anywhere stops it, and what was not committed
-is read again. Rolling up is part of the commit: deltas, dead letters, clocks and the offset are one transaction.
+The elements of the stream are batches, and an error anywhere stops it: what was not committed is read again. A batch is
+committed while the next one is decoded, one at a time and in order. Rolling up is part of the commit: deltas, dead
+letters, clocks and the offsets are one transaction.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import threading
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +22,7 @@ import streamz
 
 from kmon.clock import EPOCH, Clock, Lanes, Ticks, to_micros
 from kmon.config import Config
+from kmon.documents import young_documents
 from kmon.enrich import Enricher
 from kmon.events import RECORD, Decoded, Decoder
 from kmon.sources import RawBatch, Source
@@ -43,7 +47,8 @@ class Ingestion:
     `on_step`, if given, is called with each multiple of `step` that the watermark passes, and before any event is
     committed that arrived later and belongs to what was complete by then: a replay sees what a live run saw. It is not
     called for a step without a single event, in which there is nothing to judge. A run that goes on with a store begins
-    with the steps in it: whether an earlier run called them is for `on_step` to know.
+    with the steps in it: whether an earlier run called them is for `on_step` to know. `on_commit` is told the events
+    and the seconds of each commit.
     """
 
     def __init__(
@@ -54,17 +59,20 @@ class Ingestion:
         step: dt.timedelta | None = None,
         on_step: Callable[[dt.datetime], None] | None = None,
         on_batch: Callable[[Progress], None] | None = None,
+        on_commit: Callable[[int, float], None] | None = None,
     ) -> None:
         self.progress = Progress()
         self._config, self._store = config, store
         self._clock = Clock(config, store.clocks(), store.unread())
         self._unread = store.unread()
         self._step = step if on_step else None
-        self._on_step, self._on_batch = on_step, on_batch
+        self._on_step, self._on_batch, self._on_commit = on_step, on_batch, on_commit
         self._passed: dt.datetime | None = None
         self._busy: set[dt.datetime] = set()  # ends of steps with events, until they are passed
         if self._step is not None:
             self._busy = {start + self._step for start in store.busy(self._step)}
+        self._committer = ThreadPoolExecutor(1, "commit")
+        self._committing: Future[None] | None = None
         self._source = streamz.Stream()
         enrich = Enricher(config)
         (
@@ -82,14 +90,22 @@ class Ingestion:
         stop = stop or threading.Event()
         with upkeep_thread(self._store, self._config, stop):
             self._run_steps(self._floor(self._clock.watermark))  # an earlier run may have been killed before it did
-            for raw in source.read(self._store.positions(), stop):
-                self.emit(raw)
-            if not stop.is_set():  # told to stop, what waits for the next batch is read again
-                self.emit(None)
+            try:
+                for raw in source.read(self._store.positions(), stop):
+                    self._send(raw)
+                if not stop.is_set():  # told to stop, what waits for the next batch is read again
+                    self._send(None)
+                self._wait()
+            finally:
+                self._committer.shutdown()
         return self.progress
 
     def emit(self, raw: RawBatch | None) -> None:
-        """Send one batch down the pipeline; None says that no more will come."""
+        """Send one batch down the pipeline, and wait until it is committed; None says that no more will come."""
+        self._send(raw)
+        self._wait()
+
+    def _send(self, raw: RawBatch | None) -> None:
         self._source.emit(raw)
         self._run_steps(self._floor(self._clock.watermark))
         if self._on_batch is not None:
@@ -112,8 +128,13 @@ class Ingestion:
                 letters[bisect_left(records, first) : bisect_left(records, upto)],
                 ticks.late_in(start, end),
                 _unread(decoded) if last else {},
+                young_documents(decoded, start, end, self._keep_since()),
             )
             yield commit, step
+
+    def _keep_since(self) -> dt.datetime:
+        """Events from then on are kept whole: by the clock, as a backlog older than that would be gone at once."""
+        return dt.datetime.now(dt.UTC) - self._config.keep.raw
 
     def _cuts(self, decoded: Decoded, ticks: Ticks) -> list[tuple[int, dt.datetime | None]]:
         if self._step is None or not decoded.events.height:
@@ -127,11 +148,28 @@ class Ingestion:
         return [(int(too_late[i]), EPOCH + int(s) * self._step) for s, i in zip(steps, first, strict=True)]
 
     def _commit(self, commit: Commit, step: dt.datetime | None) -> None:
+        """Commit in the background, once the commit before has ended."""
+        self._wait()
         self._run_steps(step)
+        if self._on_step is not None:  # which looks at the store as it was then
+            self._write(commit)
+        else:
+            self._committing = self._committer.submit(self._write, commit)
+
+    def _wait(self) -> None:
+        """Until all is committed; raises what the commit raised."""
+        committing, self._committing = self._committing, None
+        if committing is not None:
+            committing.result()
+
+    def _write(self, commit: Commit) -> None:
         news = {name: count for name, count in commit.unread.items() if self._unread.get(name) != count}
         if not (commit.moves or commit.events.height or news):  # a tick that tells nothing new
             return
+        began = time.monotonic()
         self._store.commit(replace(commit, unread=news))
+        if self._on_commit is not None:
+            self._on_commit(commit.events.height, time.monotonic() - began)
         self._unread.update(news)
         if self._step is not None:
             width = to_micros(self._step)

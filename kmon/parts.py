@@ -27,6 +27,8 @@ from kmon.reload import reread, take_over
 from kmon.sources import Source
 from kmon.sources.files import FilesSource
 from kmon.store import SCHEME, EmbeddedStore, Store, open_for_reading, serving, token_for
+from kmon.store.readers import Readers
+from kmon.telemetry import exposing
 
 if TYPE_CHECKING:
     from kmon.alerts.notifier import Notifier
@@ -59,7 +61,7 @@ def store_path(config: Config, store: str | None) -> str:
     return where if store else str(config.resolve(where))
 
 
-def _serve(config: Config, owned: EmbeddedStore, path: str) -> AbstractContextManager[object]:
+def _serve(config: Config, owned: EmbeddedStore, path: str) -> AbstractContextManager[Readers]:
     open_to_others = config.serve_beyond_localhost
     return serving(owned, config.serve, token_for(path), config.queries, beyond_localhost=open_to_others)
 
@@ -85,12 +87,13 @@ def run_source(
     with opened as owned:
         owner = Owner.this(config)
         owner.write(owned)  # before it answers: who is answered must not hear of an earlier one
-        with _serve(config, owned, path):
+        with _serve(config, owned, path) as readers, exposing(config, owned, readers) as meters:
             log.info("store open", path=path, serving=config.serve)
             while True:
                 told = functools.partial(_add, done)
                 report = (lambda p, told=told: on_batch(told(p))) if on_batch else None
-                done = told(Ingestion(config, owned, on_batch=report).run(source_of(config), pause))
+                pipeline = Ingestion(config, owned, on_batch=report, on_commit=meters.committed)
+                done = told(pipeline.run(source_of(config), pause))
                 if stop.is_set() or not pause.is_set():  # told to stop, or the source has ended
                     return done
                 resume(pause, stop)

@@ -22,15 +22,18 @@ def status(config: Config, store: str | None = None) -> dict[str, Any]:
         lagging = [
             c["partition"]
             for c in found["clocks"]
-            if newest and newest.replace(tzinfo=None) - c["newest"] > config.events.idle
+            if newest and c["newest"] and newest.replace(tzinfo=None) - c["newest"] > config.events.idle
         ]
+        unread = [c["unread"] for c in found["clocks"] if c["unread"] is not None]
         found["summary"] = {
             "watermark": show_time(mark),
             "newest_event": show_time(newest),
             "lag_seconds": round((dt.datetime.now(dt.UTC) - mark).total_seconds(), 1) if mark else None,
+            "lag_messages": sum(unread) if unread else None,
             "lagging_partitions": ", ".join(lagging) or None,
             "events": sum(tier["events"] for tier in found["tiers"].values()),
             "bytes": found["bytes"],
+            "late": sum(c["late"] or 0 for c in found["clocks"]),
             "dead_letters": sum(found["dead_letters"].values()),
             "last_sweep": show_time(sweep.at) if sweep else None,
             "last_sweep_seconds": round(sweep.seconds, 3) if sweep else None,

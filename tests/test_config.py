@@ -143,6 +143,7 @@ def test_the_template_is_valid_and_shows_each_section():
     keys = set(yaml.safe_load(TEMPLATE.read_text(encoding="utf-8")))
     assert keys <= set(Config.model_fields)
     left_to_their_defaults = {"forget", "serve", "ledger", "notebooks", "partners", "path", "copied", "digest"}
+    left_to_their_defaults |= {"queries", "serve_beyond_localhost", "telemetry"}
     assert set(Config.model_fields) - keys == left_to_their_defaults
 
 

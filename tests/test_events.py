@@ -319,3 +319,20 @@ def test_an_event_is_absurd_that_is_far_ahead_of_when_it_was_written():
     (done,) = decoder().feed(batch)
     assert done.events[RECORD].to_list() == [0, 2, 3]
     assert [r.reason for r in done.rejects] == ["absurd time: ahead of when it was written"]
+
+
+def test_a_number_is_no_text_also_where_a_text_of_the_same_letters_came_before():
+    one = decoder()
+    texts = ["42", "true", '{"id": 1}', "[1]", "-1.5e3", "4x", None]
+    others = [42, True, {"id": 1}, [1], -1500.0]
+    for values in (texts, [*texts, *others], texts):
+        done = one.decode(raw([line(partner=value) for value in values]))
+        assert done.events["partner"].cast(pl.String).to_list() == texts
+        assert [reject.record for reject in done.rejects] == list(range(len(texts), len(values)))
+
+
+def test_what_was_refused_once_is_refused_again():
+    one = decoder()
+    for _ in range(2):
+        done = one.decode(raw([line(), line(operation="refund")]))
+        assert [r.reason for r in done.rejects] == ["unknown operation: refund"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from kmon import environment
 from kmon.bench.workplace import Say
 from kmon.errors import KmonError
 
@@ -99,7 +100,9 @@ def rival(script: str, package: str, *options: str | Path) -> Result:
     with TemporaryDirectory(prefix="kmon-bench-rival-", ignore_cleanup_errors=True) as folder:
         command = [python, "-W", "ignore", RIVALS / f"{script}.py", "--folder", folder, *options]
         try:
-            done = subprocess.run(command, capture_output=True, check=False, timeout=900, text=True)
+            done = subprocess.run(
+                command, env=environment.for_rival(), capture_output=True, check=False, timeout=900, text=True
+            )
         except subprocess.TimeoutExpired as error:
             message = "did not finish in 15 minutes"
             raise KmonError(message) from error

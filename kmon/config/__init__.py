@@ -21,12 +21,14 @@ from kmon.config.models import (
     Match,
     Metric,
     Model,
+    Money,
     Queries,
     Route,
     SimulatorSource,
     Sink,
     SlackSink,
     Source,
+    Telemetry,
 )
 from kmon.config.words import BUCKET, MINUTE, Duration, Name, page_key, parse_duration, parse_size, show_duration
 
@@ -50,6 +52,7 @@ __all__ = [
     "Match",
     "Metric",
     "Model",
+    "Money",
     "Name",
     "Queries",
     "Route",
@@ -57,6 +60,7 @@ __all__ = [
     "Sink",
     "SlackSink",
     "Source",
+    "Telemetry",
     "columns_of",
     "copy_config",
     "error_at",

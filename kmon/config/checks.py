@@ -35,7 +35,13 @@ def inconsistencies(config: Config) -> Iterator[tuple[Loc, str]]:
             "the name 'event_time' is taken: only the field of the event time may have it",
         )
     yield from _unknown(("events",), {"partition": config.events.partition}, a_field)
-    yield from _unknown(("enrich",), {"user_agent": config.enrich.user_agent}, ("a field of the events", fields))
+    named = {"user_agent": config.enrich.user_agent, "country": config.enrich.country}
+    yield from _unknown(("enrich",), named, ("a field of the events", fields))
+    if (money := config.enrich.money) is not None:
+        named = {"amount": money.amount, "currency": money.currency}
+        yield from _unknown(("enrich", "money"), named, ("a field of the events", fields))
+        if money.amount in fields and fields[money.amount].type != "number":
+            yield ("enrich", "money", "amount"), f"{money.amount!r} is not a field of type number"
     yield from _unknown(("dimensions",), config.dimensions, a_field)
     yield from _measure_errors(config, a_field)
     for name, metric in metrics.items():

@@ -89,6 +89,19 @@ class Events(Model):
     """A longer record goes to the dead letters."""
 
 
+class Money(Model):
+    """Amounts in one currency. An event in a currency without a rate counts, its amount does not."""
+
+    amount: Name = "amount"
+    """The field that is converted."""
+    currency: Name = "currency"
+    """The field with the amount's currency."""
+    to: str = "EUR"
+    """The common currency."""
+    rates: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | str
+    """What one unit of a currency is worth in `to`; or a csv with the columns currency and rate, read as it changes."""
+
+
 class Enrich(Model):
     """What the pipeline derives from an event's fields."""
 
@@ -96,6 +109,9 @@ class Enrich(Model):
     """The field with a browser's user-agent text, from which missing `browser` and `device` are filled."""
     browser: Name = "browser"
     device: Name = "device"
+    country: Name | None = None
+    """The field with a country, which becomes its ISO 3166 alpha-2 code; what is no country stays as it is."""
+    money: Money | None = None
 
 
 class Metric(Model):
@@ -343,6 +359,13 @@ class Queries(Model):
     """What sorting and joining may put on disk, beside the store, when the memory is used up."""
 
 
+class Telemetry(Model):
+    """Where Prometheus finds kmon's own metrics, under ``/metrics``."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=9464, ge=1, le=65535)
+
+
 class Config(Model):
     """The whole of ``kmon.yaml``."""
 
@@ -386,6 +409,8 @@ class Config(Model):
     routes: tuple[Route, ...] = ()
     jobs: dict[Name, Job] = {}
     apps: Apps = Apps()
+    telemetry: Telemetry | None = None
+    """Default: nowhere."""
 
     path: Path = Path("kmon.yaml")
     """Where it was read from; not a key of the file."""

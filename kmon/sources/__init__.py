@@ -125,7 +125,7 @@ class Source(Protocol):
     def read(self, positions: Positions, stop: threading.Event) -> Iterator[RawBatch]:
         """Yield batches after `positions` until there are no more or `stop` is set; SourceError where reading fails.
 
-        When the next batch is asked for, the one before it has been committed. A source that waits for the outside
-        world yields a tick now and then, so that the pipeline sees time go by.
+        When the next batch is asked for, the one before it is being committed, and all before that have been. A source
+        that waits for the outside world yields a tick now and then, so that the pipeline sees time go by.
         """
         ...

@@ -298,18 +298,18 @@ class Store(Questions):
     def status(self) -> dict[str, Any]:
         """Offsets, clocks, rows, events and bytes a tier, dead letters by reason, bytes on disk (of the database)."""
         letters = "SELECT reason, records FROM rejected ORDER BY records DESC, reason"
-        size = (
-            "SELECT coalesce(sum(total_blocks * block_size), 0)::BIGINT FROM pragma_database_size()"
-            " WHERE database_name = current_database()"
-        )
         return {
             "offsets": self.sql("SELECT * FROM offsets ORDER BY ALL").to_dicts(),
             "clocks": self.sql("SELECT * FROM clocks ORDER BY ALL").to_dicts(),
             "tiers": {tier: self.sql(self.tier_sql(tier)).to_dicts()[0] for tier in TIERS},
             "raw_events": self.sql(f"SELECT count(*) AS rows, {_BYTES.format(RAW)} AS bytes FROM {RAW}").to_dicts()[0],
             "dead_letters": dict(self.sql(letters).rows()),
-            "bytes": self._one(size)[0],
+            "bytes": self.bytes(),
         }
+
+    def bytes(self) -> int:
+        """On disk, of the database without its log."""
+        return int(self._one(_SIZE)[0])
 
     @staticmethod
     def tier_sql(tier: str) -> str:
@@ -320,6 +320,10 @@ class Store(Questions):
         )
 
 
+_SIZE = (
+    "SELECT coalesce(sum(total_blocks * block_size), 0)::BIGINT FROM pragma_database_size()"
+    " WHERE database_name = current_database()"
+)
 _BYTES = (
     "(SELECT count(DISTINCT block) * (SELECT block_size FROM pragma_database_size()"
     " WHERE database_name = current_database()) FROM (SELECT unnest([block_id] || additional_block_ids) AS block"

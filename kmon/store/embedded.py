@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -22,7 +21,9 @@ from kmon.errors import OffsetConflictError, StoreBusyError, StoreError
 from kmon.sources import Move
 from kmon.store import sql
 from kmon.store.base import Store
-from kmon.store.schema import LAYOUT, Schema, rejected_sql
+from kmon.store.grouping import expressions, kinds
+from kmon.store.numbers import Numbers
+from kmon.store.schema import LAYOUT, RAW, Schema, rejected_sql
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Commit:
     """How many of the events came after the watermark had passed them, by partition."""
     unread: Mapping[str, int] = field(default_factory=dict)
     """How many records are left to be read, by partition, as far as that is known."""
+    documents: pl.DataFrame | None = None
+    """Whole events to be kept, as `kmon.documents.young_documents` gives them."""
 
 
 class EmbeddedStore(Store):
@@ -140,8 +143,8 @@ class EmbeddedStore(Store):
         self.schema = schema
         needed = [column for m in schema.measures.values() for column in columns_of(m.expression)]
         self._needed = ["event_time", *dict.fromkeys(c for c in needed if c != "event_time")]
-        self._numbers: dict[str, dict[str, int]] = {
-            d: {value: number for number, value in self._rows(f"SELECT id, value FROM {sql.dictionary(d)}")}
+        self._numbers = {
+            d: Numbers({value: number for number, value in self._rows(f"SELECT id, value FROM {sql.dictionary(d)}")})
             for d in schema.dimensions
         }
         self._number_of.clear()  # a dimension that was forgotten and came back is numbered anew
@@ -189,23 +192,39 @@ class EmbeddedStore(Store):
 
         Raises OffsetConflictError, having changed nothing, where a stored offset is not where its move begins.
         """
-        fresh: dict[str, dict[str, int]] = {}
+        try:
+            self._write(batch)
+        except BaseException:
+            for numbers in self._numbers.values():
+                numbers.rollback()
+            raise
+        for numbers in self._numbers.values():
+            numbers.keep()
+
+    def _write(self, batch: Commit) -> None:
         with self._transaction() as connection:
             self._swap_offsets(connection, batch.moves)
             if batch.events.height:
-                numbered, fresh = self._numbered(batch.events)
-                for dimension, values in fresh.items():
-                    table = pa.table({"id": pa.array(values.values(), pa.uint32()), "value": list(values)})
-                    _run_with(connection, f"INSERT INTO {sql.dictionary(dimension)} SELECT * FROM given", table)
-                _run_with(connection, self.rollup_sql(), numbered.to_arrow())
+                numbered = self._numbered(batch.events)
+                for dimension, numbers in self._numbers.items():
+                    if numbers.fresh:
+                        table = pa.table(
+                            {"id": pa.array(numbers.fresh.values(), pa.uint32()), "value": list(numbers.fresh)}
+                        )
+                        _run_with(connection, f"INSERT INTO {sql.dictionary(dimension)} SELECT * FROM given", table)
+                rolled_up = self._rolled_up(numbered)
+                if rolled_up is not None:
+                    _run_with(connection, self.insert_sql(), rolled_up)
+                else:
+                    _run_with(connection, self.rollup_sql(), numbered.to_arrow())
+                if batch.documents is not None:
+                    _run_with(connection, self.documents_sql(), self._located(batch.documents, numbered))
             if clocks := _clock_rows(batch):
                 _run_with(connection, _CLOCK_SQL, pa.Table.from_pylist(clocks, _CLOCKS))
             if batch.dead_letters:
                 letters = _letters(batch.dead_letters)
                 _run_with(connection, "INSERT INTO dead_letters SELECT * FROM given", letters)
                 _run_with(connection, _REJECTED_SQL, letters)
-        for dimension, values in fresh.items():
-            self._numbers[dimension].update(values)
 
     @staticmethod
     def _swap_offsets(connection: duckdb.DuckDBPyConnection, moves: Sequence[Move]) -> None:
@@ -220,6 +239,33 @@ class EmbeddedStore(Store):
                 raise OffsetConflictError(message)
             connection.execute("INSERT OR REPLACE INTO offsets VALUES ($1, $2, $3)", [*key, move.next])
 
+    def insert_sql(self) -> str:
+        """Append the deltas in ``given``.
+
+        The join with one row has DuckDB insert in one go: for the few rows of a micro-batch its threads would spend
+        more time waiting for each other than working.
+        """
+        return f"INSERT INTO rollup_10s({self.schema.columns()}) SELECT given.* FROM given POSITIONAL JOIN (SELECT 1)"
+
+    def documents_sql(self) -> str:
+        """Append the whole events in ``given``."""
+        columns = ["event_time", "source", "partition", "position", "size", *self.schema.dimensions, "document"]
+        listed = ", ".join(map(sql.name, columns))
+        return f"INSERT INTO {RAW}({listed}) SELECT {listed} FROM given"
+
+    def _rolled_up(self, numbered: pl.DataFrame) -> pl.DataFrame | None:
+        """The 10-second deltas of numbered events; None where a measure is for DuckDB to make."""
+        measures = expressions(tuple(self.schema.measures.items()), kinds(numbered))
+        if measures is None:
+            return None
+        dimensions = [pl.col(f"#{d}").alias(d) for d in self.schema.dimensions]
+        return numbered.group_by(pl.col("event_time").dt.truncate("10s").alias("bucket"), *dimensions).agg(measures)
+
+    def _located(self, documents: pl.DataFrame, numbered: pl.DataFrame) -> pl.DataFrame:
+        """Documents with the time and the numbered dimensions of their events."""
+        chosen = [pl.col("event_time"), *(pl.col(f"#{d}").alias(d) for d in self.schema.dimensions)]
+        return numbered.select(chosen)[documents["event"].to_numpy()].hstack(documents.drop("event"))
+
     def rollup_sql(self) -> str:
         """Group the numbered events in ``given`` into 10-second deltas."""
         dimensions = "".join(f", {sql.name('#' + d)}" for d in self.schema.dimensions)
@@ -229,30 +275,10 @@ class EmbeddedStore(Store):
             f" SELECT time_bucket(INTERVAL 10 SECONDS, event_time){dimensions}, {measures} FROM given GROUP BY ALL"
         )
 
-    def _numbered(self, events: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, dict[str, int]]]:
-        """What measures read of `events`, a column ``#dimension`` of numbers for each dimension, and new values.
-
-        A lookup by physical code, so that a value is hashed once a batch and not once an event.
-        """
-        fresh: dict[str, dict[str, int]] = {}
-        columns = []
-        for dimension in self.schema.dimensions:
-            known = self._numbers[dimension]
-            coded = events[dimension]
-            if coded.dtype != pl.Categorical:
-                coded = coded.cast(pl.String).cast(pl.Categorical(pl.Categories.random()))
-            distinct = coded.unique().drop_nulls()
-            values: list[str] = distinct.cast(pl.String).to_list()
-            added = {v: len(known) + 1 + i for i, v in enumerate(v for v in values if v not in known)}
-            if added:
-                fresh[dimension] = added
-            codes = distinct.to_physical().to_numpy()
-            lookup = np.zeros(int(codes.max()) + 1 if len(codes) else 1, dtype=np.uint32)
-            lookup[codes] = [known.get(v) or added[v] for v in values]
-            physical = coded.to_physical()
-            numbers = np.where(physical.is_null().to_numpy(), 0, lookup[physical.fill_null(0).to_numpy()])
-            columns.append(pl.Series(f"#{dimension}", numbers.astype(np.uint32)))
-        return events.select(*self._needed, *columns), fresh
+    def _numbered(self, events: pl.DataFrame) -> pl.DataFrame:
+        """What measures read of `events`, and a column ``#dimension`` of numbers for each dimension."""
+        columns = [pl.Series(f"#{d}", numbers(events[d])) for d, numbers in self._numbers.items()]
+        return events.select(*self._needed, *columns)
 
 
 @contextlib.contextmanager
@@ -271,7 +297,7 @@ def transaction(connection: duckdb.DuckDBPyConnection, path: str) -> Iterator[No
         raise
 
 
-def _run_with(connection: duckdb.DuckDBPyConnection, statement: str, table: pa.Table) -> None:
+def _run_with(connection: duckdb.DuckDBPyConnection, statement: str, table: pa.Table | pl.DataFrame) -> None:
     """Run a statement that reads `table` under the name ``given``."""
     connection.register("given", table)
     connection.execute(statement)

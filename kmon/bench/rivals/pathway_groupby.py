@@ -3,11 +3,7 @@
 Pathway cuts its own batches. A second reduce sums the cells up for the check.
 """
 
-import os
 import time
-
-os.environ.setdefault("PATHWAY_THREADS", "2")
-os.environ.setdefault("PATHWAY_MONITORING_SERVER", "")
 
 import pathway as pw
 from task import DIMENSIONS, MEASURES, arguments, say

@@ -1,4 +1,4 @@
-"""What the pipeline derives from an event's fields, once per distinct value."""
+"""Browser and device from user-agent texts, by the ua-parser package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kmon.config import Config
 _MOBILE = ("Android", "iOS", "Windows Phone", "BlackBerry OS", "KaiOS")
 
 
-class Enricher:
+class Agents:
     """Fills missing `browser` and `device` from a user-agent text."""
 
     def __init__(self, config: Config) -> None:

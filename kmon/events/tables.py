@@ -1,0 +1,90 @@
+"""Tables (csv, parquet), column by column: what is lost when a column is cast was of a wrong type."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+
+import polars as pl
+
+from kmon.config import EventField
+from kmon.events.records import REASON, RECORD, TYPES, Reject, field_at, numbered, reject, too_long
+
+YEAR_1, YEAR_9999 = -62_135_596_800, 253_370_764_800
+"""Seconds from 1970 to the beginning of these years."""
+
+
+def read_table(
+    table: pl.DataFrame, fields: Mapping[str, EventField], max_bytes: int
+) -> tuple[pl.DataFrame, list[Reject]]:
+    """The events of a table, with their numbers, and the rows that are none."""
+    columns = []
+    length = pl.sum_horizontal(pl.lit(0), pl.col(pl.String).str.len_bytes())
+    reasons = [pl.when(length > max_bytes).then(pl.lit(too_long(None, max_bytes)))]
+    for name, field in fields.items():
+        raw = _tablenumbered(table, field.path or name)
+        if raw is None:
+            columns.append(pl.lit(None, dtype=TYPES[field.type]()).alias(name))
+            continue
+        value = _cast(raw, field).alias(name)
+        columns.append(pl.lit(value))
+        lost = pl.lit(f"wrong type: {name} is not a {field.type}")
+        reasons.append(pl.when(value.is_null() & raw.is_not_null()).then(lost))
+    frame = table.select(*columns, numbered(range(table.height)), pl.coalesce(*reasons).alias(REASON))
+    bad = frame.filter(pl.col(REASON).is_not_null())
+    rejects = [
+        reject(record, reason, row_as_json(table, record)) for record, reason in bad.select(RECORD, REASON).rows()
+    ]
+    return frame.filter(pl.col(REASON).is_null()).drop(REASON), rejects
+
+
+def row_as_json(table: pl.DataFrame, index: int) -> bytes:
+    """A record of a table as JSON, for people: a value that Python cannot hold is left out."""
+    record = {}
+    for column in table[index]:
+        with contextlib.suppress(ValueError, OverflowError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
+            record[column.name] = column.item()
+    return json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "replace")
+
+
+def _tablenumbered(table: pl.DataFrame, path: str) -> pl.Series | None:
+    """The column of that name, or the field inside a nested one; None where there is none."""
+    if path in table.columns:
+        column = table[path]
+    else:
+        try:
+            column = table.select(field_at(path.split("."))).to_series()
+        except pl.exceptions.PolarsError:
+            return None
+    return column.fill_nan(None) if column.dtype.is_float() else column  # NaN is what pandas writes for nothing
+
+
+def _cast(raw: pl.Series, field: EventField) -> pl.Series:
+    """`raw` as the field's type; null where that loses something."""
+    if field.type == "time":
+        return _within_years(raw) if raw.dtype in (pl.Datetime, pl.Date) else _strictless(raw, pl.String())
+    if field.type == "string":
+        return _strictless(_strictless(raw, pl.String()), TYPES["string"]())
+    if field.type == "boolean" and raw.dtype == pl.String:
+        known = {"true": True, "false": False}
+        return raw.str.to_lowercase().replace_strict(known, default=None, return_dtype=pl.Boolean)
+    value = _strictless(raw, TYPES[field.type]())
+    if field.type == "integer" and raw.dtype.is_float():
+        return value.set(value.cast(pl.Float64) != raw, None)
+    return value.set(~value.is_finite(), None) if field.type == "number" else value
+
+
+def _within_years(raw: pl.Series) -> pl.Series:
+    """A column of times without those that no calendar has, on which other operations would fail."""
+    per_second = {"ms": 1e3, "us": 1e6, "ns": 1e9}
+    unit = raw.dtype.time_unit if isinstance(raw.dtype, pl.Datetime) else None
+    seconds = raw.to_physical() / per_second[unit] if unit else raw.to_physical() * 86400.0
+    return raw.set(~seconds.is_between(YEAR_1, YEAR_9999), None)
+
+
+def _strictless(raw: pl.Series, dtype: pl.DataType) -> pl.Series:
+    try:
+        return raw.cast(dtype, strict=False)
+    except pl.exceptions.PolarsError:  # there is no way from the one type to the other at all
+        return pl.Series(raw.name, [None] * len(raw), dtype=dtype)
