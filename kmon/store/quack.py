@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import threading
 import time
 import weakref
@@ -16,7 +17,7 @@ from kmon.store import sql
 from kmon.store.base import Store
 from kmon.store.rule import readable
 from kmon.store.schema import Schema
-from kmon.store.serving import load_extensions, token_for
+from kmon.store.serving import host_and_port, load_extensions, token_for
 
 LIMIT = 60.0
 """Seconds after which a reader gives up on an owner that does not answer."""
@@ -62,8 +63,7 @@ class RemoteStore(Store):
             except duckdb.Error as error:
                 if "Timeout was reached" in str(error):
                     self._forget_session()
-                    message = f"{self._address} did not answer within {self._limit:g} s: is its owner overloaded?"
-                    raise StoreError(message) from error
+                    raise StoreError(self._silence()) from error
                 if not _owner_gone(error):
                     raise StoreError(self._explain(error, text)) from error
                 self._forget_session()
@@ -71,6 +71,23 @@ class RemoteStore(Store):
                     message = f"nobody answers at {self._address}: start the owner of the store with 'kmon up'"
                     raise StoreError(message) from error
                 time.sleep(0.2)
+
+    def _silence(self) -> str:
+        return f"{self._address} did not answer within {self._limit:g} s: is its owner overloaded?"
+
+    def _knock(self) -> None:
+        """StoreError where somebody listens and says nothing: DuckDB's ATTACH would wait for ever."""
+        host, port = host_and_port(self._address)
+        knock = http.client.HTTPConnection(host, port, timeout=self._limit)
+        try:
+            knock.request("HEAD", "/")
+            knock.getresponse()
+        except TimeoutError as error:
+            raise StoreError(self._silence()) from error
+        except (OSError, http.client.HTTPException):  # nobody listens, or not in this way: ATTACH says it better
+            return
+        finally:
+            knock.close()
 
     def _forget_session(self) -> None:
         if (session := getattr(self._local, "session", None)) is not None:
@@ -90,6 +107,7 @@ class RemoteStore(Store):
     def _session(self) -> duckdb.DuckDBPyConnection:
         session: duckdb.DuckDBPyConnection | None = getattr(self._local, "session", None)
         if session is None:
+            self._knock()
             session = duckdb.connect()
             self._sessions.add(session)
             load_extensions(session)
