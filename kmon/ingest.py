@@ -98,6 +98,8 @@ class Ingestion:
                 self._wait()
             finally:
                 self._committer.shutdown()
+        if self._on_batch is not None:
+            self._on_batch(self.progress)
         return self.progress
 
     def emit(self, raw: RawBatch | None) -> None:

@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # of the one worker that has this group
 def year(tmp_path_factory):
     """A folder in which the whole year was replayed, and the summary."""
     folder = tmp_path_factory.mktemp("retail")
@@ -28,7 +28,7 @@ def year(tmp_path_factory):
     return folder, kmon_json("replay", INVOICES, cwd=folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # of the one worker that has this group
 def incidents(year):
     found = kmon_json("incidents", cwd=year[0])
     for incident in found:

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.xdist_group("simulated_day"), pytest.mark.timeout(900)
 BEGIN = "2026-03-03T00:00:00Z"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # of the one worker that has this group
 def day(tmp_path_factory):
     """What was wrong in truth, and the incidents."""
     folder = tmp_path_factory.mktemp("day")

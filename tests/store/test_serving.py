@@ -86,7 +86,8 @@ OTHER_KINDS = (
     "COMMENT ON TABLE meta IS 'x'",
     "ANALYZE",
 )
-NEVER_PARSED = ("INVALID", "LOGICAL_PLAN", "RELATION", "EXTENSION", "MULTI", "EXT", "CREATE_FUNC", "COPY_DATABASE")
+NEVER_PARSED = ("INVALID", "LOGICAL_PLAN", "RELATION", "EXTENSION", "MULTI", "EXT", "CREATE_FUNC", "COPY_DATABASE",
+                "PRAGMA", "ANALYZE", "VARIABLE_SET")  # fmt: skip
 """Kinds that DuckDB makes of other statements, or of none."""
 
 
