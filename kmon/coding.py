@@ -48,7 +48,7 @@ class PerValue:
         codes = column.to_physical()
         if not len(codes) or codes.null_count() == len(codes):
             return np.zeros(len(codes), dtype=np.uint32)
-        places = codes.fill_null(0).to_numpy()
+        places = (codes.fill_null(0) if codes.null_count() else codes).to_numpy()
         if (size := int(places.max()) + 1) > len(self._of):
             self._of = np.concatenate([self._of, np.zeros(max(size - len(self._of), len(self._of)), dtype=np.uint32)])
         numbers = self._of[places]

@@ -212,9 +212,9 @@ class KafkaSource(Model):
     """Any of librdkafka's settings, such as ``security.protocol``; a value may be a secret, and none is ever shown."""
     linger: Duration = dt.timedelta(milliseconds=100)
     """A batch waits this long for more when there is little."""
-    batch_records: int = Field(default=50_000, ge=1)
+    batch_records: int = Field(default=100_000, ge=1)
     """The most messages in a batch, when there is much."""
-    batch_bytes: int = Field(default=16_000_000, ge=1)
+    batch_bytes: int = Field(default=32_000_000, ge=1)
     """The most bytes in a batch, as far as single messages are smaller."""
 
     @field_validator("topics")

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from kmon.clock import AROUND, EPOCH, far_ahead, parse_time, to_micros
+from kmon.coding import PerValue
 from kmon.config import Config, EventField, columns_of
 from kmon.events.lines import Lines
 from kmon.events.records import REASON, RECORD, Reject, reject
@@ -55,6 +56,9 @@ class Decoder:
         self._now = now
         self._fields = {name: field for name, field in config.events.fields.items() if _is_used(name, field, config)}
         coded = {*config.dimensions, *(name for name, field in self._fields.items() if field.values is not None)}
+        self._allowed = {
+            name: PerValue(_places(field.values)) for name, field in self._fields.items() if field.values is not None
+        }
         self._lines = Lines(self._fields, coded, config.events.max_bytes)
         self._recent = np.array([to_micros(newest - EPOCH)] if newest else [], dtype=np.int64)
         self._held: list[_Typed] = []
@@ -129,7 +133,7 @@ class Decoder:
             if field.type in ("integer", "number"):
                 absurd = pl.lit(f"absurd number: {name} is out of range")
                 reasons.append(pl.when(~value.is_between(-LARGEST, LARGEST)).then(absurd))
-            if field.values is not None and not _are_all_in(frame[name], field.values):
+            if field.values is not None and (self._allowed[name](frame[name]) > len(field.values)).any():
                 shown = pl.format(f"unknown {name}: {{}}", value.cast(pl.String).str.slice(0, 60))
                 reasons.append(pl.when(~value.cast(pl.String).is_in(list(field.values))).then(shown))
             if field.type == "time" and name != time:
@@ -205,6 +209,7 @@ def _is_used(name: str, field: EventField, config: Config) -> bool:
     return field.type != "string" or field.required or field.values is not None or name in read
 
 
-def _are_all_in(column: pl.Series, values: Sequence[str]) -> bool:
-    found = column.unique().drop_nulls().cast(pl.String)
-    return bool(found.is_in(list(values)).all())
+def _places(allowed: Sequence[str]) -> Callable[[list[str]], list[int]]:
+    """What numbers values by their places in `allowed`, and all others by the one after the last."""
+    places = {value: place for place, value in enumerate(allowed, start=1)}
+    return lambda values: [places.get(value, len(allowed) + 1) for value in values]

@@ -110,13 +110,15 @@ class RawBatch:
         if isinstance(self.data, pl.DataFrame):
             data: bytes | pl.DataFrame = self.data[skip:]
         else:
-            at = 0
-            for _ in range(skip):
-                at = self.data.index(b"\n", at) + 1
-            data = self.data[at:]
+            data = self.data[line_ends(self.data)[skip - 1] :]
         damaged = {record - skip: why for record, why in self.damaged.items() if record >= skip}
         moves = (replace(self.moves[0], first=position),)
         return replace(self, moves=moves, data=data, size=self.size - skip, damaged=damaged)
+
+
+def line_ends(data: bytes) -> npt.NDArray[np.int64]:
+    """The offset after each newline."""
+    return np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
 
 
 class Source(Protocol):

@@ -14,12 +14,12 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,15 +27,18 @@ import structlog
 import zstandard
 
 from kmon.errors import SourceError
-from kmon.sources import Positions, RawBatch
+from kmon.sources import Positions, RawBatch, line_ends
 
 JSON = (".ndjson", ".jsonl", ".json")
+_PIECE = 1 << 20
+"""Bytes that are read at once: so few that they stay in the processor's cache while lines are counted."""
 _PACKED = 1 << 15
 """Bytes of an archive that are unpacked at once: what is lost where it is corrupt."""
 FEW = 1_000
 """Lines that a quoted text of a table may go on over."""
 SETTLED = 5.0
 """Seconds without a change after which a file that cannot be read bit by bit counts as complete."""
+Item = TypeVar("Item")
 log = structlog.get_logger("kmon")
 _BOM = b"\xef\xbb\xbf"
 
@@ -44,9 +47,9 @@ _BOM = b"\xef\xbb\xbf"
 class Limits:
     """The size of a batch."""
 
-    records: int = 50_000
+    records: int = 100_000
     """At most."""
-    bytes: int = 8 << 20
+    bytes: int = 32 << 20
     """Of JSON, about."""
 
 
@@ -189,26 +192,61 @@ def _read_json(
     if place.offset and isinstance(stream, io.IOBase):
         stream.seek(place.offset)
     rest, damage = b"", None
-    while True:
+    with contextlib.closing(_ahead(_batches(stream, limits))) as batches:
         try:
-            chunk = stream.read(limits.bytes)
+            for read, size in batches:
+                marked = place.offset == 0 and read.startswith(_BOM)
+                lines = read[len(_BOM) :] if marked else read
+                place.offset += len(_BOM) if marked else 0
+                if not size:
+                    rest = lines
+                    continue
+                batch = RawBatch.consecutive(source, 0, place.position, lines, size)
+                place.position, place.offset = place.position + size, place.offset + len(lines)
+                if (trimmed := batch.after(first)) is not None:
+                    yield trimmed
         except _DamagedError as error:
-            chunk, damage = b"", f"damaged archive: {error}"
-        if not chunk:
-            break
-        if place.offset == 0 and not rest and chunk.startswith(_BOM):
-            chunk, place.offset = chunk[len(_BOM) :], len(_BOM)
-        data = rest + chunk if rest else chunk
-        end = data.rfind(b"\n") + 1
-        data, rest = data[:end], data[end:]
-        if data:
-            size = int(np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n")))
-            batch = RawBatch.consecutive(source, 0, place.position, data, size)
-            place.position, place.offset = place.position + size, place.offset + len(data)
-            if (trimmed := batch.after(first)) is not None:
-                yield from _split(trimmed, limits.records)
+            damage = f"damaged archive: {error}"
     if ((rest and not growing) or damage) and place.position >= first:
         yield RawBatch.consecutive(source, 0, place.position, rest + b"\n", 1, damage)
+
+
+def _ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """The same, each made while the one before it is worked on."""
+    with ThreadPoolExecutor(1, "read") as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
+
+
+def _batches(stream: BinaryIO | _Unpacked, limits: Limits) -> Iterator[tuple[bytes, int]]:
+    """Batches of lines, and how many each has: 0 is the last one's, which has no newline. Then what reading raises."""
+    parts: list[bytes] = []
+    size, length, damage = 0, 0, None
+    while True:
+        try:
+            piece = stream.read(_PIECE)
+        except _DamagedError as error:
+            piece, damage = b"", error
+        if not piece:
+            break
+        begin, ends = 0, line_ends(piece)
+        while len(ends) and (size + len(ends) >= limits.records or length + ends[-1] - begin >= limits.bytes):
+            taken = min(len(ends), limits.records - size)
+            end = int(ends[taken - 1])
+            yield b"".join([*parts, piece[begin:end]]), size + taken
+            parts, size, length, begin, ends = [], 0, 0, end, ends[taken:]
+        parts.append(piece[begin:])
+        size, length = size + len(ends), length + len(piece) - begin
+    data = b"".join(parts)
+    end = data.rfind(b"\n") + 1
+    if end:
+        yield data[:end], size
+    if data[end:]:
+        yield data[end:], 0
+    if damage is not None:
+        raise damage
 
 
 class _DamagedError(Exception):
@@ -249,17 +287,6 @@ class _Unpacked:
         if not any(out) and self._damage:
             raise _DamagedError(self._damage)
         return b"".join(out)
-
-
-def _split(batch: RawBatch, records: int) -> Iterator[RawBatch]:
-    while batch.size > records:
-        rest = batch.after(batch.first + records)
-        if rest is None or not isinstance(batch.data, bytes) or not isinstance(rest.data, bytes):
-            break
-        head = batch.data[: len(batch.data) - len(rest.data)]
-        yield RawBatch.consecutive(batch.source, 0, batch.first, head, records)
-        batch = rest
-    yield batch
 
 
 def _read_table(source: str, tables: Iterator[pl.DataFrame], first: int) -> Iterator[RawBatch]:

@@ -207,11 +207,8 @@ class EmbeddedStore(Store):
             if batch.events.height:
                 numbered = self._numbered(batch.events)
                 for dimension, numbers in self._numbers.items():
-                    if numbers.fresh:
-                        table = pa.table(
-                            {"id": pa.array(numbers.fresh.values(), pa.uint32()), "value": list(numbers.fresh)}
-                        )
-                        _run_with(connection, f"INSERT INTO {sql.dictionary(dimension)} SELECT * FROM given", table)
+                    if (fresh := numbers.fresh()) is not None:
+                        _run_with(connection, f"INSERT INTO {sql.dictionary(dimension)} SELECT * FROM given", fresh)
                 rolled_up = self._rolled_up(numbered)
                 if rolled_up is not None:
                     _run_with(connection, self.insert_sql(), rolled_up)
@@ -219,25 +216,36 @@ class EmbeddedStore(Store):
                     _run_with(connection, self.rollup_sql(), numbered.to_arrow())
                 if batch.documents is not None:
                     _run_with(connection, self.documents_sql(), self._located(batch.documents, numbered))
-            if clocks := _clock_rows(batch):
-                _run_with(connection, _CLOCK_SQL, pa.Table.from_pylist(clocks, _CLOCKS))
+            self._move_clocks(connection, batch)
             if batch.dead_letters:
                 letters = _letters(batch.dead_letters)
                 _run_with(connection, "INSERT INTO dead_letters SELECT * FROM given", letters)
                 _run_with(connection, _REJECTED_SQL, letters)
 
+    def _swap_offsets(self, connection: duckdb.DuckDBPyConnection, moves: Sequence[Move]) -> None:
+        if not moves:
+            return
+        given = sql.values([(move.source, move.partition, move.first, move.next) for move in moves])
+        changed = _count(connection, _SWAP_SQL.format(given=given))
+        if changed < len(moves):
+            changed += _count(connection, _FIRST_SQL.format(given=given))
+        if changed < len(moves):
+            committed = self.positions()
+            found = {move: committed.get((move.source, move.partition), 0) for move in moves}
+            move, position = next((m, p) for m, p in found.items() if p != m.first)
+            message = f"{move.source}: the store is at position {position}, this batch begins at {move.first}"
+            raise OffsetConflictError(message)
+
     @staticmethod
-    def _swap_offsets(connection: duckdb.DuckDBPyConnection, moves: Sequence[Move]) -> None:
-        for move in moves:
-            key = [move.source, move.partition]
-            row = connection.execute(
-                "SELECT position FROM offsets WHERE source = $1 AND partition = $2", key
-            ).fetchone()
-            position = row[0] if row else 0
-            if position != move.first:
-                message = f"{move.source}: the store is at position {position}, this batch begins at {move.first}"
-                raise OffsetConflictError(message)
-            connection.execute("INSERT OR REPLACE INTO offsets VALUES ($1, $2, $3)", [*key, move.next])
+    def _move_clocks(connection: duckdb.DuckDBPyConnection, batch: Commit) -> None:
+        names = dict.fromkeys([*batch.clocks, *batch.late, *batch.unread])
+        if not names:
+            return
+        given = sql.values(
+            [(name, batch.clocks.get(name), batch.late.get(name, 0), batch.unread.get(name)) for name in names]
+        )
+        if _count(connection, _CLOCK_SQL.format(given=given)) < len(names):
+            connection.execute(_FIRST_CLOCK_SQL.format(given=given))
 
     def insert_sql(self) -> str:
         """Append the deltas in ``given``.
@@ -304,13 +312,10 @@ def _run_with(connection: duckdb.DuckDBPyConnection, statement: str, table: pa.T
     connection.unregister("given")
 
 
-def _clock_rows(batch: Commit) -> list[dict[str, Any]]:
-    names = dict.fromkeys([*batch.clocks, *batch.late, *batch.unread])
-    utc = {name: time.astimezone(dt.UTC).replace(tzinfo=None) for name, time in batch.clocks.items()}
-    return [
-        {"partition": n, "newest": utc.get(n), "late": batch.late.get(n, 0), "unread": batch.unread.get(n)}
-        for n in names
-    ]
+def _count(connection: duckdb.DuckDBPyConnection, statement: str) -> int:
+    """Run a statement; the number of rows that it changed."""
+    row = connection.execute(statement).fetchone()
+    return int(row[0]) if row else 0
 
 
 def _letters(letters: Sequence[DeadLetter]) -> pa.Table:
@@ -328,11 +333,23 @@ def _letters(letters: Sequence[DeadLetter]) -> pa.Table:
     )
 
 
-_CLOCKS = pa.schema({"partition": pa.string(), "newest": pa.timestamp("us"), "late": pa.int64(), "unread": pa.int64()})
+# Statements of a commit are few and short: planning one takes as long as inserting a thousand rows.
+_SWAP_SQL = (
+    "UPDATE offsets SET position = m.next FROM {given} AS m(source, partition, first, next)"
+    " WHERE offsets.source = m.source AND offsets.partition = m.partition AND position = m.first"
+)
+_FIRST_SQL = (
+    "INSERT INTO offsets SELECT m.source, m.partition, m.next FROM {given} AS m(source, partition, first, next)"
+    " ANTI JOIN offsets USING (source, partition) WHERE m.first = 0"
+)
 _CLOCK_SQL = (
-    "INSERT INTO clocks SELECT partition, newest, late, unread FROM given ON CONFLICT (partition)"
-    " DO UPDATE SET newest = greatest(newest, excluded.newest), late = late + excluded.late,"
-    " unread = coalesce(excluded.unread, unread)"
+    "UPDATE clocks SET newest = greatest(clocks.newest, m.newest::TIMESTAMP), late = clocks.late + m.late,"
+    " unread = coalesce(m.unread::BIGINT, clocks.unread)"
+    " FROM {given} AS m(partition, newest, late, unread) WHERE clocks.partition = m.partition"
+)
+_FIRST_CLOCK_SQL = (
+    "INSERT INTO clocks SELECT partition, m.newest::TIMESTAMP, m.late, m.unread::BIGINT"
+    " FROM {given} AS m(partition, newest, late, unread) ANTI JOIN clocks USING (partition)"
 )
 _REJECTED_SQL = (
     f"INSERT INTO rejected {rejected_sql('given')}"
@@ -344,6 +361,10 @@ _SETTINGS: _Settings = {
     "autoload_known_extensions": "false",
     "python_enable_replacements": "false",  # a table is a table of the store, never a variable of this process
     "checkpoint_threshold": "64MB",  # of the log, before it is merged into the file: fewer, larger merges
+    # The thread that runs a statement does all of it: for the few rows of a commit or of a drill-down, workers would
+    # wait for each other more than they work, and a heavy question cannot take both cores from ingestion.
+    "threads": 2,
+    "external_threads": 2,
 }
 
 _READING: _Settings = {

@@ -236,7 +236,7 @@ class Schema:
 
     @staticmethod
     def _dictionary_sql(dimension: str) -> str:
-        return f"CREATE TABLE {sql.dictionary(dimension)}(id UINTEGER PRIMARY KEY, value VARCHAR NOT NULL)"
+        return f"CREATE TABLE {sql.dictionary(dimension)}(id UINTEGER NOT NULL, value VARCHAR NOT NULL)"
 
 
 _KIND = (  # the rest of such a reason is the record's own

@@ -28,6 +28,19 @@ def time(value: dt.datetime) -> str:
     return f"TIMESTAMP '{value.astimezone(dt.UTC).replace(tzinfo=None).isoformat(sep=' ')}'"
 
 
+def values(rows: Sequence[Sequence[str | int | dt.datetime | None]]) -> str:
+    """Rows of literals, to select from."""
+    return "(VALUES " + ", ".join(f"({', '.join(map(_literal, row))})" for row in rows) + ")"
+
+
+def _literal(value: str | int | dt.datetime | None) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, int):
+        return str(int(value))
+    return text(value) if isinstance(value, str) else time(value)
+
+
 def dictionary(dimension: str) -> str:
     """The table that numbers a dimension's values."""
     return name(f"dim_{dimension}")

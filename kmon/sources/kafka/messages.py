@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from confluent_kafka import Message
+
+from kmon.sources import line_ends
 
 Partition = tuple[str, int]
 TOMBSTONE = "tombstone: a message without a value"
@@ -44,28 +47,39 @@ class Jump:
 
 
 def chunk(messages: Sequence[Message], lanes: Mapping[Partition, int], ends: Mapping[int, int]) -> Chunk:
-    """Put messages without errors together; `lanes` numbers the partitions. The loops are all there is per message."""
-    values: list[Any] = [message.value() for message in messages]
+    """Put messages without errors together; `lanes` numbers the partitions. All that is done message by message."""
+    values: list[Any] = list(map(Message.value, messages))
     damaged = {}
     if not all(values):
         damaged = {n: TOMBSTONE if value is None else EMPTY for n, value in enumerate(values) if not value}
         values = [value or b"" for value in values]
     data = b"\n".join(values)
-    if data.count(b"\n") > max(len(values) - 1, 0):  # JSON may be written over several lines: they are one record
+    if len(line_ends(data)) > max(len(values) - 1, 0):  # JSON may be written over several lines: they are one record
         data = b"\n".join([value.replace(b"\n", b" ") for value in values])
-    keys: Any = zip(
-        [message.topic() for message in messages], [message.partition() for message in messages], strict=True
-    )
-    numbers = [lanes[key] for key in keys]
-    times = np.array([message.timestamp()[1] for message in messages], dtype=np.int64)
+    times = _integers(map(itemgetter(1), map(Message.timestamp, messages)), len(messages))
     return Chunk(
         data + b"\n" if values else b"",
-        np.array(numbers, dtype=np.int32),
-        np.array([message.offset() for message in messages], dtype=np.int64),
+        _lanes_of(messages, lanes),
+        _integers(map(Message.offset, messages), len(messages)),
         np.where(times > 0, times * 1000, -1),
         damaged,
         ends,
     )
+
+
+def _lanes_of(messages: Sequence[Message], lanes: Mapping[Partition, int]) -> npt.NDArray[np.int32]:
+    partitions = _integers(map(Message.partition, messages), len(messages))
+    found = np.zeros(len(messages), dtype=np.int32)
+    topics: list[Any] = list(map(Message.topic, messages))
+    for topic in set(topics):
+        of_topic = np.array([each == topic for each in topics]) if topics.count(topic) < len(topics) else slice(None)
+        numbers, inverse = np.unique(partitions[of_topic], return_inverse=True)
+        found[of_topic] = np.array([lanes[topic, int(number)] for number in numbers], dtype=np.int32)[inverse]
+    return found
+
+
+def _integers(values: Iterable[Any], count: int) -> npt.NDArray[np.int64]:
+    return np.fromiter(values, dtype=np.int64, count=count)
 
 
 def merged(chunks: Sequence[Chunk]) -> Chunk:
