@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from kmon.events import RECORD, Decoded
-from kmon.sources import RawBatch
+from kmon.sources import RawBatch, line_ends
 
 
 def young_documents(decoded: Decoded, first: int, upto: int, since: dt.datetime) -> pl.DataFrame | None:
@@ -50,8 +50,7 @@ def _texts(batch: RawBatch, records: npt.NDArray[np.int64]) -> pl.Series:
     if isinstance(batch.data, pl.DataFrame):
         lines = batch.data[records].write_ndjson().splitlines()
         return pl.Series(lines, dtype=pl.String)
-    ends = np.flatnonzero(np.frombuffer(batch.data, np.uint8) == ord("\n"))
-    offsets = np.concatenate([[0], ends + 1]).astype(np.int64)
+    offsets = np.concatenate([[0], line_ends(batch.data)])
     if len(offsets) == batch.size:  # the last line lacks its newline
         offsets = np.append(offsets, len(batch.data))
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(batch.data)]

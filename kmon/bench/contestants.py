@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import polars as pl
 
@@ -25,9 +26,10 @@ from kmon.sources.files import FilesSource, Limits
 from kmon.store import EmbeddedStore
 from kmon.testing.broker import Broker
 
-EVENTS = 1_000_000
-BATCHES = (5_000, 20_000, 50_000)
-USUAL = 20_000
+EVENTS = 2_000_000
+USUAL = Limits().records
+"""Of a backlog, in the shipped configuration."""
+BATCHES = (5_000, 20_000, USUAL)
 BARE = "bare polars decode"
 _NEEDED = {
     name: pl.Float64 if name == "amount" else pl.String
@@ -56,11 +58,14 @@ class Rival:
 
 RIVALS = (
     Rival("chdb", "chdb_summing", "chdb", 0.5, BATCHES),
-    Rival("Pathway", "pathway_groupby", "pathway", 0.2),
-    Rival("Bytewax, fold_window", "bytewax_windows", "bytewax", 0.05),
-    Rival("Bytewax, a batch as the item", "bytewax_batches", "bytewax", 0.3, BATCHES),
-    Rival("Quix Streams", "quix_windows", "quixstreams", 0.05, from_kafka=True),
+    Rival("Pathway", "pathway_groupby", "pathway", 0.1),
+    Rival("Bytewax, fold_window", "bytewax_windows", "bytewax", 0.025),
+    Rival("Bytewax, a batch as the item", "bytewax_batches", "bytewax", 0.5, BATCHES),
+    Rival("Quix Streams", "quix_windows", "quixstreams", 0.025, from_kafka=True),
 )
+
+
+WHOLE = f"kmon from files, {USUAL:,} a batch, whole events kept"
 
 
 def kmon_called(where: str, size: int) -> str:
@@ -74,7 +79,7 @@ class Recordings:
     def __init__(self, work: Path, options: Options, broker: Broker | None) -> None:
         self._work, self._options, self._broker = work, options, broker
         self._count = options.scaled(EVENTS)
-        self._traffic = Traffic.until_now(self._count)
+        self._traffic = Traffic.backlog(self._count)
         self.rivals = [rival for rival in RIVALS if options.rivals and (broker or not rival.from_kafka)]
         self.expected = {}
         for count in {self._count, *map(self._share, self.rivals)}:
@@ -86,7 +91,8 @@ class Recordings:
     def contestants(self) -> Iterator[Contestant]:
         """Everybody, in the order in which they run."""
         yield self._bare(USUAL)
-        yield from (self._from_files(size) for size in BATCHES)
+        yield from (self._from_files(kmon_called("files", size), size) for size in BATCHES)
+        yield self._from_files(WHOLE, USUAL, keep={"raw": "30d", "raw_bytes": 10**12})
         if self._broker is not None:
             yield from (self._from_kafka(self._broker.address, size) for size in BATCHES)
         for rival in self.rivals:
@@ -97,15 +103,10 @@ class Recordings:
         batches = [b"".join(lines[at : at + size]) for at in range(0, len(lines), size)]
         return Contestant(BARE, self._count, lambda: _decode(batches))
 
-    def _from_files(self, size: int) -> Contestant:
-        path, config = self._path(self._count), configured(self._work)
-        per_event = path.stat().st_size / self._count
-        limits = Limits(records=size, bytes=round(10 * size * per_event))
-        return Contestant(
-            kmon_called("files", size),
-            self._count,
-            lambda: _ingest(config, FilesSource([path], limits=limits), self._count),
-        )
+    def _from_files(self, name: str, size: int, **other: Any) -> Contestant:
+        path, config = self._path(self._count), configured(self._work, **other)
+        source = FilesSource([path], limits=Limits(records=size))
+        return Contestant(name, self._count, lambda: _ingest(config, source, self._count))
 
     def _from_kafka(self, address: str, size: int) -> Contestant:
         source = {"kind": "kafka", "brokers": [address], "topics": [TOPIC], "batch_records": size}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kmon.bench import contest
 from kmon.bench.contest import Standing
-from kmon.bench.contestants import BARE, BATCHES, RIVALS, USUAL, Recordings, kmon_called
+from kmon.bench.contestants import BARE, BATCHES, RIVALS, USUAL, WHOLE, Recordings, kmon_called
 from kmon.bench.rows import Row, missing, reaching, told
 from kmon.bench.workplace import Options, folder
 from kmon.testing.broker import Broker, BrokerUnavailableError
@@ -42,6 +42,10 @@ def _rows(standings: Mapping[str, Standing], problem: str, *, rivals: bool) -> I
     for where in LEAST:
         for size in BATCHES:
             yield _against_decode(where, size, standings.get(kmon_called(where, size), nobody), bare)
+    whole = standings[WHOLE].rate
+    if whole is not None:
+        note = "of an event's cost in the time that 'keep: raw' says, two hours"
+        yield Row("from files, whole events kept, against the decode", whole, _UNIT, ratio=whole / bare, note=note)
     for rival in RIVALS:
         for size in rival.batches if rivals else ():
             theirs = standings.get(rival.called(size), nobody)

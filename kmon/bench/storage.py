@@ -30,7 +30,7 @@ def run(options: Options) -> list[Row]:
         count = options.scaled(EVENTS)
         options.say(f"making {count:,} events")
         path = work / "events.ndjson"
-        size = Traffic.until_now(count).write(path, count)
+        size = Traffic.backlog(count).write(path, count)
         with EmbeddedStore(work / "kmon.duckdb", config) as store:
             pipeline = Ingestion(config, store, on_batch=lambda done: options.say(f"{done.events:,} events"))
             pipeline.run(FilesSource([path]))

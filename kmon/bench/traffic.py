@@ -41,9 +41,9 @@ class Traffic:
     seed: int = 1
 
     @classmethod
-    def until_now(cls, count: int, rate: float = KLARNA) -> Traffic:
-        """Traffic whose first `count` events have just happened."""
-        return cls(dt.datetime.now(dt.UTC) - dt.timedelta(seconds=count / rate), rate)
+    def backlog(cls, count: int) -> Traffic:
+        """Traffic whose first `count` events are of yesterday: too old to be kept whole."""
+        return cls(dt.datetime.now(dt.UTC) - dt.timedelta(days=1, seconds=count / KLARNA))
 
     def lines(self, first: int, count: int) -> bytes:
         """The events [first, first + count) as newline-terminated JSON documents."""

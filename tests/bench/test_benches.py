@@ -22,8 +22,8 @@ def values(rows):
 
 def test_ingest_reads_files_and_kafka(broker):
     found = values(BENCHES["ingest"](TINY))
-    assert found["from files, 20,000 a batch, against the decode"] > 0
-    assert found["from Kafka, 20,000 a batch, against the decode"] > 0
+    assert found["from files, 100,000 a batch, against the decode"] > 0
+    assert found["from Kafka, 100,000 a batch, against the decode"] > 0
 
 
 def test_storage_tells_every_tier_from_the_command_line(tmp_path):

@@ -23,8 +23,11 @@ _LOOK = 3.0
 """Seconds between two looks at which topics and partitions there are."""
 _COMMIT = 5.0
 """Seconds between two commits to the consumer group."""
-_AT_ONCE = 10_000
-"""Messages that one call takes from librdkafka at most: what is asked of it is stuck in it."""
+_AT_ONCE = 500
+"""Messages that one call takes from librdkafka at most: so few are still in the processor's cache when they are put
+together, which takes half the time then (docs/benchmarks.md)."""
+_ENDS = 0.1
+"""Seconds between two looks at where partitions end, while there is a backlog."""
 _UNKNOWN = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_TOPIC,
@@ -52,7 +55,7 @@ class Reader:
         self._at_end: set[Partition] = set()  # partitions still to be placed at their end: `start: latest`
         self._leaderless: set[int] = set()
         self._looked = False
-        self._due = 0.0
+        self._due = self._ends_due = 0.0
         self._average = 16_384.0  # bytes of a message
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -86,7 +89,11 @@ class Reader:
             while not self._stopping.is_set():
                 if self._client.doubtful or time.monotonic() >= self._due:
                     self._look()
-                self._take(self._client.consumer.consume(self._count(), linger))
+                asked = self._count()
+                messages = self._client.consumer.consume(asked, linger)
+                self._take(messages)
+                if len(messages) < asked or time.monotonic() >= self._ends_due:
+                    self._see_ends()
                 self._client.check()
                 self._commit_group()
             self._commit_group(now=True)
@@ -106,19 +113,22 @@ class Reader:
         """Hand over what came, and see to what is wrong."""
         ends: dict[int, int] = {}
         lost: list[int] = []
-        if any(message.error() is not None for message in messages):
+        if any(map(Message.error, messages)):
             for message in messages:
                 if (error := message.error()) is not None:
                     self._trouble(error, message, ends, lost)
             messages = [message for message in messages if message.error() is None]
         if messages or any(end > self._reached.get(lane, 0) for lane, end in ends.items()):
             self._hand_over(chunk(messages, self._lanes, ends))
-        for lane, partition in self._assigned.items():
-            self._high[lane] = self._client.consumer.get_watermark_offsets(partition, cached=True)[1]
         if lost:
             self._look()  # whether it is still the same topic
             for lane in lost:
                 self._resume(lane)
+
+    def _see_ends(self) -> None:
+        self._ends_due = time.monotonic() + _ENDS
+        for lane, partition in self._assigned.items():
+            self._high[lane] = self._client.consumer.get_watermark_offsets(partition, cached=True)[1]
 
     def _hand_over(self, read: Chunk) -> None:
         after = np.full(len(self.partitions), -1, dtype=np.int64)
