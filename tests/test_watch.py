@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from kmon.config import Config
-from kmon.detect import expected_series, observe
+from kmon.detect import expected_measures, expected_series, observe
 from kmon.errors import LedgerError, UsageError
 from kmon.ledger import Incident, Ledger
 from kmon.store import EmbeddedStore
@@ -240,5 +240,5 @@ def test_an_incident_in_a_dimension_that_was_forgotten_hurts_nothing(look: Look,
         assert outcome.sweep is not None
         assert incident.id not in {d.incident.id for d in outcome.decisions if d.action == "resolved"}
         masks = ledger.overlapping(AT - MINUTE, AT)
-        told = expected_series(store, fewer, incident.metric, incident.scope, AT - 20 * MINUTE, AT, masks=masks)
+        (told,) = expected_measures(store, fewer, [incident.metric], incident.scope, AT - 20 * MINUTE, AT, masks=masks)
         assert told.height == 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from kmon.config import Config, Metric
+from kmon.errors import UsageError
 from kmon.store import Span, Store
 from kmon.store.schema import EVENTS
 
@@ -127,6 +128,18 @@ class Fleet:
         for measure, rest in values.items():
             rest[rows] -= part.values[measure][others]
         return replace(self, values=values)
+
+
+def check_taken_over(store: Store, config: Config, metrics: Iterable[Metric], dimensions: Iterable[str]) -> None:
+    """UsageError where the store lacks what these read: `config` was edited, and no owner has taken it over yet."""
+    measures = [part for metric in metrics for part in metric.parts if part is not None]
+    for what, names, known in (
+        ("dimension", dimensions, store.schema.dimensions),
+        ("measure", measures, store.schema.measures),
+    ):
+        if (name := next((name for name in names if name not in known), None)) is not None:
+            message = f"the store has no {what} {name!r} yet: 'kmon reload' has {config.path.name} taken over"
+            raise UsageError(message)
 
 
 def observe(

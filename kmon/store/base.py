@@ -151,7 +151,7 @@ class Store(Questions):
         return self.sql(self.values_sql(dimension, where, start, end, limit))
 
     def values_sql(self, dimension: str, where: Where, start: dt.datetime, end: dt.datetime, limit: int) -> str:
-        column = sql.name(dimension)
+        column = sql.name(self._known(dimension))
         cells = scan_sql(f"{column}, {EVENTS}", start, end, self.condition(where))
         return (
             f"SELECT d.value, n::BIGINT AS events FROM (SELECT {column}, sum({EVENTS}) AS n FROM ({cells}) GROUP BY 1)"

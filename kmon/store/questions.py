@@ -274,6 +274,11 @@ class Questions(ABC):
         )
         raise UsageError(message)
 
+    def check(self, where: Where) -> None:
+        """UsageError where it names a dimension that the store does not have."""
+        for dimension in where:
+            self._known(dimension)
+
     def _known(self, dimension: str) -> str:
         if dimension not in self.schema.dimensions:
             message = f"{dimension!r} is not a dimension; {nearest(dimension, self.schema.dimensions)}"
@@ -284,8 +289,7 @@ class Questions(ABC):
         return [self._known(d) for d in dict.fromkeys([by] if isinstance(by, str) else by)]
 
     def _kept(self, where: Where) -> str:
-        for dimension in where:
-            self._known(dimension)
+        self.check(where)
         return self.condition(where)
 
     def _merged(self, parts: Parts) -> dict[str, str]:
