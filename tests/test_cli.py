@@ -88,7 +88,11 @@ def test_detect_says_when_there_is_nothing_new(replayed):
         (["incidents", "--store", "none.duckdb"], 1, "none.ledger.sqlite does not exist"),
         (["incidents", "--status", "broken"], 2, "there is no status 'broken'"),
         (["series", "conversio", "-s", "s.duckdb"], 2, "no metric 'conversio': did you mean 'conversion'?"),
-        (["series", "orders", "-w", "partnr=p1", "-s", "s.duckdb"], 2, "no dimension 'partnr': did you mean 'partner'?"),
+        (
+            ["series", "orders", "-w", "partnr=p1", "-s", "s.duckdb"],
+            2,
+            "no dimension 'partnr': did you mean 'partner'?",
+        ),
         (["series", "orders", "-w", "p1", "-s", "s.duckdb"], 2, "'p1' is not of the form K=V"),
         (["series", "orders", "--grain", "7s", "-s", "s.duckdb"], 2, "7s is not a multiple of 10s"),
         (["detect", "--at", "noon"], 2, "'noon' is not a time"),
