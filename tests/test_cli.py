@@ -156,7 +156,7 @@ def test_doctor_checks_everything_and_fails_on_what_is_missing(replayed, tmp_pat
     kmon("init", cwd=tmp_path)
     fine = kmon("doctor", "--format", "json", cwd=tmp_path)
     checks = {check["name"]: check for check in json.loads(fine.stdout)}
-    assert {"installation", "store", "ledger", "source", "sink console", "disk"} <= set(checks)
+    assert {"installation", "store", "ledger", "source", "sink console", "telemetry", "disk"} <= set(checks)
     assert checks["installation"]["ok"]
     text = (tmp_path / "kmon.yaml").read_text(encoding="utf-8").replace("use: compare", "use: nowhere:Detector")
     (tmp_path / "kmon.yaml").write_text(
