@@ -35,6 +35,7 @@ EVERY = 2.0
 PATIENCE = 4.0
 """Seconds after which a store that has not answered counts as away."""
 AWAY = "the store does not answer: is 'kmon up' running?"
+OUTDATED = "kmon.yaml has changed: open this page again to see it by the new one"
 FIRST = 1.5
 """Seconds that a new page waits for its data, so that it opens complete."""
 
@@ -127,6 +128,8 @@ class PartnerPage:
         """Take a view that is ready, say so where none comes, and ask for the next one when it is time."""
         if self._pending is not None and self._pending.done():
             view, self._pending = self._pending.result(), None
+            if view.outdated and pn.state.location is not None:
+                pn.state.location.reload = True  # the browser opens the page anew, by the other configuration
             if view.selection == self.selection:
                 self.view = view
                 self._draw()
@@ -210,6 +213,7 @@ class PartnerPage:
         view = self.view
         _set(self._head, parts.head(self._config, view, self._feed.partner, dt.datetime.now(dt.UTC)))
         problems = [view.problem if view.series else None, view.ledger_problem]
+        problems += [OUTDATED if view.outdated else None]
         notices = [*self.selection.notes, *(parts.sentence(p) for p in problems if p)]
         _set(self._notice, "".join(f'<div class="notice">{words.safe(n)}</div>' for n in notices))
         self._notice.visible = bool(notices)

@@ -132,6 +132,7 @@ class Fleet:
 
 def check_taken_over(store: Store, config: Config, metrics: Iterable[Metric], dimensions: Iterable[str]) -> None:
     """UsageError where the store lacks what these read: `config` was edited, and no owner has taken it over yet."""
+    store.refresh()
     measures = [part for metric in metrics for part in metric.parts if part is not None]
     for what, names, known in (
         ("dimension", dimensions, store.schema.dimensions),
@@ -170,7 +171,7 @@ def observe(
     row, slot = indexed["row"].to_numpy(), indexed["slot"].to_numpy()
     slots = sum(span.count for span in spans)
     values = {}
-    for measure in store.schema.measures:
+    for measure in (m for m in store.schema.measures if m in rows.columns):
         table = np.zeros((monitors.height, slots))
         table[row, slot] = indexed[measure].fill_null(0).to_numpy()
         values[measure] = table

@@ -107,7 +107,7 @@ class _Block:
         everything = store.measures({}, start, end, grain) if where else rows
         index = _index(rows, start, grain)
         values = {}
-        for measure in store.schema.measures:
+        for measure in rows.columns[1:]:
             dense = np.zeros(n)
             dense[index] = rows[measure].fill_null(0).to_numpy()
             values[measure] = dense

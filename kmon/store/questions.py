@@ -47,6 +47,10 @@ class Questions(ABC):
     def condition(self, where: Where) -> str:
         """`where` as a condition on numbered dimensions."""
 
+    @abstractmethod
+    def refresh(self) -> None:
+        """Take notice of a schema that a reload has changed."""
+
     # ---- over time ---------------------------------------------------------------------------------------------------
 
     def series(
@@ -265,6 +269,7 @@ class Questions(ABC):
 
     def parts(self, metric: str) -> Parts:
         """What a metric, or a measure taken as a count, is made of."""
+        self.refresh()
         if metric in self.schema.metrics:
             return self.schema.metrics[metric]
         if metric in self.schema.measures:
@@ -280,6 +285,7 @@ class Questions(ABC):
             self._known(dimension)
 
     def _known(self, dimension: str) -> str:
+        self.refresh()
         if dimension not in self.schema.dimensions:
             message = f"{dimension!r} is not a dimension; {nearest(dimension, self.schema.dimensions)}"
             raise UsageError(message)
