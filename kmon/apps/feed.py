@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 
 from kmon.apps import selection as choose
+from kmon.apps.samples import Samples, read
 from kmon.apps.selection import Selection
 from kmon.config import BUCKET, Config, load_config
 from kmon.detect import expected_measures
@@ -62,6 +63,8 @@ class View:
     problem: str | None = None
     """Why the data cannot be read, in words; the rest is then the last that could."""
     ledger_problem: str | None = None
+    samples: Samples | None = None
+    """The newest events of the selection's incident, if it has one."""
     outdated: bool = False
     """Whether kmon.yaml has changed since: another view has other metrics and dimensions."""
 
@@ -147,6 +150,8 @@ class Feed:
             unknown = tuple(d for d, v in selection.where.items() if store.number(d, v) is None)
             view = replace(view, unknown=unknown, offers=self._on_offer(store, watermark))
             view = replace(view, series={}, latest={}) if unknown else self._with_series(store, view, end)
+            incident = self.incident(selection.incident) if selection.incident else None
+            view = replace(view, samples=read(store, config, incident, watermark) if incident else None)
         return self._with_incidents(replace(view, watermark=watermark, end=end, read=True))
 
     def _with_series(self, store: Store, view: View, end: dt.datetime) -> View:

@@ -19,7 +19,7 @@ from typing import Any
 import panel as pn
 
 from kmon import environment
-from kmon.apps import here, parts, words
+from kmon.apps import here, parts, samples, words
 from kmon.apps.chart import Axis, MetricChart
 from kmon.apps.feed import Feed, View
 from kmon.apps.filters import Filters
@@ -86,10 +86,12 @@ class PartnerPage:
         self._head, self._notice, self._blank = parts.text(""), parts.text(""), parts.text("")
         self._grid = parts.cards(list(self._cards.values()))
         self._legend = parts.text(parts.LEGEND)
+        self._samples = parts.text("", css_classes=["panel"], visible=False)
         self._incidents = IncidentList(self.pick, self._went_to, **parts.styled("panel"), sizing_mode="stretch_width")
         self.filters = Filters(self._config, self.show, feed.partner, lambda: self.view.end)
         self.layout = parts.page(
-            self.filters.column, [self._head, self._notice, self._blank, self._grid, self._legend, self._incidents]
+            self.filters.column,
+            [self._head, self._notice, self._blank, self._grid, self._legend, self._samples, self._incidents],
         )
         self._beat: Any = None
 
@@ -156,6 +158,11 @@ class PartnerPage:
         """The HTML that stands in place of the charts; empty where they are shown."""
         return str(self._blank.object)
 
+    @property
+    def samples(self) -> str:
+        """The HTML of the incident's sample events; empty without an incident."""
+        return str(self._samples.object)
+
     def card(self, metric: str) -> str:
         """The HTML of a card's head."""
         return str(self._facts[metric].object)
@@ -205,6 +212,8 @@ class PartnerPage:
                 _set(self._facts[name], parts.facts(self._config, name, view))
         for name, card in self._cards.items():
             parts.choose(card, chosen=name == view.selection.metric)
+        _set(self._samples, samples.section(self._config, view.samples, view.watermark))
+        self._samples.visible = bool(self._samples.object)
         made = groups(self._config, view, chosen)
         if made != self._incidents.groups:
             self._incidents.groups = made

@@ -68,6 +68,8 @@ def test_clicking_an_incident_shows_its_scope_and_metric_first(page: Page, site:
     expect(page.locator(".pill")).to_have_text("1 open incident")
     expect(page.locator("a.row.selected")).to_have_count(1)
     expect(page).to_have_url(re.compile("metric=conversion&incident=inc_1"))
+    expect(page.locator(".samples tr")).to_have_count(11)
+    expect(page.locator(".samples")).to_contain_text("The newest of this incident's events, from 11:30 UTC")
     assert same_page(page)
 
 
