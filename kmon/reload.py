@@ -39,7 +39,8 @@ def check(new: Config, running: Config | None, stored: Schema) -> list[str]:
         check_fixed(new, running)
     wanted = Schema.of(new)
     wanted.change_sql(stored, new)
-    return wanted.changes(stored) + (_settings(new, running) if running is not None else [])
+    changes = wanted.changes(stored)
+    return changes if running is None else [*changes, *_rereadings(new, running), *_settings(new, running)]
 
 
 def check_fixed(new: Config, running: Config) -> None:
@@ -48,6 +49,23 @@ def check_fixed(new: Config, running: Config) -> None:
         if getattr(new, key) != getattr(running, key):
             message = "cannot change while kmon runs: put it back, or stop kmon and start it again"
             raise error_at(new.path, (key,), message)
+
+
+def _rereadings(new: Config, old: Config) -> list[str]:
+    """The fields that are read otherwise from now on, which history cannot know: it stays as it was counted.
+
+    No reason to refuse it: a producer that moves a field goes on with the same history.
+    """
+    found = []
+    for name, field in new.events.fields.items():
+        before = old.events.fields.get(name, field)
+        for key, now, then in (
+            ("path", field.path or name, before.path or name),
+            ("type", field.type, before.type),
+        ):
+            if now != then:
+                found.append(f"field {name} has the {key} {now} instead of {then} (history stays as it was counted)")
+    return found
 
 
 def _settings(new: Config, old: Config) -> list[str]:
