@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Iterable, Sequence
 
 from kmon.config import BUCKET, Config, parse_duration, show_duration
+from kmon.config.words import nearest
 from kmon.errors import UsageError
 
 FIRST_YEAR, LAST_YEAR = 1971, 9000
@@ -62,6 +63,6 @@ def known(kind: str, name: str, names: Iterable[str]) -> str:
     """`name`, which must be one of `names`."""
     names = list(names)
     if name not in names:
-        message = f"there is no {kind} {name!r}: there is {', '.join(sorted(names)) or 'none'}"
+        message = f"there is no {kind} {name!r}: {nearest(name, names)}"
         raise UsageError(message)
     return name

@@ -37,6 +37,7 @@ def examine(config: Config, store: str | None = None) -> Iterator[Check]:
         ("partners", lambda: _partners(config)),
         ("store server", lambda: _store_port(config)),
         ("page server", lambda: _page_port(config)),
+        ("telemetry", lambda: _telemetry_port(config)),
         ("disk", lambda: _disk(config)),
     ]
     for name, check in checks:
@@ -146,6 +147,24 @@ def _page_port(config: Config) -> str:
         if not _is_running(config):
             raise
         return f"port {config.apps.port} is in use, as it is while kmon is running"
+
+
+def _telemetry_port(config: Config) -> str:
+    from kmon.apps.serve import bind
+
+    address = config.telemetry
+    if address is None:
+        return "not asked for: Prometheus is told nothing"
+    try:
+        return f"port {bind(address.host, address.port)} is free"
+    except OSError as error:
+        if _is_running(config):
+            return f"port {address.port} is in use, as it is while kmon is running"
+        message = (
+            f"kmon's own metrics cannot be served on {address.host}:{address.port} ({error.strerror}):"
+            " stop what runs there, or choose another telemetry.port in kmon.yaml"
+        )
+        raise KmonError(message) from error
 
 
 def _is_running(config: Config) -> bool:

@@ -1,7 +1,7 @@
 """Who owns the store: the owner writes its name into the store, and whoever reads the store is told by a live one.
 
 There is no pid file that could be stale: where nobody answers, nobody owns it, and a new owner writes its own name
-before it answers. A second process that wants to own it waits here.
+before it answers. A second process that wants to own it waits in `standby`.
 """
 
 from __future__ import annotations
@@ -10,21 +10,15 @@ import dataclasses
 import json
 import os
 import socket
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from kmon.config import Config
-from kmon.errors import StoreBusyError, StoreError
+from kmon.errors import StoreError
 from kmon.store import EmbeddedStore, RemoteStore, Store, token_for
 from kmon.store.schema import Schema
 
 KEY = "owner"
-EVERY = 0.25
-"""Seconds between two attempts of a standby."""
-log = structlog.get_logger("kmon")
 
 
 @dataclass(frozen=True)
@@ -94,27 +88,3 @@ class Telephone:
         if self._line is not None:
             self._line.close()
             self._line = None
-
-
-def own(path: str, config: Config, stop: threading.Event, *, standby: bool = False) -> EmbeddedStore | None:
-    """Open the store to own it; StoreBusyError where another process does.
-
-    A `standby` waits until that one has ended, however it ends: the lock on the file goes with it. None where `stop`
-    is set before.
-    """
-    waiting = False
-    while True:
-        try:
-            store = EmbeddedStore(path, config)
-        except StoreBusyError as busy:
-            if not standby:
-                raise
-            if not waiting:
-                log.warning("standing by until the store is free", store=path, owner=busy.pid)
-            waiting = True
-        else:
-            if waiting:
-                log.warning("took over the store", store=path)
-            return store
-        if stop.wait(EVERY):
-            return None

@@ -22,10 +22,11 @@ import structlog
 from kmon.config import Config, KafkaSource, SimulatorSource
 from kmon.errors import KmonError
 from kmon.ingest import Ingestion, Progress
-from kmon.owner import Owner, own
+from kmon.owner import Owner
 from kmon.reload import reread, take_over
 from kmon.sources import Source
 from kmon.sources.files import FilesSource
+from kmon.standby import own
 from kmon.store import SCHEME, EmbeddedStore, Store, open_for_reading, serving, token_for
 from kmon.store.readers import Readers
 from kmon.telemetry import exposing
@@ -84,7 +85,8 @@ def run_source(
     opened = own(path, config, stop, standby=standby)
     if opened is None:
         return done
-    with opened as owned:
+    owned, config = opened
+    with owned:
         owner = Owner.this(config)
         owner.write(owned)  # before it answers: who is answered must not hear of an earlier one
         with _serve(config, owned, path) as readers, exposing(config, owned, readers) as meters:

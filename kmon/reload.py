@@ -11,13 +11,14 @@ import os
 import signal
 import socket
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
-from kmon.config import Config, error_at, load_config
+from kmon.config import Config, copy_config, error_at, load_config
 from kmon.errors import ConfigError, KmonError, StoreBusyError
 from kmon.owner import Owner, Telephone
 from kmon.store import EmbeddedStore
@@ -35,13 +36,36 @@ PATIENCE = 60.0
 def check(new: Config, running: Config | None, stored: Schema) -> list[str]:
     """What would change, in words; ConfigError where that cannot be done while kmon runs, or not at all."""
     if running is not None:
-        for key in FIXED:
-            if getattr(new, key) != getattr(running, key):
-                message = "cannot change while kmon runs: put it back, or stop kmon and start it again"
-                raise error_at(new.path, (key,), message)
+        check_fixed(new, running)
     wanted = Schema.of(new)
     wanted.change_sql(stored, new)
-    return wanted.changes(stored) + (_settings(new, running) if running is not None else [])
+    changes = wanted.changes(stored)
+    return changes if running is None else [*changes, *_rereadings(new, running), *_settings(new, running)]
+
+
+def check_fixed(new: Config, running: Config) -> None:
+    """ConfigError where a key differs that cannot change while kmon runs."""
+    for key in FIXED:
+        if getattr(new, key) != getattr(running, key):
+            message = "cannot change while kmon runs: put it back, or stop kmon and start it again"
+            raise error_at(new.path, (key,), message)
+
+
+def _rereadings(new: Config, old: Config) -> list[str]:
+    """The fields that are read otherwise from now on, which history cannot know: it stays as it was counted.
+
+    No reason to refuse it: a producer that moves a field goes on with the same history.
+    """
+    found = []
+    for name, field in new.events.fields.items():
+        before = old.events.fields.get(name, field)
+        for key, now, then in (
+            ("path", field.path or name, before.path or name),
+            ("type", field.type, before.type),
+        ):
+            if now != then:
+                found.append(f"field {name} has the {key} {now} instead of {then} (history stays as it was counted)")
+    return found
 
 
 def _settings(new: Config, old: Config) -> list[str]:
@@ -69,6 +93,23 @@ def take_over(config: Config, owner: Owner, store: EmbeddedStore) -> tuple[Confi
     owner = replace(owner, turn=turn, digest=new.digest, asked=new.digest, refused="", changes=changes)
     owner.write(store)
     return new, owner
+
+
+@contextmanager
+def draft(config: Config) -> Iterator[Config]:
+    """The file as it is now, for a block that decides on it; ConfigError where it is bad.
+
+    Where `config` goes by a copy, a new one takes its place when the block ends well.
+    """
+    if config.copied is None:
+        yield load_config(config.path)
+        return
+    copy = config.copied.with_suffix(".new")
+    try:
+        yield copy_config(config.path, copy).model_copy(update={"copied": config.copied})
+        copy.replace(config.copied)
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def reread(config: Config) -> Config:

@@ -22,7 +22,7 @@ from kmon.apps.serve import free_port
 from kmon.config import Config, copy_config, load_config
 from kmon.errors import KmonError
 from kmon.owner import Owner, Telephone
-from kmon.reload import check
+from kmon.reload import check, draft
 from kmon.store import check_address, token_for
 
 log = structlog.get_logger("kmon")
@@ -109,6 +109,7 @@ class Supervisor:
                 raise KmonError(message)
             self._keep(source)
             if self._is_ours(telephone.owner()):
+                self._config = load_config(self._config.file)  # a standby's source copies it anew when it takes over
                 return True
             if not self._standby and time.monotonic() - began > PATIENCE:
                 message = f"the store did not answer at {self._config.serve} within {PATIENCE:.0f} s"
@@ -141,18 +142,15 @@ class Supervisor:
         """Have all parts take over kmon.yaml as it is now, the source first; a bad one changes nothing."""
         before, owner, stored = self._config, telephone.owner(), telephone.schema()
         copy = before.file
-        candidate = copy.with_suffix(".new")
+        kept = copy.read_text(encoding="utf-8")
         try:
-            new = copy_config(before.path, candidate)
-            if owner is not None and stored is not None:
-                check(new, before, stored)
-            kept = copy.read_text(encoding="utf-8")
-            candidate.replace(copy)
-            self._config = load_config(copy)
+            with draft(before) as new:
+                if owner is not None and stored is not None:
+                    check(new, before, stored)
         except KmonError as error:
-            candidate.unlink(missing_ok=True)
             log.error("kmon.yaml was not taken over", reason=str(error))
             return
+        self._config = new
         if self._source.process is None or owner is None:
             return  # it is being restarted, and begins with the new one
         self._source.process.send_signal(signal.SIGHUP)

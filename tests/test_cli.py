@@ -87,8 +87,12 @@ def test_detect_says_when_there_is_nothing_new(replayed):
         (["incidents", "--config", "nowhere.yaml"], 2, "nowhere.yaml does not exist: create one with 'kmon init'"),
         (["incidents", "--store", "none.duckdb"], 1, "none.ledger.sqlite does not exist"),
         (["incidents", "--status", "broken"], 2, "there is no status 'broken'"),
-        (["series", "conversio", "-s", "s.duckdb"], 2, "there is no metric 'conversio'"),
-        (["series", "orders", "-w", "partnr=p1", "-s", "s.duckdb"], 2, "there is no dimension 'partnr'"),
+        (["series", "conversio", "-s", "s.duckdb"], 2, "no metric 'conversio': did you mean 'conversion'?"),
+        (
+            ["series", "orders", "-w", "partnr=p1", "-s", "s.duckdb"],
+            2,
+            "no dimension 'partnr': did you mean 'partner'?",
+        ),
         (["series", "orders", "-w", "p1", "-s", "s.duckdb"], 2, "'p1' is not of the form K=V"),
         (["series", "orders", "--grain", "7s", "-s", "s.duckdb"], 2, "7s is not a multiple of 10s"),
         (["detect", "--at", "noon"], 2, "'noon' is not a time"),
@@ -101,7 +105,7 @@ def test_detect_says_when_there_is_nothing_new(replayed):
         (["replay", "missing.ndjson", "-s", "s.duckdb"], 1, "missing.ndjson does not exist"),
         (["ingest", "kmon.yaml", "-s", "s.duckdb"], 1, "is of no known kind"),
         (["replay", "events.ndjson", "-s", "/proc/none/s.duckdb"], 1, "/proc/none/s.duckdb cannot be opened"),
-        (["jobs", "run", "nope"], 2, "there is no job 'nope': there is detect"),
+        (["jobs", "run", "nope"], 2, "there is no job 'nope': it is one of detect"),
         (["simulate", "--out", "x", "--partners", "0"], 2, "'--partners'"),
         (["init", "--example", "nope"], 2, "there is no example 'nope': there is online_retail"),
     ],
@@ -152,7 +156,7 @@ def test_doctor_checks_everything_and_fails_on_what_is_missing(replayed, tmp_pat
     kmon("init", cwd=tmp_path)
     fine = kmon("doctor", "--format", "json", cwd=tmp_path)
     checks = {check["name"]: check for check in json.loads(fine.stdout)}
-    assert {"installation", "store", "ledger", "source", "sink console", "disk"} <= set(checks)
+    assert {"installation", "store", "ledger", "source", "sink console", "telemetry", "disk"} <= set(checks)
     assert checks["installation"]["ok"]
     text = (tmp_path / "kmon.yaml").read_text(encoding="utf-8").replace("use: compare", "use: nowhere:Detector")
     (tmp_path / "kmon.yaml").write_text(

@@ -12,6 +12,7 @@ from kmon.config import (
     Config,
     Model,
     columns_of,
+    equalities,
     load_config,
     merge_function,
     parse_duration,
@@ -214,3 +215,24 @@ def test_the_false_discovery_rate_of_a_sweep(write, every, alerts, fdr):
 )  # fmt: skip
 def test_how_people_reach_the_pages(write, apps, url):
     assert load_config(write(BASE + f"apps: {apps}\n")).apps.base_url == url
+
+
+@pytest.mark.parametrize(
+    ("expression", "told"),
+    [
+        ("count(*) FILTER (status = 'error')", {"status": ("error",)}),
+        ("count(*) FILTER (kind = 'a' AND status IN ('x', 'y'))", {"kind": ("a",), "status": ("x", "y")}),
+        ("count(*)", {}),
+        ("count(*) FILTER (ok)", {}),
+        ("count(*) FILTER (status <> 'ok')", {}),
+        ("count(*) FILTER (status = 'a' OR kind = 'b')", {}),
+        ("count(*) FILTER (status = 'a' AND n > 5)", {}),
+        ("count(*) FILTER (code = 5)", {}),
+        ("count(*) FILTER (a = 'x' AND a = 'y')", {}),
+        ("count(*) FILTER (status = other)", {}),
+        ("count(*) FILTER (status IN ('a', other))", {}),
+        ("count(*) FILTER (status NOT IN ('a'))", {}),
+    ],
+)
+def test_what_a_measure_says_of_its_events(expression, told):
+    assert equalities(expression) == told

@@ -11,33 +11,87 @@ from kmon.errors import ConfigError
 from kmon.events import Decoder
 from kmon.sources import RawBatch
 
-IPHONE = (
-    "Mozilla/5.0 (iPhone; CPU iPhone OS 17_4 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko)"
-    " Version/17.4 Mobile/15E148 Safari/604.1"
-)
-EDGE = (
-    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/124.0.0.0 Safari/537.36"
-    " Edg/124.0.0.0"
-)
+
+def webkit(system, rest, version="537.36"):
+    """A user agent of a browser on WebKit or Blink."""
+    return f"Mozilla/5.0 ({system}) AppleWebKit/{version} (KHTML, like Gecko) {rest}"
+
+
+def iphone(rest):
+    return webkit("iPhone; CPU iPhone OS 17_5 like Mac OS X", rest, "605.1.15")
+
+
+def android(rest, system="Linux; Android 10; K"):
+    return webkit(system, rest)
+
+
+WINDOWS, MAC = "Windows NT 10.0; Win64; x64", "Macintosh; Intel Mac OS X 10_15_7"
+PHONE = "Linux; Android 14; SM-S921B Build/UP1A.231005.007; wv"
+CHROME, MOBILE = "Chrome/126.0.0.0 Safari/537.36", "Chrome/126.0.0.0 Mobile Safari/537.36"
+WEBVIEW = "Version/4.0 Chrome/126.0.6478.50 Mobile Safari/537.36"
+IPHONE, EDGE = iphone("Version/17.5 Mobile/15E148 Safari/604.1"), webkit(WINDOWS, f"{CHROME} Edg/126.0.0.0")
 AGENTS = [
-    (IPHONE, ("safari", "mobile")),
-    (IPHONE.replace("iPhone;", "iPad;").replace("CPU iPhone OS", "CPU OS"), ("safari", "tablet")),
-    (EDGE, ("edge", "desktop")),
-    ("Mozilla/5.0 (Linux; Android 14; SM-X710) AppleWebKit/537.36 Chrome/124.0 Safari/537.36", ("chrome", "tablet")),
+    (webkit(WINDOWS, CHROME), "chrome", "desktop"),  # Brave says the same
+    (webkit(MAC, CHROME), "chrome", "desktop"),
+    (webkit("X11; Linux x86_64", CHROME), "chrome", "desktop"),
+    (webkit("X11; CrOS x86_64 14541.0.0", CHROME), "chrome", "desktop"),
+    (android(MOBILE), "chrome", "mobile"),
+    (android(CHROME), "chrome", "tablet"),
+    (iphone("CriOS/126.0.6478.35 Mobile/15E148 Safari/604.1"), "chrome", "mobile"),
+    (webkit(MAC, "Version/17.5 Safari/605.1.15", "605.1.15"), "safari", "desktop"),
+    (IPHONE, "safari", "mobile"),
+    (IPHONE.replace("iPhone;", "iPad;").replace("CPU iPhone OS", "CPU OS"), "safari", "tablet"),
+    (f"Mozilla/5.0 ({WINDOWS}; rv:127.0) Gecko/20100101 Firefox/127.0", "firefox", "desktop"),
+    ("Mozilla/5.0 (Android 14; Mobile; rv:127.0) Gecko/127.0 Firefox/127.0", "firefox", "mobile"),
+    ("Mozilla/5.0 (Android 14; Tablet; rv:127.0) Gecko/127.0 Firefox/127.0", "firefox", "tablet"),
+    (iphone("FxiOS/127.0 Mobile/15E148 Safari/605.1.15"), "firefox", "mobile"),
+    (EDGE, "edge", "desktop"),
+    (android(f"{MOBILE} EdgA/126.0.0.0"), "edge", "mobile"),
+    (iphone("Version/17.0 EdgiOS/126.0.2592.56 Mobile/15E148 Safari/605.1.15"), "edge", "mobile"),
+    (android("SamsungBrowser/25.0 Chrome/121.0.0.0 Mobile Safari/537.36"), "samsung", "mobile"),
+    (webkit(WINDOWS, f"{CHROME} OPR/111.0.0.0"), "opera", "desktop"),
+    (android(f"{MOBILE} OPR/82.0.0.0"), "opera", "mobile"),
     (
-        "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36 Chrome/124.0 Mobile Safari/537.36",
-        ("chrome", "mobile"),
+        "Opera/9.80 (J2ME/MIDP; Opera Mini/9.80 (S60; SymbOS; Opera Mobi/23.348; U; en) Presto/2.5.25 Version/10.54",
+        "opera mini",
+        "mobile",
     ),
-    ("Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)", ("googlebot", "bot")),
-    ("curl/8.0", ("curl", "desktop")),
-    ("'; DROP TABLE x; -- \x00🛒", ("other", "desktop")),
-    ("", ("other", "desktop")),
+    (iphone("Mobile/15E148 [FBAN/FBIOS;FBAV/468.0.0.36.108;FBDV/iPhone14,5;FBMD/iPhone]"), "facebook", "mobile"),
+    (android(f"{WEBVIEW} [FB_IAB/FB4A;FBAV/468.0.0.54.84;]", PHONE), "facebook", "mobile"),
+    (iphone("Mobile/15E148 Instagram 335.0.8.27.93 (iPhone14,5; iOS 17_5; sv_SE)"), "instagram", "mobile"),
+    (android(f"{WEBVIEW} Instagram 336.0.0.35.90 Android (34/14; 480dpi)", PHONE), "instagram", "mobile"),
+    (iphone("Mobile/15E148 MicroMessenger/8.0.49(0x18003137) NetType/WIFI"), "wechat", "mobile"),
+    (iphone("Mobile/15E148 musical_ly_35.1.0 BytedanceWebview/d8a21c6"), "tiktok", "mobile"),
+    (iphone("GSA/323.0.645994522 Mobile/15E148 Safari/604.1"), "google", "mobile"),
+    (android(WEBVIEW, PHONE), "chrome webview", "mobile"),
+    (iphone("Mobile/15E148"), "safari", "mobile"),  # a page inside some app
+    (android("Chrome/126.0.0.0 Mobile DuckDuckGo/5 Safari/537.36"), "duckduckgo", "mobile"),
+    (webkit(MAC, "Version/17.5 Safari/605.1.15 Ddg/17.5", "605.1.15"), "duckduckgo", "desktop"),
+    (android("Version/4.0 Chrome/100.0.4896.58 UCBrowser/13.4.0.1306 Mobile Safari/537.36"), "uc browser", "mobile"),
+    (android("Silk/124.3.1 like Chrome/124.0.0.0 Safari/537.36", "Linux; Android 11; KFTRWI"), "silk", "tablet"),
+    (android(WEBVIEW, "Linux; Android 9; AFTKA Build/PS7633.3445N; wv"), "chrome webview", "tv"),
+    (webkit("Linux; Tizen 6.5; SMART-TV", "SamsungBrowser/2.2 Chrome/85 TV Safari/537.36"), "samsung", "tv"),
+    (webkit("Web0S; Linux/SmartTV", f"{CHROME} WebAppManager"), "chrome", "tv"),
+    (android(CHROME, "Linux; Android 12; BRAVIA 4K VH2 Build/STT2.230203.001"), "chrome", "tv"),
+    (webkit("PlayStation; PlayStation 5/8.00", "Version/15.4 Safari/605.1.15", "605.1.15"), "safari", "console"),
+    (webkit(f"{WINDOWS}; Xbox; Xbox One", f"{CHROME} Edge/44.18363.8131"), "edge", "console"),
+    ("Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)", "googlebot", "bot"),
+    (android(f"{MOBILE} (compatible; Googlebot/2.1; +http://www.google.com/bot.html)"), "googlebot", "bot"),
+    ("Mozilla/5.0 (compatible; bingbot/2.0; +http://www.bing.com/bingbot.htm)", "bingbot", "bot"),
+    (webkit(MAC, f"Headless{CHROME}"), "headlesschrome", "bot"),
+    ("curl/8.7.1", "curl", "bot"),
+    ("python-requests/2.32.3", "python requests", "bot"),
+    ("okhttp/4.12.0", "okhttp", "mobile"),  # an app on Android
+    ("Dalvik/2.1.0 (Linux; U; Android 14; SM-S921B Build/UP1A.231005.007)", "android", "mobile"),
+    ("Klarna/24.20 (iPhone; iOS 17.5) CFNetwork/1496.0.7 Darwin/23.5.0", "cfnetwork", "mobile"),
+    ("'; DROP TABLE x; -- \x00🛒", "other", "other"),
+    ("", "other", "other"),
 ]
 
 
-@pytest.mark.parametrize(("agent", "expected"), AGENTS)
-def test_browser_and_device(agent, expected):
-    assert browser_and_device(agent) == expected
+@pytest.mark.parametrize(("agent", "browser", "device"), AGENTS)
+def test_browser_and_device(agent, browser, device):
+    assert browser_and_device(agent) == (browser, device)
 
 
 def events(**columns):

@@ -4,6 +4,7 @@ import datetime as dt
 import io
 import itertools
 import json
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from kmon.config import Config, load_config
 from kmon.errors import ConfigError
 from kmon.events import KEEP, RECORD, Decoder
 from kmon.sources import Move, RawBatch
+from kmon.sources.files import FilesSource
 from kmon.store import DeadLetter
 from tests.conftest import EVIL, TEMPLATE, T
 
@@ -244,6 +246,51 @@ def test_a_path_through_another_field_is_refused(tmp_path):
         decoder(config)
 
 
+@pytest.mark.parametrize("part", ["[]", "[1]", '[{"city": {}}]', '""', "5", "true", '{"city": []}', '{"city": ""}'])
+def test_a_parent_that_is_no_object_spoils_only_its_own_record(tmp_path, part):
+    config = shop(tmp_path, "ts: {type: time}, shop: {path: geo.city.name}, n: {type: integer, path: geo.city.n}")
+    records = [f'{{"ts": "2026-03-02T12:00:00Z", "geo": {geo}}}' for geo in ('{"city": {"name": "a"}}', part, "null")]
+    done = feed(decoder(config), raw([record.encode() for record in records]))
+    assert done.events["shop"].to_list() == ["a", None]
+    assert [(x.position, x.reason.endswith(", not an object")) for x in done.dead_letters] == [(1, True)]
+
+
+COLUMNS = [
+    ({"geo.city.name": ["Umea", None]}, ["Umea", None], None),
+    ({"geo": [{"city": {"name": "Umea"}}, {"city": None}]}, ["Umea", None], None),
+    ({"geo": [{"city": {"name": "Umea"}}, None]}, ["Umea", None], None),
+    ({"geo": [{"city": {"name": 5}}, {"city": {"name": None}}]}, ["5", None], None),
+    ({"geo": [{"city": {"zip": "1"}}, None]}, [None, None], None),
+    ({"geo": [{"town": "Umea"}, None]}, [None, None], None),
+    ({"geo": [None, None]}, [None, None], None),
+    ({"other": [1, 2]}, [None, None], None),
+    ({"geo": ["Umea", None]}, [None], "wrong type: geo is not an object"),
+    ({"geo": [5, None]}, [None], "wrong type: geo is not an object"),
+    ({"geo": [[{"city": {"name": "Umea"}}], None]}, [None], "wrong type: geo is not an object"),
+    ({"geo": [{"city": "Umea"}, {"city": None}]}, [None], "wrong type: geo.city is not an object"),
+    ({"geo": [{"city": ["Umea"]}, None]}, [None], "wrong type: geo.city is not an object"),
+    ({"geo": [{"city": {"name": ["Umea"]}}, None]}, [None], "wrong type: shop is not a string"),
+    ({"geo": [{"city": {"name": {"en": "Umea"}}}, None]}, [None], "wrong type: shop is not a string"),
+]
+
+
+FLAT = [case for case in COLUMNS if not any(isinstance(x, dict | list) for x in next(iter(case[0].values())))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "expected", "reason"), [*(("parquet", *case) for case in COLUMNS), *(("csv", *c) for c in FLAT)]
+)
+def test_paths_into_columns(tmp_path, kind, columns, expected, reason):
+    config = shop(tmp_path, "ts: {type: time}, shop: {path: geo.city.name}")
+    table = pl.DataFrame({"ts": ["2026-03-02T12:00:00Z"] * 2, **columns})
+    path = tmp_path / f"events.{kind}"
+    getattr(table, f"write_{kind}")(path)
+    (batch,) = FilesSource([path]).read({}, threading.Event())
+    done = feed(decoder(config), batch)
+    assert done.events["shop"].to_list() == expected
+    assert [(x.position, x.reason) for x in done.dead_letters] == ([(0, reason)] if reason else [])
+
+
 CELLS = [
     ("integer", ["5", "-7", "x", "5.5", ""], [5, -7, "x", "x", None]),
     ("number", ["5", "1e3", "nan", "inf", "1,5"], [5.0, 1000.0, "x", "x", "x"]),
@@ -272,8 +319,11 @@ def test_cells_of_tables(tmp_path, kind, given, expected):
 
 def test_a_rejected_row_of_a_table_is_kept_as_json():
     rows = {"ts": ["2026-03-02T12:00:00", "x"], "operation": ["order", "a\u2028b"], "amount": ["1", "two\x85"]}
-    done = feed(decoder(), RawBatch.consecutive("f", 0, 3, pl.DataFrame(rows), 2))
-    assert [(x.position, json.loads(x.raw)["amount"]) for x in done.dead_letters] == [(4, "two\x85")]
+    table = pl.DataFrame({**rows, "items": [[], [{"sku": "a"}]]})
+    done = feed(decoder(), RawBatch.consecutive("f", 0, 3, table, 2))
+    (letter,) = done.dead_letters
+    kept = json.loads(letter.raw)
+    assert (letter.position, kept["amount"], kept["items"]) == (4, "two\x85", [{"sku": "a"}])
 
 
 def test_long_rows_and_missing_columns_of_tables():

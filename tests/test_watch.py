@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from kmon.config import Config
-from kmon.detect import expected_series, observe
+from kmon.detect import expected_measures, expected_series, observe
 from kmon.errors import LedgerError, UsageError
 from kmon.ledger import Incident, Ledger
 from kmon.store import EmbeddedStore
@@ -149,6 +149,17 @@ def test_one_look_by_itself(tmp_path: Path, at: str | None, judged: dt.datetime 
         assert str(outcome) == "not judged: the data is complete only up to 2026-01-10 12:00:30 UTC"
 
 
+def test_each_look_reads_the_partner_reference_as_it_is(tmp_path: Path) -> None:
+    """As the scheduled notebook looks, in a kernel that stays warm."""
+    settings = filled(tmp_path).model_copy(update={"partners": "partners.csv"})
+    channels = []
+    for ago, channel in ((1, "#first"), (0, "#second")):
+        (tmp_path / "partners.csv").write_text(f"partner,slack_channel\np1,{channel}\n", encoding="utf-8")
+        (incident,) = run(settings, at=AT - ago * MINUTE).incidents
+        channels.append(incident.channel)
+    assert channels == ["#first", "#second"]
+
+
 def test_a_time_needs_a_zone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no time zone"):
         run(filled(tmp_path), at="2026-01-10T12:00:00")
@@ -240,5 +251,5 @@ def test_an_incident_in_a_dimension_that_was_forgotten_hurts_nothing(look: Look,
         assert outcome.sweep is not None
         assert incident.id not in {d.incident.id for d in outcome.decisions if d.action == "resolved"}
         masks = ledger.overlapping(AT - MINUTE, AT)
-        told = expected_series(store, fewer, incident.metric, incident.scope, AT - 20 * MINUTE, AT, masks=masks)
+        (told,) = expected_measures(store, fewer, [incident.metric], incident.scope, AT - 20 * MINUTE, AT, masks=masks)
         assert told.height == 20

@@ -64,7 +64,7 @@ def series_for(incident: Incident, store: Store, config: Config, *, masks: Seque
     Columns as `kmon.detect.expected_series` returns them. Minutes inside `masks` (known incidents) and inside
     `incident` itself are no references.
     """
-    from kmon.detect import expected_series
+    from kmon.detect import expected_measures
 
     quarter = 15 * MINUTE
     grain = incident.window
@@ -78,7 +78,7 @@ def series_for(incident: Incident, store: Store, config: Config, *, masks: Seque
     end = incident.detected_at + (end - incident.detected_at) // grain * grain  # buckets end here: all are complete
     start = end + (incident.started_at - before - end) // grain * grain
     known = [*masks, incident]
-    return expected_series(store, config, incident.metric, incident.scope, start, end, grain=grain, masks=known)
+    return expected_measures(store, config, [incident.metric], incident.scope, start, end, grain=grain, masks=known)[0]
 
 
 def _floor(at: dt.datetime, grain: dt.timedelta) -> dt.datetime:

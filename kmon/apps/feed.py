@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 
 from kmon.apps import selection as choose
+from kmon.apps.samples import Samples, read
 from kmon.apps.selection import Selection
-from kmon.config import BUCKET, Config
+from kmon.config import BUCKET, Config, load_config
 from kmon.detect import expected_measures
-from kmon.errors import KmonError, StoreError
+from kmon.errors import ConfigError, KmonError, StoreError
 from kmon.ledger import Incident, Ledger, open_ledger
 from kmon.partners import Partner, Partners
 from kmon.store import EmbeddedStore, Store, open_for_reading
@@ -62,6 +63,10 @@ class View:
     problem: str | None = None
     """Why the data cannot be read, in words; the rest is then the last that could."""
     ledger_problem: str | None = None
+    samples: Samples | None = None
+    """The newest events of the selection's incident, if it has one."""
+    outdated: bool = False
+    """Whether kmon.yaml has changed since: another view has other metrics and dimensions."""
 
     @property
     def firing(self) -> list[Incident]:
@@ -90,10 +95,12 @@ class Feed:
         self._offers: tuple[float, dict[str, tuple[str, ...]]] | None = None
         self._lock = threading.Lock()
         self._partners: Partners | None = None
+        self._judged: tuple[int, bool] = 0, False
 
     def view(self, selection: Selection, last: View | None = None) -> View:
         """What `selection` shows now; `last`, the view before, saves reading what has not changed."""
         view = last if last and last.selection == selection else View(selection)
+        view = replace(view, outdated=self._is_outdated())
         offers = last.offers if last else {}
         try:
             with self._reading() as store:
@@ -121,16 +128,30 @@ class Feed:
                 self._partners = self._partners or Partners.load(None)
             return self._partners.get(value)
 
+    def _is_outdated(self) -> bool:
+        """Whether the configuration's file is another one now; one that is broken is none yet."""
+        try:
+            version = self.config.file.stat().st_mtime_ns
+            if version != self._judged[0]:
+                self._judged = version, load_config(self.config.file).digest != self.config.digest
+        except OSError:  # it is being replaced
+            pass
+        except ConfigError:
+            self._judged = version, False
+        return self._judged[1]
+
     def _read(self, store: Store, view: View) -> View:
         config, selection = self.config, view.selection
         watermark = store.watermark(config.events.lateness, config.events.idle)
         if watermark is None:
-            return self._with_incidents(View(selection, offers=view.offers, read=True))
+            return self._with_incidents(View(selection, offers=view.offers, read=True, outdated=view.outdated))
         end = _floor(selection.end(watermark), BUCKET)
         if view.end != end:  # nothing complete is new otherwise
             unknown = tuple(d for d, v in selection.where.items() if store.number(d, v) is None)
             view = replace(view, unknown=unknown, offers=self._on_offer(store, watermark))
             view = replace(view, series={}, latest={}) if unknown else self._with_series(store, view, end)
+            incident = self.incident(selection.incident) if selection.incident else None
+            view = replace(view, samples=read(store, config, incident, watermark) if incident else None)
         return self._with_incidents(replace(view, watermark=watermark, end=end, read=True))
 
     def _with_series(self, store: Store, view: View, end: dt.datetime) -> View:

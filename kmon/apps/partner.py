@@ -19,7 +19,7 @@ from typing import Any
 import panel as pn
 
 from kmon import environment
-from kmon.apps import here, parts, words
+from kmon.apps import here, parts, samples, words
 from kmon.apps.chart import Axis, MetricChart
 from kmon.apps.feed import Feed, View
 from kmon.apps.filters import Filters
@@ -35,6 +35,7 @@ EVERY = 2.0
 PATIENCE = 4.0
 """Seconds after which a store that has not answered counts as away."""
 AWAY = "the store does not answer: is 'kmon up' running?"
+OUTDATED = "kmon.yaml has changed: open this page again to see it by the new one"
 FIRST = 1.5
 """Seconds that a new page waits for its data, so that it opens complete."""
 
@@ -85,10 +86,12 @@ class PartnerPage:
         self._head, self._notice, self._blank = parts.text(""), parts.text(""), parts.text("")
         self._grid = parts.cards(list(self._cards.values()))
         self._legend = parts.text(parts.LEGEND)
+        self._samples = parts.text("", css_classes=["panel"], visible=False)
         self._incidents = IncidentList(self.pick, self._went_to, **parts.styled("panel"), sizing_mode="stretch_width")
         self.filters = Filters(self._config, self.show, feed.partner, lambda: self.view.end)
         self.layout = parts.page(
-            self.filters.column, [self._head, self._notice, self._blank, self._grid, self._legend, self._incidents]
+            self.filters.column,
+            [self._head, self._notice, self._blank, self._grid, self._legend, self._samples, self._incidents],
         )
         self._beat: Any = None
 
@@ -127,6 +130,8 @@ class PartnerPage:
         """Take a view that is ready, say so where none comes, and ask for the next one when it is time."""
         if self._pending is not None and self._pending.done():
             view, self._pending = self._pending.result(), None
+            if view.outdated and pn.state.location is not None:
+                pn.state.location.reload = True  # the browser opens the page anew, by the other configuration
             if view.selection == self.selection:
                 self.view = view
                 self._draw()
@@ -152,6 +157,11 @@ class PartnerPage:
     def blank(self) -> str:
         """The HTML that stands in place of the charts; empty where they are shown."""
         return str(self._blank.object)
+
+    @property
+    def samples(self) -> str:
+        """The HTML of the incident's sample events; empty without an incident."""
+        return str(self._samples.object)
 
     def card(self, metric: str) -> str:
         """The HTML of a card's head."""
@@ -202,6 +212,8 @@ class PartnerPage:
                 _set(self._facts[name], parts.facts(self._config, name, view))
         for name, card in self._cards.items():
             parts.choose(card, chosen=name == view.selection.metric)
+        _set(self._samples, samples.section(self._config, view.samples, view.watermark))
+        self._samples.visible = bool(self._samples.object)
         made = groups(self._config, view, chosen)
         if made != self._incidents.groups:
             self._incidents.groups = made
@@ -210,6 +222,7 @@ class PartnerPage:
         view = self.view
         _set(self._head, parts.head(self._config, view, self._feed.partner, dt.datetime.now(dt.UTC)))
         problems = [view.problem if view.series else None, view.ledger_problem]
+        problems += [OUTDATED if view.outdated else None]
         notices = [*self.selection.notes, *(parts.sentence(p) for p in problems if p)]
         _set(self._notice, "".join(f'<div class="notice">{words.safe(n)}</div>' for n in notices))
         self._notice.visible = bool(notices)

@@ -55,17 +55,22 @@ def command(config: Config, port: int, *, show: bool = False) -> list[str]:
 
 def free_port(config: Config, port: int) -> int:
     """`port` where it is free, a free one for 0; KmonError where it is taken or not ours to take."""
-    family = socket.AF_INET6 if ":" in config.apps.host else socket.AF_INET
+    try:
+        return bind(config.apps.host, port)
+    except OSError as error:
+        message = (
+            f"the pages cannot be served on {config.apps.host}:{port} ({error.strerror}):"
+            " stop what runs there, or choose another apps.port in kmon.yaml"
+        )
+        raise KmonError(message) from error
+
+
+def bind(host: str, port: int) -> int:
+    """The port that a server of ours could take; OSError where it could not."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.apps.host, port))
-        except OSError as error:
-            message = (
-                f"the pages cannot be served on {config.apps.host}:{port} ({error.strerror}):"
-                " stop what runs there, or choose another apps.port in kmon.yaml"
-            )
-            raise KmonError(message) from error
+        probe.bind((host, port))
         return int(probe.getsockname()[1])
 
 

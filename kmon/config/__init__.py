@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kmon.config.expressions import columns_of, merge_function
+from kmon.config.expressions import columns_of, equalities, merge_function
 from kmon.config.loading import copy_config, error_at, load_config
 from kmon.config.models import (
     Apps,
@@ -63,6 +63,7 @@ __all__ = [
     "Telemetry",
     "columns_of",
     "copy_config",
+    "equalities",
     "error_at",
     "load_config",
     "merge_function",

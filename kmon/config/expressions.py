@@ -42,6 +42,25 @@ def comparisons(expression: str) -> list[tuple[str, str]]:
     return found
 
 
+def equalities(expression: str) -> dict[str, tuple[str, ...]]:
+    """The texts that event fields have in the events that a measure is made of: {field: texts}.
+
+    Nothing where its FILTER says anything else.
+    """
+    where, found = _parse(expression).find(sql.Where), {}
+    if where is None:
+        return {}
+    for node in where.this.flatten() if isinstance(where.this, sql.And) else [where.this]:
+        texts = node.expressions if isinstance(node, sql.In) else [node.args.get("expression")]
+        literals = [str(text.this) for text in texts if isinstance(text, sql.Literal) and text.is_string]
+        if not isinstance(node, sql.EQ | sql.In) or not isinstance(node.this, sql.Column) or node.this.name in found:
+            return {}
+        if not literals or len(literals) < len(texts):
+            return {}
+        found[node.this.name] = tuple(literals)
+    return found
+
+
 def _parse(expression: str) -> sql.Expression:
     try:
         return typing.cast("sql.Expression", sqlglot.parse_one(expression, dialect="duckdb"))

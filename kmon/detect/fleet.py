@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from kmon.config import Config, Metric
+from kmon.errors import UsageError
 from kmon.store import Span, Store
 from kmon.store.schema import EVENTS
 
@@ -129,6 +130,19 @@ class Fleet:
         return replace(self, values=values)
 
 
+def check_taken_over(store: Store, config: Config, metrics: Iterable[Metric], dimensions: Iterable[str]) -> None:
+    """UsageError where the store lacks what these read: `config` was edited, and no owner has taken it over yet."""
+    store.refresh()
+    measures = [part for metric in metrics for part in metric.parts if part is not None]
+    for what, names, known in (
+        ("dimension", dimensions, store.schema.dimensions),
+        ("measure", measures, store.schema.measures),
+    ):
+        if (name := next((name for name in names if name not in known), None)) is not None:
+            message = f"the store has no {what} {name!r} yet: 'kmon reload' has {config.path.name} taken over"
+            raise UsageError(message)
+
+
 def observe(
     store: Store,
     config: Config,
@@ -157,7 +171,7 @@ def observe(
     row, slot = indexed["row"].to_numpy(), indexed["slot"].to_numpy()
     slots = sum(span.count for span in spans)
     values = {}
-    for measure in store.schema.measures:
+    for measure in (m for m in store.schema.measures if m in rows.columns):
         table = np.zeros((monitors.height, slots))
         table[row, slot] = indexed[measure].fill_null(0).to_numpy()
         values[measure] = table

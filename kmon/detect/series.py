@@ -10,8 +10,10 @@ import numpy.typing as npt
 import polars as pl
 
 from kmon.config import Config, Metric
+from kmon.config.words import nearest
 from kmon.detect.contract import load_detector
-from kmon.detect.fleet import DAY, PREVIOUS, WEEKS, Mask, neighbours, previous_windows
+from kmon.detect.fleet import DAY, PREVIOUS, WEEKS, Mask, check_taken_over, neighbours, previous_windows
+from kmon.errors import UsageError
 from kmon.store import Store
 from kmon.store.schema import EVENTS
 from kmon.store.sql import Where
@@ -34,8 +36,13 @@ def expected_series(
 
     Columns: `bucket` (UTC without a zone, one every `grain`), `observed`, `expected`, `lower`, `upper`, `yesterday`;
     null where nothing is known. Counts are per bucket. The references are those of a sweep, scored by the first
-    configured detector; buckets inside `masks` serve as none.
+    configured detector; buckets inside `masks` serve as none. UsageError where a name is unknown.
     """
+    if isinstance(metric, str) and metric not in config.metrics:
+        message = f"{metric!r} is not a metric; {nearest(metric, config.metrics)}"
+        raise UsageError(message)
+    check_taken_over(store, config, (), [d for d in where if d in config.dimensions])
+    store.check(where)
     return expected_measures(store, config, [metric], where, start, end, grain=grain, masks=masks)[0]
 
 
@@ -50,7 +57,12 @@ def expected_measures(
     grain: dt.timedelta = MINUTE,
     masks: Sequence[Mask] = (),
 ) -> list[pl.DataFrame]:
-    """`expected_series` of several metrics, reading the store once."""
+    """`expected_series` of several metrics, reading the store once.
+
+    A dimension that is unknown matches nothing, as it is in the scope of an incident whose dimension was forgotten.
+    """
+    chosen = [config.metrics[m] if isinstance(m, str) else m for m in metrics]
+    check_taken_over(store, config, chosen, ())
     n = max(0, -((start - end) // grain))
     j = neighbours(grain)
     oldest = store.oldest() or start
@@ -64,7 +76,7 @@ def expected_measures(
             if name == "previous" or end - shift > oldest
         ]
     detector = load_detector(config.detectors[0], config.path.parent)
-    return [_scored(config, m, detector, blocks, start, n, grain, j) for m in metrics]
+    return [_scored(m, detector, blocks, start, n, grain, j) for m in chosen]
 
 
 class _Block:
@@ -95,7 +107,7 @@ class _Block:
         everything = store.measures({}, start, end, grain) if where else rows
         index = _index(rows, start, grain)
         values = {}
-        for measure in store.schema.measures:
+        for measure in rows.columns[1:]:
             dense = np.zeros(n)
             dense[index] = rows[measure].fill_null(0).to_numpy()
             values[measure] = dense
@@ -123,8 +135,7 @@ def _index(rows: pl.DataFrame, start: dt.datetime, grain: dt.timedelta) -> npt.N
 
 
 def _scored(
-    config: Config,
-    metric: str | Metric,
+    metric: Metric,
     detector: object,
     blocks: dict[str, list[_Block]],
     start: dt.datetime,
@@ -132,9 +143,8 @@ def _scored(
     grain: dt.timedelta,
     j: int,
 ) -> pl.DataFrame:
-    chosen = config.metrics[metric] if isinstance(metric, str) else metric
-    numerator, denominator = chosen.parts
-    blocks = {name: [block.of(chosen) for block in parts] for name, parts in blocks.items()}
+    numerator, denominator = metric.parts
+    blocks = {name: [block.of(metric) for block in parts] for name, parts in blocks.items()}
     now = blocks["previous"][0]
     value = now.values[numerator][PREVIOUS:]
     exposure = np.ones(n) if denominator is None else now.values[denominator][PREVIOUS:]
@@ -142,14 +152,14 @@ def _scored(
     for name, parts in blocks.items():
         width, skip = 2 * j + 1, 0
         if name == "previous":
-            width = previous_windows(chosen, grain)
+            width = previous_windows(metric, grain)
             skip = PREVIOUS - width
         if parts and n:
             numerators = [_sliding(np.where(b.usable, b.values[numerator], np.nan)[skip:], width, n) for b in parts]
             columns[f"{name}_value"] = np.hstack(numerators)
             denominators = [np.ones(len(b.usable)) if denominator is None else b.values[denominator] for b in parts]
             columns[f"{name}_exposure"] = np.hstack([_sliding(d[skip:], width, n) for d in denominators])
-    frame = pl.DataFrame(columns).with_columns(kind=pl.lit(chosen.kind))
+    frame = pl.DataFrame(columns).with_columns(kind=pl.lit(metric.kind))
     scores = detector.score(frame)  # type: ignore[attr-defined]
     yesterday = np.full(n, np.nan)
     if blocks["yesterday"] and n:

@@ -20,7 +20,7 @@ from statsmodels.stats.multitest import multipletests
 from kmon.clock import EPOCH
 from kmon.config import Config, DetectorUse
 from kmon.detect.contract import SCORES, Detector, load_detector, scored
-from kmon.detect.fleet import Fleet, Mask, observe
+from kmon.detect.fleet import Fleet, Mask, check_taken_over, observe
 from kmon.store import Store
 
 LOOKS = 5
@@ -88,6 +88,7 @@ def sweep(
     `at` is event time, at or before the watermark: what is not complete is not judged. `masks` are the known
     incidents, whose minutes serve nobody inside them as a reference. Reads the store, writes nothing.
     """
+    check_taken_over(store, config, config.metrics.values(), (d for grouping in config.watch for d in grouping))
     detectors = [(use, load_detector(use, config.path.parent)) for use in config.detectors]
     found: list[Scored] = []
     monitors = 0

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from kmon.config import EventField
-from kmon.events.records import REASON, RECORD, TYPES, Reject, field_at, numbered, reject, too_long
+from kmon.events.records import REASON, RECORD, TYPES, Reject, numbered, reject, too_long
 
 YEAR_1, YEAR_9999 = -62_135_596_800, 253_370_764_800
 """Seconds from 1970 to the beginning of these years."""
@@ -23,13 +23,13 @@ def read_table(
     length = pl.sum_horizontal(pl.lit(0), pl.col(pl.String).str.len_bytes())
     reasons = [pl.when(length > max_bytes).then(pl.lit(too_long(None, max_bytes)))]
     for name, field in fields.items():
-        raw = _tablenumbered(table, field.path or name)
+        raw, stop = _column(table, field.path or name)
         if raw is None:
             columns.append(pl.lit(None, dtype=TYPES[field.type]()).alias(name))
             continue
-        value = _cast(raw, field).alias(name)
+        value = (_nothing(raw, TYPES[field.type]()) if stop else _cast(raw, field)).alias(name)
         columns.append(pl.lit(value))
-        lost = pl.lit(f"wrong type: {name} is not a {field.type}")
+        lost = pl.lit(f"wrong type: {stop} is not an object" if stop else f"wrong type: {name} is not a {field.type}")
         reasons.append(pl.when(value.is_null() & raw.is_not_null()).then(lost))
     frame = table.select(*columns, numbered(range(table.height)), pl.coalesce(*reasons).alias(REASON))
     bad = frame.filter(pl.col(REASON).is_not_null())
@@ -44,24 +44,31 @@ def row_as_json(table: pl.DataFrame, index: int) -> bytes:
     record = {}
     for column in table[index]:
         with contextlib.suppress(ValueError, OverflowError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
-            record[column.name] = column.item()
+            (record[column.name],) = column.to_list()
     return json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "replace")
 
 
-def _tablenumbered(table: pl.DataFrame, path: str) -> pl.Series | None:
-    """The column of that name, or the field inside a nested one; None where there is none."""
-    if path in table.columns:
-        column = table[path]
-    else:
-        try:
-            column = table.select(field_at(path.split("."))).to_series()
-        except pl.exceptions.PolarsError:
-            return None
-    return column.fill_nan(None) if column.dtype.is_float() else column  # NaN is what pandas writes for nothing
+def _column(table: pl.DataFrame, path: str) -> tuple[pl.Series | None, str]:
+    """The column of that name, or the field inside a nested one; None where there is none.
+
+    Where what stands on the way is no object, it and its path; else the path is empty.
+    """
+    steps = [path] if path in table.columns else path.split(".")
+    column = table.get_column(steps[0], default=None)
+    for i, step in enumerate(steps[1:], 1):
+        if column is None or not isinstance(column.dtype, pl.Struct):
+            return column, ".".join(steps[:i])
+        known = {field.name for field in column.dtype.fields}
+        column = column.struct.field(step) if step in known else None
+    if column is not None and column.dtype.is_float():
+        column = column.fill_nan(None)  # NaN is what pandas writes for nothing
+    return column, ""
 
 
 def _cast(raw: pl.Series, field: EventField) -> pl.Series:
     """`raw` as the field's type; null where that loses something."""
+    if raw.dtype.is_nested():
+        return _nothing(raw, TYPES[field.type]())
     if field.type == "time":
         return _within_years(raw) if raw.dtype in (pl.Datetime, pl.Date) else _strictless(raw, pl.String())
     if field.type == "string":
@@ -87,4 +94,8 @@ def _strictless(raw: pl.Series, dtype: pl.DataType) -> pl.Series:
     try:
         return raw.cast(dtype, strict=False)
     except pl.exceptions.PolarsError:  # there is no way from the one type to the other at all
-        return pl.Series(raw.name, [None] * len(raw), dtype=dtype)
+        return _nothing(raw, dtype)
+
+
+def _nothing(raw: pl.Series, dtype: pl.DataType) -> pl.Series:
+    return pl.Series(raw.name, [None] * len(raw), dtype=dtype)

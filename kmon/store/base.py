@@ -48,6 +48,14 @@ class Store(Questions):
     def arrow(self, text: str) -> pa.Table:
         """The result of one SELECT; StoreError with the database's own words where it fails."""
 
+    def refresh(self) -> None:
+        """Take notice of a schema that a reload has changed; each question that asks by a name does so first."""
+
+    def _forget_numbers(self) -> None:
+        """A dimension that was forgotten and came back is numbered anew."""
+        self._number_of.clear()
+        self._name_of.clear()
+
     @abstractmethod
     def close(self) -> None:
         """Let go of the store."""
@@ -127,6 +135,7 @@ class Store(Questions):
 
         Buckets begin at `start` and are `grain` wide. Where history is kept in coarser buckets only there is no row.
         """
+        self.refresh()
         return self.sql(self.measures_sql(where, start, end, grain))
 
     def measures_sql(self, where: Where, start: dt.datetime, end: dt.datetime, grain: dt.timedelta) -> str:
@@ -139,6 +148,7 @@ class Store(Questions):
 
     def totals(self, where: Where, start: dt.datetime, end: dt.datetime) -> dict[str, float]:
         """All measures of one monitor summed over [start, end); 0 where nothing was."""
+        self.refresh()
         row = self.sql(self.totals_sql(where, start, end)).row(0, named=True)
         return {measure: value or 0 for measure, value in row.items()}
 
@@ -151,7 +161,7 @@ class Store(Questions):
         return self.sql(self.values_sql(dimension, where, start, end, limit))
 
     def values_sql(self, dimension: str, where: Where, start: dt.datetime, end: dt.datetime, limit: int) -> str:
-        column = sql.name(dimension)
+        column = sql.name(self._known(dimension))
         cells = scan_sql(f"{column}, {EVENTS}", start, end, self.condition(where))
         return (
             f"SELECT d.value, n::BIGINT AS events FROM (SELECT {column}, sum({EVENTS}) AS n FROM ({cells}) GROUP BY 1)"
@@ -177,6 +187,7 @@ class Store(Questions):
         that an event did not have. A window has no events, too, where they are kept in buckets that do not fit into it
         (`kmon.store.cells`). Only events that match `where` and none of `without` count.
         """
+        self.refresh()
         return self.sql(self.windows_sql(spans, width, sets, where or {}, least, without))
 
     def windows_sql(

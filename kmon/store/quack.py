@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import math
 import threading
 import time
 import weakref
@@ -21,6 +22,8 @@ from kmon.store.serving import host_and_port, load_extensions, token_for
 
 LIMIT = 60.0
 """Seconds after which a reader gives up on an owner that does not answer."""
+FRESH = 1.0
+"""Seconds for which a reader takes the schema to be as it was: a reload may change it at any time."""
 _WRONG = "SELECT json_extract_string(json_serialize_sql($1::VARCHAR), '$.error_message')"
 
 
@@ -36,18 +39,31 @@ def answers(address: str, store: str | Path) -> bool:
 class RemoteStore(Store):
     """A store that another process owns, read over Quack. Each thread has a session of its own."""
 
-    def __init__(self, address: str, token: str, *, patience: float = 10.0, limit: float = LIMIT) -> None:
+    def __init__(
+        self, address: str, token: str, *, patience: float = 10.0, limit: float = LIMIT, fresh: float = FRESH
+    ) -> None:
         """Connect to `address`; StoreError where nobody answers there.
 
         `patience` is how long, in seconds, a query waits for an owner that is being restarted; `limit` how long it
-        waits for an answer of one that is there. The owner has a limit of its own and keeps it.
+        waits for an answer of one that is there. The owner has a limit of its own and keeps it. `fresh` is how old what
+        is known of the schema may be.
         """
         super().__init__()
-        self._limit = limit
+        self._limit, self._fresh = limit, fresh
         self._address, self._token, self._patience = address, token, patience
         self._local = threading.local()
         self._sessions: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
-        self.schema = Schema.loads(str(self._one("SELECT value FROM meta WHERE key = 'schema'")[0]))
+        self._looked, self._stored = -math.inf, ""
+        self.refresh()
+
+    def refresh(self) -> None:
+        if time.monotonic() - self._looked < self._fresh:
+            return
+        stored = str(self._one("SELECT value FROM meta WHERE key = 'schema'")[0])
+        self._looked = time.monotonic()
+        if stored != self._stored:
+            self.schema, self._stored = Schema.loads(stored), stored
+            self._forget_numbers()
 
     def close(self) -> None:
         """End the sessions of all threads."""
@@ -64,6 +80,7 @@ class RemoteStore(Store):
                 if "Timeout was reached" in str(error):
                     self._forget_session()
                     raise StoreError(self._silence()) from error
+                self._looked = -math.inf  # it may be the schema that is another one
                 if not _owner_gone(error):
                     raise StoreError(self._explain(error, text)) from error
                 self._forget_session()

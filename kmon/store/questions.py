@@ -47,6 +47,10 @@ class Questions(ABC):
     def condition(self, where: Where) -> str:
         """`where` as a condition on numbered dimensions."""
 
+    @abstractmethod
+    def refresh(self) -> None:
+        """Take notice of a schema that a reload has changed."""
+
     # ---- over time ---------------------------------------------------------------------------------------------------
 
     def series(
@@ -265,6 +269,7 @@ class Questions(ABC):
 
     def parts(self, metric: str) -> Parts:
         """What a metric, or a measure taken as a count, is made of."""
+        self.refresh()
         if metric in self.schema.metrics:
             return self.schema.metrics[metric]
         if metric in self.schema.measures:
@@ -274,7 +279,13 @@ class Questions(ABC):
         )
         raise UsageError(message)
 
+    def check(self, where: Where) -> None:
+        """UsageError where it names a dimension that the store does not have."""
+        for dimension in where:
+            self._known(dimension)
+
     def _known(self, dimension: str) -> str:
+        self.refresh()
         if dimension not in self.schema.dimensions:
             message = f"{dimension!r} is not a dimension; {nearest(dimension, self.schema.dimensions)}"
             raise UsageError(message)
@@ -284,8 +295,7 @@ class Questions(ABC):
         return [self._known(d) for d in dict.fromkeys([by] if isinstance(by, str) else by)]
 
     def _kept(self, where: Where) -> str:
-        for dimension in where:
-            self._known(dimension)
+        self.check(where)
         return self.condition(where)
 
     def _merged(self, parts: Parts) -> dict[str, str]:

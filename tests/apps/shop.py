@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from pathlib import Path
 
 import polars as pl
@@ -55,9 +56,34 @@ def visits(start: dt.datetime, end: dt.datetime, shops: tuple[str, ...] = SHOPS,
 
 
 def add(store: EmbeddedStore, events: pl.DataFrame, end: dt.datetime) -> None:
-    """Commit `events`, after which the data is complete up to `end`."""
+    """Commit `events`, after which the data is complete up to `end`; those of the last hour are kept whole."""
     first = next(iter(store.positions().values()), 0)
-    store.commit(Commit([Move("test", 0, first, first + events.height)], events, {"0": end}))
+    moves, whole = [Move("test", 0, first, first + events.height)], documents(events, end - dt.timedelta(hours=1))
+    store.commit(Commit(moves, events, {"0": end}, documents=whole))
+
+
+def documents(events: pl.DataFrame, since: dt.datetime) -> pl.DataFrame:
+    """The events that are not older than `since`, as they came."""
+    young = events.with_row_index("event").filter(pl.col("event_time") >= since.replace(tzinfo=None))
+    texts = [
+        json.dumps(
+            {
+                "ts": f"{row['event_time'].isoformat()}Z",
+                **{name: row[name] for name in ("shop", "region", "bought")},
+                "basket": {"items": 1 + row["event"] % 4, "total": 19.9},
+                "note": EVIL,
+            }
+        )
+        for row in young.iter_rows(named=True)
+    ]
+    return young.select(
+        "event",
+        source=pl.lit("test"),
+        partition=pl.lit(0, pl.Int32),
+        position=pl.col("event").cast(pl.Int64),
+        size=pl.Series([len(text) for text in texts], dtype=pl.UInt32),
+        document=pl.Series(texts, dtype=pl.String),
+    )
 
 
 def fill(config: Config) -> Path:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from kmon.apps.feed import Feed
 from kmon.apps.selection import Selection, default, ranges
-from kmon.config import Config
+from kmon.config import Config, load_config
 from kmon.store import EmbeddedStore
 from tests.apps import shop
 from tests.apps.shop import END, EVIL
@@ -99,3 +99,25 @@ def test_the_reference_knows_names(filled: Config) -> None:
     feed = Feed(filled)
     assert getattr(feed.partner("north"), "name", None) == "North & Sons"
     assert feed.partner(EVIL) is None
+
+
+def test_a_view_knows_that_the_configuration_is_another_one_now(empty: Config) -> None:
+    path, feed = empty.file, Feed(empty)
+    text = path.read_text()
+    assert not feed.view(select(empty)).outdated
+    path.write_text(text.replace("metrics:", "metric:"))
+    assert not feed.view(select(empty)).outdated  # broken: it is still being edited
+    path.write_text(
+        text.replace("  visits: {count: visits}", "  visits: {count: visits}\n  bought: {count: purchases}")
+    )
+    assert feed.view(select(empty)).outdated
+    shop.fill(empty)
+    assert feed.view(select(empty)).outdated
+    assert not Feed(load_config(path)).view(select(empty)).outdated
+
+
+def test_a_reference_that_changes_is_read_again(empty: Config) -> None:
+    feed = Feed(empty)
+    assert feed.partner("north").name == "North & Sons"
+    empty.resolve("shops.csv").write_text("partner,name\nnorth,North & Daughters\nsouth,South\n", encoding="utf-8")
+    assert (feed.partner("north").name, feed.partner("south").name) == ("North & Daughters", "South")

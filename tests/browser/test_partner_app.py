@@ -68,6 +68,8 @@ def test_clicking_an_incident_shows_its_scope_and_metric_first(page: Page, site:
     expect(page.locator(".pill")).to_have_text("1 open incident")
     expect(page.locator("a.row.selected")).to_have_count(1)
     expect(page).to_have_url(re.compile("metric=conversion&incident=inc_1"))
+    expect(page.locator(".samples tr")).to_have_count(11)
+    expect(page.locator(".samples")).to_contain_text("The newest of this incident's events, from 11:30 UTC")
     assert same_page(page)
 
 
@@ -79,3 +81,19 @@ def test_an_unknown_shop_is_explained_and_appears_when_its_data_arrives(page: Pa
     expect(page.locator(".bk-Figure").first).to_be_visible()
     expect(page.locator(".blank")).to_have_count(0)
     assert same_page(page)
+
+
+def test_an_open_page_shows_a_metric_that_was_added_to_the_configuration(page: Page, site: Site) -> None:
+    text = site.config.read_text(encoding="utf-8")
+    open_page(page, site, "?shop=north")
+    expect(page.locator(".bk-Figure")).to_have_count(2)
+    try:
+        added = text.replace("metrics:", "metrics:\n  bought: {count: purchases}")
+        site.config.write_text(added, encoding="utf-8")
+        expect(card(page, "Bought").locator(".value")).to_contain_text("2")
+        expect(page.locator(".bk-Figure")).to_have_count(3)
+        expect(page).to_have_url(re.compile(r"\?shop=north$"))
+        assert not same_page(page)
+    finally:
+        site.config.write_text(text, encoding="utf-8")
+    expect(page.locator(".bk-Figure")).to_have_count(2)

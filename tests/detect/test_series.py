@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from kmon.detect import Compare, expected_measures, expected_series
+from kmon.errors import UsageError
 from kmon.store import EmbeddedStore
 from tests.detect.worlds import AT, DAY, MINUTE, Mask, config, shop, traffic, windows
 
@@ -95,3 +96,23 @@ def test_an_empty_range_and_a_stranger(store: EmbeddedStore) -> None:
     assert expected_series(store, config(), "sessions", WHERE, AT, AT).is_empty()
     unknown = expected_series(store, config(), "conversion", {"partner": "nobody"}, START, AT)
     assert unknown["observed"].null_count() == 20
+
+
+@pytest.mark.parametrize(
+    ("metric", "where", "says"),
+    [
+        ("session", {}, "'session' is not a metric; did you mean 'sessions'?"),
+        ("sessions", {"contry": "SE"}, "'contry' is not a dimension; did you mean 'country'?"),
+        ("sessions", {"kind": "s"}, "the store has no dimension 'kind' yet: 'kmon reload' has kmon.yaml taken over"),
+        ("bought", {}, "the store has no measure 'bought' yet: 'kmon reload' has kmon.yaml taken over"),
+    ],
+)
+def test_a_name_that_the_store_does_not_know_is_told(store: EmbeddedStore, metric: str, where: dict, says: str) -> None:
+    edited = config(
+        dimensions=["partner", "country", "browser", "kind"],
+        measures={**config().measures, "bought": "count(*)"},
+        metrics={"sessions": {"count": "sessions"}, "bought": {"count": "bought"}},
+    )
+    with pytest.raises(UsageError) as caught:
+        expected_series(store, edited, metric, where, START, AT)
+    assert str(caught.value) == says

@@ -12,6 +12,7 @@ import pytest
 from kmon.config import show_duration
 from kmon.detect import due_windows, sweep
 from kmon.detect.sweeps import _cutoff
+from kmon.errors import UsageError
 from tests.detect.worlds import AT, DAY, MINUTE, NEXT, Mask, config, shop, traffic
 
 DEAD = pl.when((pl.col("partner") == "p1") & NEXT).then(0.0).otherwise(8.0)
@@ -116,3 +117,18 @@ def test_a_measure_of_money_does_not_bound_the_number_of_events() -> None:
     settings = config(measures=measures, metrics={"value": {"count": "value"}})
     with shop(one, settings) as store:
         assert sweep(store, settings, AT - dt.timedelta(minutes=10)).tests > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"dimensions": ["partner", "country", "browser", "kind"], "watch": [["kind"]]}, "no dimension 'kind' yet"),
+        (
+            {"measures": {**config().measures, "all": "count(*)"}, "metrics": {"all": {"count": "all"}}},
+            "no measure 'all' yet",
+        ),
+    ],
+)
+def test_a_configuration_that_the_store_has_not_taken_over_is_told(changes: dict, says: str) -> None:
+    with shop(traffic()) as store, pytest.raises(UsageError, match=says):
+        sweep(store, config(**changes), AT)

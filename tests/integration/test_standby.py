@@ -1,5 +1,6 @@
 """A second owner waits beside the first and takes over when it dies, also by kill -9."""
 
+import json
 import re
 import urllib.request
 
@@ -52,6 +53,27 @@ def test_a_whole_kmon_takes_over_from_another_one(shop):
                 third.line(r"^up: http", SOON)
                 second.logged("another process .* took over the store .*: standing by again", SOON)
     assert orders(shop) == 15
+
+
+def test_a_standby_goes_by_what_was_taken_over_meanwhile(shop):
+    write(shop, 10)
+    file = shop / "kmon.yaml"
+    with running("up", cwd=shop) as first:
+        first.line(r"^up: http", 90)
+        with running("up", "--standby", cwd=shop) as second:
+            second.logged("standing by", 60)
+            file.write_text(file.read_text().replace("device, channel]", "device, channel, operation]", 1))
+            assert kmon("reload", cwd=shop).returncode == 0
+            write(shop, 5)
+            wait_until(lambda: orders(shop) == 15, 60, "the owner counts by the new dimension")
+            first.kill()
+            second.line(r"^up: http", SOON)
+            write(shop, 5)
+            wait_until(lambda: orders(shop) == 20, SOON, "the standby goes on where the first one was")
+            known = "SELECT operation FROM rollup WHERE operation IS NOT NULL GROUP BY ALL HAVING sum(events) = 10"
+            assert json.loads(kmon("query", known, "--format", "json", cwd=shop).stdout) == [{"operation": "order"}]
+            reloaded = kmon("reload", cwd=shop)
+            assert (reloaded.returncode, "nothing that kmon reads has changed" in reloaded.stdout) == (0, True)
 
 
 def _answers(port):

@@ -6,13 +6,13 @@ import datetime as dt
 
 import pytest
 
-from kmon.config import Config, load_config
-from kmon.errors import ConfigError
+from kmon.config import Config, Metric, load_config
+from kmon.errors import ConfigError, StoreError, UsageError
 from kmon.sources import Move
-from kmon.store import Commit, EmbeddedStore
+from kmon.store import Commit, EmbeddedStore, RemoteStore, Span, serving
 from kmon.store.schema import RAW, TIERS
 from tests.conftest import TEMPLATE, T, frame
-from tests.store.conftest import HOUR, MINUTE
+from tests.store.conftest import HOUR, MINUTE, TOKEN, free_address
 
 MEASURES = load_config(TEMPLATE).measures
 END = T + HOUR
@@ -148,3 +148,53 @@ def test_changes_survive_a_restart(tmp_path, config):
     with EmbeddedStore(path, changed(wanted, metrics={})) as store:  # another change keeps it
         assert store.schema.known_from("more") == T
         assert store.schema.known_from("more") <= dt.datetime.now(dt.UTC)
+
+
+@pytest.fixture
+def distant(store):
+    """A reader over the wire, connected before anything changes, that looks for another schema with each question."""
+    address = free_address()
+    with serving(store, address, TOKEN), RemoteStore(address, TOKEN, fresh=0) as connected:
+        yield connected
+
+
+def test_a_reader_that_is_connected_learns_what_was_added(store, distant, config, commit):
+    with pytest.raises(UsageError, match="'operation' is not a dimension"):
+        distant.values("operation", {}, T, END, 9)
+    measures = {**config.measures, "declined": "count(*) FILTER (status = 'declined')"}
+    metrics = {**config.metrics, "declined": Metric(count="declined")}
+    store.reconfigure(changed(config, dimensions=(*config.dimensions, "operation"), measures=measures, metrics=metrics))
+    commit({"status": "declined"})
+    asked = [
+        lambda: distant.values("operation", {}, T, END, 9)["value"].to_list() == ["session"],
+        lambda: distant.series("declined", {"operation": "session"}, T, END)["value"].to_list() == [1],
+        lambda: distant.measures({"operation": "session"}, T, END)["declined"].to_list() == [1],
+        lambda: distant.totals({"operation": "session"}, T, END)["declined"] == 1,
+        lambda: distant.breakdown("declined", "operation", {}, END, END - T)["now"].to_list() == [1],
+        lambda: "declined" in distant.windows([Span("now", T, 1)], END - T, [["operation"]]).columns,
+    ]
+    assert all(ask() for ask in asked)
+    assert distant.schema == store.schema
+    assert distant.schema.known_from("declined") == store.schema.known_from("declined")
+
+
+def test_a_reader_that_is_connected_learns_what_is_gone_and_numbered_anew(store, distant, config, commit):
+    commit({"country": "SE"}, {"country": "DE"})
+    assert distant.numbers("country", ["SE", "DE"]) == {"SE": 1, "DE": 2}
+    store.reconfigure(changed(config, dimensions=[d for d in config.dimensions if d != "country"], forget=("country",)))
+    assert distant.totals({}, T, END)["sessions"] == 2
+    with pytest.raises(UsageError, match="'country' is not a dimension"):
+        distant.series("sessions", {"country": "SE"}, T, END)
+    store.reconfigure(config)
+    commit({"country": "DE", "event_time": T + MINUTE})
+    assert distant.series("sessions", {"country": "DE"}, T, END)["value"].to_list() == [1]
+    assert distant.names("country", [1]) == {1: "DE"}
+
+
+def test_a_question_that_fails_has_the_next_one_look_at_the_schema(store, config):
+    address = free_address()
+    with serving(store, address, TOKEN), RemoteStore(address, TOKEN, fresh=3600) as distant:
+        store.reconfigure(changed(config, measures={"events": "count(*)"}, forget=tuple(config.measures), metrics={}))
+        with pytest.raises(StoreError, match="sessions"):
+            distant.totals({}, T, END)
+        assert distant.totals({}, T, END) == {"events_": 0, "events": 0}

@@ -1,0 +1,55 @@
+"""What `kmon reload` says of an edited kmon.yaml; a running kmon takes it over in integration/test_reload."""
+
+from __future__ import annotations
+
+import pytest
+
+from kmon.config import load_config
+from kmon.errors import ConfigError
+from kmon.reload import check
+from kmon.store.schema import Schema
+from tests.conftest import TEMPLATE
+
+HISTORY = "(history stays as it was counted)"
+
+
+@pytest.fixture
+def edited(tmp_path):
+    """The shipped configuration with one line changed."""
+
+    def edit(old, new):
+        text = TEMPLATE.read_text(encoding="utf-8")
+        assert text.count(old) == 1
+        path = tmp_path / "kmon.yaml"
+        path.write_text(text.replace(old, new), encoding="utf-8")
+        return load_config(path)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("    country: {type: string}", "    country: {type: string}  # the same", []),
+        (
+            "    country: {type: string}",
+            "    country: {type: string, path: geo.country}",
+            [f"field country has the path geo.country instead of country {HISTORY}", "events changed"],
+        ),
+        (
+            "    channel: {type: string}",
+            "    channel: {type: integer}",
+            [f"field channel has the type integer instead of string {HISTORY}", "events changed"],
+        ),
+        ("    channel: {type: string}", "    channel: {type: string, path: channel}", ["events changed"]),
+        ("    channel: {type: string}", "    channel: {type: string}\n    more: {path: a.b}", ["events changed"]),
+        ("every: 1m  ", "every: 30s ", ["every changed"]),
+    ],
+)
+def test_what_would_change_is_told(config, edited, old, new, told):
+    assert check(edited(old, new), config, Schema.of(config)) == told
+
+
+def test_what_cannot_change_is_refused(config, edited):
+    with pytest.raises(ConfigError, match=r"line \d+: serve: cannot change while kmon runs"):
+        check(edited("# serve: quack:localhost:9494", "serve: quack:localhost:9495"), config, Schema.of(config))
