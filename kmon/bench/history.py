@@ -1,8 +1,8 @@
 """A store with a long past at Klarna's volume, made in SQL, as ingestion and upkeep would have left it.
 
-Two hours in the ten-second tier, in order of time; two days before them in the minute tier, an hour a block, sorted by
-partner within it; 30 days before those in the hour tier, a day a block, sorted alike. One day is drawn event by event,
-and the others repeat it.
+Two hours in the ten-second tier, each half hour sorted by partner but for the last; two days before them in the minute
+tier, an hour a block, sorted by partner within it; 30 days before those in the hour tier, a day a block, sorted alike.
+One day is drawn event by event, and the others repeat it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from kmon.config import Config
 from kmon.sources import market
 from kmon.store import EmbeddedStore, sql
 from kmon.store.schema import Schema
+from kmon.store.upkeep import SORTED
 
 HOUR, DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
 _STEPS = 24
@@ -78,7 +79,7 @@ def make(
         say(f"the last {hot} hours")
         for hour in range(hot):
             maker.draw(HOUR)
-            maker.deltas(recent + hour * HOUR)
+            maker.deltas(recent + hour * HOUR, unsorted=now - SORTED)
         maker.tiers({"rollup_10s": recent, "rollup_1m": past})
         connection.execute("DETACH scratch")
         connection.execute("CHECKPOINT")
@@ -126,10 +127,11 @@ class _Maker:
         bucket = f"{sql.time(start)} + to_minutes((second // 60)::BIGINT)"
         self._insert("rollup_1m", bucket, f"{self._dimensions}, 1")
 
-    def deltas(self, start: dt.datetime) -> None:
-        """The events as an hour of the ten-second tier: in order of time, as they were committed."""
+    def deltas(self, start: dt.datetime, unsorted: dt.datetime) -> None:
+        """The events as an hour of the ten-second tier: half hours, sorted by partner if they end by `unsorted`."""
         bucket = f"{sql.time(start)} + to_seconds((second // 10 * 10)::BIGINT)"
-        self._insert("rollup_10s", bucket, "1")
+        by_partner = f"CASE WHEN bucket < {sql.time(unsorted)} THEN partner ELSE 0 END"
+        self._insert("rollup_10s", bucket, f"time_bucket(INTERVAL 30 MINUTES, bucket), {by_partner}, 1")
 
     def keep_hour(self, hour: int) -> None:
         """The events as one hour of the day that ``day_of_hours`` writes."""
@@ -164,10 +166,8 @@ class _Maker:
             self._run(f"INSERT OR REPLACE INTO tiers VALUES ({sql.text(tier)}, {sql.time(limit)})")
 
     def _insert(self, tier: str, bucket: str, order: str) -> None:
-        self._run(
-            f"INSERT INTO {tier}({self._schema.columns()}) SELECT {bucket}, {self._dimensions}, {_MEASURES}"
-            f" FROM scratch.events GROUP BY ALL ORDER BY {order}"
-        )
+        grouped = f"SELECT {bucket} AS bucket, {self._dimensions}, {_MEASURES} FROM scratch.events GROUP BY ALL"
+        self._run(f"INSERT INTO {tier}({self._schema.columns()}) SELECT * FROM ({grouped}) ORDER BY {order}")
 
     def _run(self, text: str) -> None:
         self._connection.execute(text)

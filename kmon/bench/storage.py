@@ -26,7 +26,7 @@ _LATER = {"rollup_1m": dt.timedelta(days=1), "rollup_1h": dt.timedelta(days=60)}
 def run(options: Options) -> list[Row]:
     """An hour at Klarna's rate comes in as it would live, and moves down the tiers."""
     with folder() as work:
-        config = configured(work)
+        config = configured(work, keep={"raw": "30d"})
         count = options.scaled(EVENTS)
         options.say(f"making {count:,} events")
         path = work / "events.ndjson"

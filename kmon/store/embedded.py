@@ -363,13 +363,6 @@ _SETTINGS: _Settings = {
     "checkpoint_threshold": "64MB",  # of the log, before it is merged into the file: fewer, larger merges
 }
 
-_WRITING: _Settings = {
-    # The thread that runs a statement does all of it: for the few rows of a commit or of a drill-down, workers would
-    # wait for each other more than they work, and a heavy question cannot take all cores from ingestion.
-    "threads": 2,
-    "external_threads": 2,
-}
-
 _READING: _Settings = {
     "enable_external_access": "false",  # a query of the store reads and writes nothing else
     "lock_configuration": "true",
@@ -378,7 +371,7 @@ _READING: _Settings = {
 
 def _connect(path: str, *, read_only: bool) -> duckdb.DuckDBPyConnection:
     try:
-        return duckdb.connect(path, read_only=read_only, config={**_SETTINGS, **(_READING if read_only else _WRITING)})
+        return duckdb.connect(path, read_only=read_only, config={**_SETTINGS, **(_READING if read_only else {})})
     except duckdb.Error as error:
         reason = sql.first_line(error)
         if "Could not set lock" in reason or "different configuration" in reason:

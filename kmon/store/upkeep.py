@@ -6,7 +6,9 @@ Rows *move*: the transaction that adds them to the coarser tier takes them from 
 tier at any moment and a kill changes nothing. A block (an hour, a day) moves in steps, each a range of the dimension
 with most values and a short transaction that holds up no commit; one after the other they leave the block sorted, so
 that one partner's history is a few row groups. What comes late moves with the next block, as rows more of its own
-block, or merged into it where it is a good part of it. Each ``*_sql`` returns what is run.
+block, or merged into it where it is a good part of it. The deltas of a half hour that has closed are sorted where they
+are, since looking for one partner in two hours of them would be most of what a question takes. Each ``*_sql`` returns
+what is run.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ WORTH = 4
 EVERY = 5.0
 """Seconds from one look at what is due to the next."""
 HOUR, DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
+SORTED = dt.timedelta(minutes=30)
+"""The blocks in which deltas are sorted: larger ones leave more of them unsorted, smaller ones make more row groups."""
 GRACE, RAW_STEP = dt.timedelta(minutes=1), dt.timedelta(minutes=10)
 """Whole events may be so much too old, and so much of them is deleted at a time."""
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -60,6 +64,7 @@ class Upkeep:
         self.config = config
         self._store, self._step = store, step
         self._reached: dict[str, dt.datetime] = {}  # by tier: what is older has moved out of it, but for late rows
+        self._sorted: dt.datetime | None = None  # deltas are sorted from where this process began up to here
 
     def run(self, watermark: dt.datetime | None, now: dt.datetime, stop: threading.Event | None = None) -> int:
         """Do what is due at this watermark and wall clock; the number of transactions.
@@ -95,6 +100,7 @@ class Upkeep:
         if watermark is not None:
             for merge, kept in zip((*MERGES, LAST), (keep.ten_seconds, keep.minutes, keep.hours), strict=True):
                 yield from self._moved(cursor, merge, watermark - kept)
+            yield from self._deltas(cursor, watermark, watermark - keep.ten_seconds)
             yield from self._raw(cursor, watermark - keep.raw, keep.raw_bytes)
         old = f"FROM dead_letters WHERE received_at < {sql.time(now - keep.dead_letters)}"
         if cursor.execute(f"SELECT 1 {old} LIMIT 1").fetchone():
@@ -105,8 +111,7 @@ class Upkeep:
         limit = EPOCH + (before - EPOCH) // merge.block * merge.block
         if limit <= self._reached.get(merge.source, EPOCH):
             return
-        schema = self._store.schema
-        order = sorted(schema.dimensions, key=lambda d: -self._store.cardinality(d))
+        schema, order = self._store.schema, self._order()
         first = [begins_sql(merge.source, limit)]
         for start, rows in cursor.execute(blocks_sql(merge, limit)).fetchall():
             block = block_condition(start.replace(tzinfo=dt.UTC), merge.block)
@@ -116,6 +121,24 @@ class Upkeep:
                 yield [*first, *move_sql(schema, merge, f"{block} AND {part}", order, again=again)]
                 first = []
         self._reached[merge.source] = limit
+
+    def _order(self) -> list[str]:
+        """The dimensions by which rows are sorted: first the one with most values."""
+        return sorted(self._store.schema.dimensions, key=lambda d: -self._store.cardinality(d))
+
+    def _deltas(
+        self, cursor: duckdb.DuckDBPyConnection, watermark: dt.datetime, moving: dt.datetime
+    ) -> Iterator[list[str]]:
+        """The steps that sort the deltas of what has closed since the last look, but for what is about to move."""
+        limit = EPOCH + (watermark - EPOCH) // SORTED * SORTED
+        start = max(self._sorted or limit, EPOCH + (moving - EPOCH) // SORTED * SORTED)
+        schema, order, tier = self._store.schema, self._order(), MERGES[0].source
+        while start < limit:
+            block = block_condition(start, SORTED)
+            for part in self._parts(cursor, [tier], block, order):
+                yield sort_sql(schema, tier, f"{block} AND {part}", order)
+            start += SORTED
+        self._sorted = limit
 
     @staticmethod
     def _is_worth_it(cursor: duckdb.DuckDBPyConnection, tier: str, block: str, late: int) -> bool:
@@ -206,6 +229,17 @@ def move_sql(schema: Schema, merge: Merge, within: str, order: Sequence[str], *,
         f" WHERE {within} GROUP BY ALL) ORDER BY {', '.join([*map(sql.name, order), bucket])}"
     )
     return [*(back if again else []), forth, take]
+
+
+def sort_sql(schema: Schema, tier: str, within: str, order: Sequence[str]) -> list[str]:
+    """Merge the rows `within` a tier where they are, and sort them."""
+    columns, merged = schema.columns(), ", ".join(["bucket", *map(sql.name, schema.dimensions), schema.merged()])
+    return [
+        f"CREATE TEMP TABLE sorting AS SELECT {merged} FROM {tier} WHERE {within} GROUP BY ALL",
+        f"DELETE FROM {tier} WHERE {within}",
+        f"INSERT INTO {tier}({columns}) SELECT * FROM sorting ORDER BY {', '.join([*map(sql.name, order), 'bucket'])}",
+        "DROP TABLE sorting",
+    ]
 
 
 def raw_begins_sql(most: int) -> str:

@@ -105,6 +105,23 @@ def test_a_block_moves_in_steps_and_is_sorted_by_the_dimension_with_most_values(
         assert store.totals({}, T, T + HOUR)["sessions"] == 500
 
 
+def test_deltas_are_sorted_where_they_are_when_their_half_hour_has_closed(store, config):
+    upkeep = Upkeep(store, config, step=100)
+    upkeep.run(T, T)
+    events = [{"partner": f"p{i % 50}", "event_time": T + i * 5 * SECOND} for i in range(600)]
+    for i in range(0, 600, 100):
+        store.commit(Commit([Move("f", 0, i, i + 100)], frame(*events[i : i + 100])))
+    before = everything(store, "minute")
+    assert upkeep.run(T + 50 * MINUTE, T) == 4
+    half_hour = f"TIMESTAMP '{(T + 30 * MINUTE).replace(tzinfo=None)}'"
+    closed = store.sql(f"SELECT partner, bucket FROM rollup_10s WHERE bucket < {half_hour}")
+    assert (closed.height, closed.equals(closed.sort("partner", "bucket"))) == (360, True)
+    still = store.sql(f"SELECT partner, bucket FROM rollup_10s WHERE bucket >= {half_hour}")
+    assert (still.height, still.equals(still.sort("partner", "bucket"))) == (240, False)
+    assert everything(store, "minute").equals(before)
+    assert upkeep.run(T + 59 * MINUTE, T) == 0
+
+
 @hypothesis.settings(max_examples=25)
 @hypothesis.given(st.data())
 def test_upkeep_at_any_time_changes_no_total(tmp_path_factory, config, data):
