@@ -210,7 +210,7 @@ class KafkaSource(Model):
     """Where to begin with a topic of which the store has no position; what is added later is read from its start."""
     settings: dict[str, Annotated[SecretStr, BeforeValidator(_setting)]] = {}
     """Any of librdkafka's settings, such as ``security.protocol``; a value may be a secret, and none is ever shown."""
-    linger: Duration = dt.timedelta(milliseconds=100)
+    linger: Duration = dt.timedelta(milliseconds=200)
     """A batch waits this long for more when there is little."""
     batch_records: int = Field(default=100_000, ge=1)
     """The most messages in a batch, when there is much."""

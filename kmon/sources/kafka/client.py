@@ -39,6 +39,9 @@ _DEFAULTS: Mapping[str, str | int | float | bool] = {
     "queued.max.messages.kbytes": 32_768,
     "fetch.max.bytes": 16_777_216,
     "fetch.queue.backoff.ms": 10,
+    # Kafka gathers what is little for a tenth of a second; else both sides would be busy with single messages.
+    "fetch.min.bytes": 65_536,
+    "fetch.wait.max.ms": 100,
     "topic.metadata.refresh.interval.ms": 5_000,
     "reconnect.backoff.max.ms": 2_000,
     "log_level": 6,
