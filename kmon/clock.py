@@ -21,6 +21,8 @@ AROUND = 8
 """So many events before and after one are its company."""
 SUPPORT = 3
 """So many of its company must be about as late as an event that is far ahead of others, or it is absurd."""
+_USUAL, _USUAL_LENGTH = "%Y-%m-%dT%H:%M:%S.%3fZ", 24
+"""Read in half the time of other times in RFC 3339, in a column that has no others."""
 _NEVER = np.iinfo(np.int64).min
 _ALWAYS = np.iinfo(np.int64).max
 
@@ -49,6 +51,11 @@ def parse_time(raw: pl.Series, field: EventField) -> pl.Series:
 
 
 def _rfc3339(text: pl.Series) -> pl.Series:
+    first = text.first(ignore_nulls=True)
+    if isinstance(first, str) and len(first) == _USUAL_LENGTH and first.endswith("Z"):
+        stamp = text.str.to_datetime(_USUAL, time_unit="us", strict=False)
+        if stamp.null_count() == text.null_count():
+            return stamp
     return text.str.to_datetime("%+", time_unit="us", time_zone="UTC", strict=False).dt.replace_time_zone(None)
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmon.clock import Clock, far_ahead
-from kmon.config import Config
+from kmon.clock import Clock, far_ahead, parse_time
+from kmon.config import Config, EventField
 from kmon.events import Decoder
 from kmon.sources import RawBatch
 from tests.conftest import T
@@ -171,3 +171,21 @@ def test_the_watermark_never_goes_back_and_cuts_do_not_matter(config: Config, pa
     assert np.concatenate(parts).tolist() == ticks.before.tolist()
     assert (np.diff(ticks.before.astype(float)) >= 0).all()
     assert whole.watermark == halves.watermark
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.datetimes().map(lambda time: f"{time:%Y-%m-%dT%H:%M:%S}.{time.microsecond // 1000:03d}Z"),
+            st.sampled_from(["2026-02-30T10:00:00.123Z", "2026-02-03T23:59:60.000Z", "2026-02-03t10:00:00.123z"]),
+            st.sampled_from(
+                ["2026-02-03T10:00:00.123+02:00", "2026-02-03 10:00:00.123Z", "1770000000123", "soon", None]
+            ),
+        ),
+        min_size=1,
+    )
+)
+def test_a_time_is_read_alike_whatever_company_it_has(times):
+    field = EventField(type="time")
+    alone = [parse_time(pl.Series(["soon", time], dtype=pl.String), field)[1] for time in times]
+    assert parse_time(pl.Series(times, dtype=pl.String), field).to_list() == alone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kmon.config.expressions import columns_of, equalities, merge_function
+from kmon.config.expressions import columns_of, equalities, is_count, merge_function
 from kmon.config.loading import copy_config, error_at, load_config
 from kmon.config.models import (
     Apps,
@@ -65,6 +65,7 @@ __all__ = [
     "copy_config",
     "equalities",
     "error_at",
+    "is_count",
     "load_config",
     "merge_function",
     "page_key",

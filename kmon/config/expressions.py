@@ -27,6 +27,12 @@ def merge_function(expression: str) -> Literal["sum", "min", "max"]:
     raise ValueError(message)
 
 
+def is_count(expression: str) -> bool:
+    """Whether a measure's SQL `expression` counts events."""
+    outer = _parse(expression)
+    return isinstance(outer.this if isinstance(outer, sql.Filter) else outer, sql.Count | sql.CountIf)
+
+
 def columns_of(expression: str) -> list[str]:
     """The event fields that a measure's SQL `expression` reads, in order of appearance."""
     return list(dict.fromkeys(column.name for column in _parse(expression).find_all(sql.Column)))

@@ -27,7 +27,7 @@ import structlog
 import zstandard
 
 from kmon.errors import SourceError
-from kmon.sources import Positions, RawBatch, line_ends
+from kmon.sources import Positions, RawBatch, line_count, line_ends
 
 JSON = (".ndjson", ".jsonl", ".json")
 _PIECE = 1 << 20
@@ -231,14 +231,15 @@ def _batches(stream: BinaryIO | _Unpacked, limits: Limits) -> Iterator[tuple[byt
             piece, damage = b"", error
         if not piece:
             break
-        begin, ends = 0, line_ends(piece)
-        while len(ends) and (size + len(ends) >= limits.records or length + ends[-1] - begin >= limits.bytes):
-            taken = min(len(ends), limits.records - size)
-            end = int(ends[taken - 1])
+        begin, lines = 0, line_count(piece)
+        while lines and (size + lines >= limits.records or length + len(piece) - begin >= limits.bytes):
+            ends = line_ends(piece[begin:])
+            taken = min(lines, limits.records - size)
+            end = begin + int(ends[taken - 1])
             yield b"".join([*parts, piece[begin:end]]), size + taken
-            parts, size, length, begin, ends = [], 0, 0, end, ends[taken:]
+            parts, size, length, begin, lines = [], 0, 0, end, lines - taken
         parts.append(piece[begin:])
-        size, length = size + len(ends), length + len(piece) - begin
+        size, length = size + lines, length + len(piece) - begin
     data = b"".join(parts)
     end = data.rfind(b"\n") + 1
     if end:

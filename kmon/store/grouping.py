@@ -63,7 +63,8 @@ def _measure(measure: Measure, given: Mapping[str, str]) -> pl.Expr:
     if isinstance(node, ast.Filter):
         condition = _condition(node.expression.this, given)
         node = node.this
-    return _aggregate(node, condition, given, _TYPES[measure.type]).cast(_TYPES[measure.type])
+    value = _aggregate(node, condition, given, _TYPES[measure.type])
+    return value if isinstance(node, ast.Count) else value.cast(_TYPES[measure.type])
 
 
 def _aggregate(node: Any, condition: pl.Expr | None, given: Mapping[str, str], type: pl.DataType) -> pl.Expr:

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import duckdb
 
-from kmon.config import Config, EventField, error_at, merge_function
+from kmon.config import Config, EventField, error_at, is_count, merge_function
 from kmon.errors import ConfigError
 from kmon.store import sql
 
@@ -51,6 +51,10 @@ class Measure:
     """The aggregate that merges two cells: sum, min or max."""
     type: str
     """DuckDB type of the column."""
+
+    def type_in(self, tier: str) -> str:
+        """Type of the column in a tier: deltas are many, and none counts billions of events in ten seconds."""
+        return "UINTEGER" if tier == next(iter(TIERS)) and is_count(self.expression) else self.type
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Schema:
     def create_sql(self) -> list[str]:
         """The statements that make an empty store."""
         return [
-            *(f"CREATE TABLE {tier}({self._cell_columns()})" for tier in ("rollup_10s", "rollup_1m")),
+            *(f"CREATE TABLE {tier}({self._cell_columns(tier)})" for tier in ("rollup_10s", "rollup_1m")),
             *(self._dictionary_sql(d) for d in self.dimensions),
             "CREATE TABLE offsets(source VARCHAR, partition INTEGER, position BIGINT, PRIMARY KEY (source, partition))",
             "CREATE TABLE clocks(partition VARCHAR PRIMARY KEY, newest TIMESTAMP)",
@@ -129,7 +133,7 @@ class Schema:
     def _second_layout_sql(self) -> list[str]:
         """What came with the second layout."""
         return [
-            f"CREATE TABLE rollup_1h({self._cell_columns()})",
+            f"CREATE TABLE rollup_1h({self._cell_columns('rollup_1h')})",
             "CREATE TABLE tiers(tier VARCHAR PRIMARY KEY, begins TIMESTAMP NOT NULL)",
             "ALTER TABLE clocks ADD COLUMN late BIGINT DEFAULT 0",
             "ALTER TABLE clocks ADD COLUMN unread BIGINT DEFAULT 0",
@@ -141,8 +145,8 @@ class Schema:
             ),
         ]
 
-    def _cell_columns(self) -> str:
-        measures = "".join(f", {sql.name(key)} {m.type}" for key, m in self.measures.items())
+    def _cell_columns(self, tier: str) -> str:
+        measures = "".join(f", {sql.name(key)} {m.type_in(tier)}" for key, m in self.measures.items())
         return f"bucket TIMESTAMP NOT NULL{self._dimension_columns()}{measures}"
 
     def _dimension_columns(self) -> str:
@@ -182,7 +186,7 @@ class Schema:
                 statements.append(self._dictionary_sql(dimension))
         for key, measure in self.measures.items():
             if key not in stored.measures or key in gone:
-                statements += [f"ALTER TABLE {t} ADD COLUMN {sql.name(key)} {measure.type}" for t in TIERS]
+                statements += [f"ALTER TABLE {t} ADD COLUMN {sql.name(key)} {measure.type_in(t)}" for t in TIERS]
         return [*statements, *self.view_sql()] if statements else []
 
     def gone(self, stored: Schema) -> list[str]:

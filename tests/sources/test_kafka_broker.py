@@ -283,7 +283,7 @@ def test_a_backlog_of_large_messages_does_not_fill_the_memory(broker, topic):
     many = f"{topic}.many"
     broker.create_topic(many, partitions=12)
     producer = Producer({"bootstrap.servers": broker.address, "message.max.bytes": 2_000_000, "log_level": 0})
-    for number in range(600):
+    for number in range(1200):
         producer.produce(many, b"x" * 1_000_000, partition=number % 12)
         producer.poll(0.01)
     assert producer.flush(60) == 0
@@ -293,7 +293,7 @@ from tests.sources.reading import reading, source
 before = psutil.Process().memory_info().rss
 peak, count = before, 0
 with reading(source({broker.address!r}, {many!r})) as run:
-    while count < 600:
+    while count < 1200:
         count += run.step().size
         run.batches.clear(), run.records.clear()
         peak = max(peak, psutil.Process().memory_info().rss)
@@ -301,4 +301,4 @@ print((peak - before) >> 20)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=150, check=True,
                           cwd=Path(__file__).parents[2])  # fmt: skip
-    assert int(done.stdout) < 300
+    assert int(done.stdout) < 500

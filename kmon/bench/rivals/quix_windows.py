@@ -27,7 +27,7 @@ def main():
     frame = application.dataframe(topic)
     frame = frame.apply(lambda event: dict(zip(MEASURES, measures(event), strict=True)))
     sums = {name: Sum(name) for name in MEASURES[1:]}
-    frame = frame.tumbling_window(10_000).agg(events=Count(), **sums).current()
+    frame = frame.tumbling_window(10_000, grace_ms=60_000).agg(events=Count(), **sums).current()
     cells = {}
 
     def keep(value, key, timestamp, headers):

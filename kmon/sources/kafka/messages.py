@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from confluent_kafka import Message
 
-from kmon.sources import line_ends
+from kmon.sources import line_count
 
 Partition = tuple[str, int]
 TOMBSTONE = "tombstone: a message without a value"
@@ -54,7 +54,7 @@ def chunk(messages: Sequence[Message], lanes: Mapping[Partition, int], ends: Map
         damaged = {n: TOMBSTONE if value is None else EMPTY for n, value in enumerate(values) if not value}
         values = [value or b"" for value in values]
     data = b"\n".join(values)
-    if len(line_ends(data)) > max(len(values) - 1, 0):  # JSON may be written over several lines: they are one record
+    if line_count(data) > max(len(values) - 1, 0):  # JSON may be written over several lines: they are one record
         data = b"\n".join([value.replace(b"\n", b" ") for value in values])
     times = _integers(map(itemgetter(1), map(Message.timestamp, messages)), len(messages))
     return Chunk(
@@ -68,14 +68,14 @@ def chunk(messages: Sequence[Message], lanes: Mapping[Partition, int], ends: Map
 
 
 def _lanes_of(messages: Sequence[Message], lanes: Mapping[Partition, int]) -> npt.NDArray[np.int32]:
-    partitions = _integers(map(Message.partition, messages), len(messages))
-    found = np.zeros(len(messages), dtype=np.int32)
     topics: list[Any] = list(map(Message.topic, messages))
-    for topic in set(topics):
-        of_topic = np.array([each == topic for each in topics]) if topics.count(topic) < len(topics) else slice(None)
-        numbers, inverse = np.unique(partitions[of_topic], return_inverse=True)
-        found[of_topic] = np.array([lanes[topic, int(number)] for number in numbers], dtype=np.int32)[inverse]
-    return found
+    partitions: Iterable[Any] = map(Message.partition, messages)
+    if topics.count(topics[0] if topics else "") == len(topics):  # as ever; half the time of looking up pairs
+        of = {number: lane for (topic, number), lane in lanes.items() if topics and topic == topics[0]}
+        found = map(of.__getitem__, partitions)
+    else:
+        found = map(lanes.__getitem__, zip(topics, partitions, strict=True))
+    return np.fromiter(found, dtype=np.int32, count=len(topics))
 
 
 def _integers(values: Iterable[Any], count: int) -> npt.NDArray[np.int64]:
