@@ -139,32 +139,25 @@ def _store_port(config: Config) -> str:
 
 
 def _page_port(config: Config) -> str:
-    from kmon.apps.serve import free_port
-
-    try:
-        return f"port {free_port(config, config.apps.port)} is free"
-    except KmonError:
-        if not _is_running(config):
-            raise
-        return f"port {config.apps.port} is in use, as it is while kmon is running"
+    return _port(config, config.apps.host, config.apps.port, "the pages", "apps.port")
 
 
 def _telemetry_port(config: Config) -> str:
-    from kmon.apps.serve import bind
-
     address = config.telemetry
     if address is None:
         return "not asked for: Prometheus is told nothing"
+    return _port(config, address.host, address.port, "kmon's own metrics", "telemetry.port")
+
+
+def _port(config: Config, host: str, port: int, what: str, key: str) -> str:
+    from kmon.apps.serve import free_port
+
     try:
-        return f"port {bind(address.host, address.port)} is free"
-    except OSError as error:
-        if _is_running(config):
-            return f"port {address.port} is in use, as it is while kmon is running"
-        message = (
-            f"kmon's own metrics cannot be served on {address.host}:{address.port} ({error.strerror}):"
-            " stop what runs there, or choose another telemetry.port in kmon.yaml"
-        )
-        raise KmonError(message) from error
+        return f"port {free_port(host, port, what, key)} is free"
+    except KmonError:
+        if not _is_running(config):
+            raise
+        return f"port {port} is in use, as it is while kmon is running"
 
 
 def _is_running(config: Config) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from kmon.errors import KmonError
+from kmon.versions import Version, version_of
 
 COLUMNS = ("partner", "name", "account_team", "slack_channel", "tier", "timezone")
 
@@ -38,7 +39,7 @@ class Partners:
     True
     """
 
-    def __init__(self, frame: pl.DataFrame, path: Path | None = None, version: tuple[int, int] | None = None) -> None:
+    def __init__(self, frame: pl.DataFrame, path: Path | None = None, version: Version | None = None) -> None:
         self._frame, self._path, self._version = frame, path, version
 
     @classmethod
@@ -46,7 +47,7 @@ class Partners:
         """Read the file at `path`; None: nobody is known. KmonError where it cannot be read."""
         if path is None:
             return cls(pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String)))
-        version = _version(path)  # before reading: a change while reading is then seen as one
+        version = version_of(path)
         return cls(_read(path), path, version)
 
     @property
@@ -67,21 +68,12 @@ class Partners:
         """
         if self._path is None:
             return False
-        version = _version(self._path)
+        version = version_of(self._path)
         if version == self._version:
             return False
         self._version = version
         self._frame = _read(self._path)
         return True
-
-
-def _version(path: Path) -> tuple[int, int] | None:
-    """Modification time in ns and size; None where there is no such file (reading it then says so)."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size
 
 
 def _read(path: Path) -> pl.DataFrame:

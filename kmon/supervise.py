@@ -85,7 +85,7 @@ class Supervisor:
         if not self._standby:
             check_address(self._config.serve, beyond_localhost=self._config.serve_beyond_localhost)
             if any(part.name == "apps" for part in self._others):
-                free_port(self._config, self._config.apps.port)
+                free_port(self._config.apps.host, self._config.apps.port)
         with closing(Telephone(self._config.serve, self._store)) as telephone:
             try:
                 while self._until_owner(telephone, stop):

@@ -21,6 +21,7 @@ from kmon.ledger import Incident, Ledger, open_ledger
 from kmon.partners import Partner, Partners
 from kmon.store import EmbeddedStore, Store, open_for_reading
 from kmon.store.schema import EVENTS
+from kmon.versions import Version, version_of
 
 MANY, FEW = 500, 100
 """How many values are on offer of the first dimension and of each other one."""
@@ -95,7 +96,7 @@ class Feed:
         self._offers: tuple[float, dict[str, tuple[str, ...]]] | None = None
         self._lock = threading.Lock()
         self._partners: Partners | None = None
-        self._judged: tuple[int, bool] = 0, False
+        self._judged: tuple[Version | None, bool] = None, False
 
     def view(self, selection: Selection, last: View | None = None) -> View:
         """What `selection` shows now; `last`, the view before, saves reading what has not changed."""
@@ -130,14 +131,13 @@ class Feed:
 
     def _is_outdated(self) -> bool:
         """Whether the configuration's file is another one now; one that is broken is none yet."""
-        try:
-            version = self.config.file.stat().st_mtime_ns
-            if version != self._judged[0]:
-                self._judged = version, load_config(self.config.file).digest != self.config.digest
-        except OSError:  # it is being replaced
-            pass
-        except ConfigError:
-            self._judged = version, False
+        version = version_of(self.config.file)
+        if version not in (None, self._judged[0]):  # None: it is being replaced
+            try:
+                outdated = load_config(self.config.file).digest != self.config.digest
+            except ConfigError:
+                outdated = False
+            self._judged = version, outdated
         return self._judged[1]
 
     def _read(self, store: Store, view: View) -> View:

@@ -27,6 +27,7 @@ from kmon.apps.incidents import IncidentList, groups
 from kmon.apps.selection import Selection, concerns, default, of_incident, read_query, write_query
 from kmon.config import load_config
 from kmon.errors import KmonError
+from kmon.versions import Version, version_of
 
 TICK = 250
 """Milliseconds between two looks at whether a view is ready."""
@@ -49,15 +50,14 @@ def page(config: str | Path | None = None, store: str | None = None) -> pn.viewa
     pn.extension(inline=True, raw_css=["body { margin: 0; background: #f4f6f9; }"])
     path = Path(config) if config else here.config_path()
     try:
-        version = path.stat().st_mtime_ns if path.exists() else 0
-        feed = _feed(path.absolute(), store or environment.store_address(), version)
+        feed = _feed(path.absolute(), store or environment.store_address(), version_of(path))
     except KmonError as error:
         return parts.text(parts.blank("kmon cannot show this page", str(error)))
     return PartnerPage(feed).start()
 
 
 @functools.lru_cache(maxsize=8)
-def _feed(path: Path, store: str | None, version: int) -> Feed:
+def _feed(path: Path, store: str | None, version: Version | None) -> Feed:
     """One for all sessions of this process, until the file's `version` changes."""
     return Feed(load_config(path), store)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +77,10 @@ def section(config: Config, samples: Samples | None, now: dt.datetime | None) ->
     now = now or samples.incident.seen_at
     shown = [d for d in config.dimensions if d not in samples.incident.scope and d in samples.events.columns]
     head = "".join(f"<th>{words.safe(words.title(name))}</th>" for name in ("time", *shown, "rest of the event"))
-    rows = "".join(_row(config, event, shown, now) for event in samples.events.iter_rows(named=True))
+    fields = config.events.fields
+    told = {config.events.time, config.enrich.user_agent, *config.dimensions}  # browser and device tell the agent
+    known = {field.path or name for name, field in fields.items() if name in told}
+    rows = "".join(_row(event, shown, known, now) for event in samples.events.iter_rows(named=True))
     return (
         f'<div class="samples"><h2>Sample events</h2><p class="quiet">{words.safe(_told(samples, now))}</p>'
         f"<table><tr>{head}</tr>{rows}</table></div>"
@@ -92,12 +95,11 @@ def _told(samples: Samples, now: dt.datetime) -> str:
     return f"{newest}, from {words.moment(incident.started_at, now)}{until} UTC, as they came."
 
 
-def _row(config: Config, event: Mapping[str, Any], shown: Sequence[str], now: dt.datetime) -> str:
+def _row(event: Mapping[str, Any], shown: Sequence[str], known: Set[str], now: dt.datetime) -> str:
+    """One event: the dimensions `shown`, and the fields of its document that are not `known` without it."""
     at = event["event_time"]
     day = "" if at.date() == now.date() else f"{at.day} {at:%b} "
     cells = "".join(f"<td>{words.safe(_short(event[d] or words.NOTHING))}</td>" for d in shown)
-    known = {config.events.time, config.enrich.user_agent, *config.dimensions}  # browser and device tell the agent
-    known = {config.events.fields[name].path or name for name in known if name in config.events.fields}
     values = [(name, value) for name, value in _fields(event["document"]) if name not in known]
     rest = "".join(
         f'<span class="pair"><span class="dimension">{words.safe(name)}</span>{words.safe(_short(value))}</span>'

@@ -31,7 +31,7 @@ def serve(config: Config, store: str | None = None, *, port: int | None = None, 
     `port` defaults to the configuration's; 0 takes a free one. With `show` a browser opens. KmonError where the port
     is taken: it is checked here, so that the person is told before anything starts.
     """
-    chosen = free_port(config, config.apps.port if port is None else port)
+    chosen = free_port(config.apps.host, config.apps.port if port is None else port)
     where = store or config.store
     place = where if where.startswith(SCHEME) else str((Path(where) if store else config.resolve(where)).absolute())
     environ = environment.for_child(config=str(config.file), store=place)
@@ -53,24 +53,22 @@ def command(config: Config, port: int, *, show: bool = False) -> list[str]:
     ]
 
 
-def free_port(config: Config, port: int) -> int:
-    """`port` where it is free, a free one for 0; KmonError where it is taken or not ours to take."""
-    try:
-        return bind(config.apps.host, port)
-    except OSError as error:
-        message = (
-            f"the pages cannot be served on {config.apps.host}:{port} ({error.strerror}):"
-            " stop what runs there, or choose another apps.port in kmon.yaml"
-        )
-        raise KmonError(message) from error
+def free_port(host: str, port: int, what: str = "the pages", key: str = "apps.port") -> int:
+    """`port` where it is free, a free one for 0; KmonError where it is taken or not ours to take.
 
-
-def bind(host: str, port: int) -> int:
-    """The port that a server of ours could take; OSError where it could not."""
+    `what` would be served there, as `key` in kmon.yaml says.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((host, port))
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            message = (
+                f"{what} cannot be served on {host}:{port} ({error.strerror}):"
+                f" stop what runs there, or choose another {key} in kmon.yaml"
+            )
+            raise KmonError(message) from error
         return int(probe.getsockname()[1])
 
 

@@ -65,12 +65,12 @@ RIVALS = (
 )
 
 
-WHOLE = f"kmon from files, {USUAL:,} a batch, whole events kept"
-
-
 def kmon_called(where: str, size: int) -> str:
     """kmon's own name as a contestant."""
     return f"kmon from {where}, {size:,} a batch"
+
+
+WHOLE = f"{kmon_called('files', USUAL)}, whole events kept"
 
 
 class Recordings:

@@ -17,6 +17,7 @@ from kmon.bench.workplace import Say
 from kmon.config import Config
 from kmon.sources import market
 from kmon.store import EmbeddedStore, sql
+from kmon.store.cells import interval
 from kmon.store.schema import Schema
 from kmon.store.upkeep import SORTED
 
@@ -131,7 +132,7 @@ class _Maker:
         """The events as an hour of the ten-second tier: half hours, sorted by partner if they end by `unsorted`."""
         bucket = f"{sql.time(start)} + to_seconds((second // 10 * 10)::BIGINT)"
         by_partner = f"CASE WHEN bucket < {sql.time(unsorted)} THEN partner ELSE 0 END"
-        self._insert("rollup_10s", bucket, f"time_bucket(INTERVAL 30 MINUTES, bucket), {by_partner}, 1")
+        self._insert("rollup_10s", bucket, f"time_bucket({interval(SORTED)}, bucket), {by_partner}, 1")
 
     def keep_hour(self, hour: int) -> None:
         """The events as one hour of the day that ``day_of_hours`` writes."""
@@ -155,7 +156,7 @@ class _Maker:
     def repeat(self, tier: str, start: dt.datetime, target: dt.datetime) -> None:
         """The day of a tier that begins at `start` once more, at `target`, in the same order."""
         rest = self._schema.columns().split(", ", 1)[1]
-        shift = f"to_seconds({(target - start).total_seconds():.0f})"
+        shift = interval(target - start)
         self._run(
             f"INSERT INTO {tier}({self._schema.columns()}) SELECT bucket + {shift}, {rest} FROM {tier}"
             f" WHERE bucket >= {sql.time(start)} AND bucket < {sql.time(start + DAY)}"

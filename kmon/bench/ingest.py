@@ -44,7 +44,7 @@ def _rows(standings: Mapping[str, Standing], problem: str, *, rivals: bool) -> I
             yield _against_decode(where, size, standings.get(kmon_called(where, size), nobody), bare)
     whole = standings[WHOLE].rate
     if whole is not None:
-        note = "of an event's cost in the time that 'keep: raw' says, two hours"
+        note = "as events are that are younger than 'keep: raw', two hours"
         yield Row("from files, whole events kept, against the decode", whole, _UNIT, ratio=whole / bare, note=note)
     for rival in RIVALS:
         for size in rival.batches if rivals else ():

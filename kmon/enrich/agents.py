@@ -30,10 +30,9 @@ class Agents:
         self._targets = [t for t in (self._rule.browser, self._rule.device) if self._rule.user_agent and t in named]
 
     def __call__(self, events: pl.DataFrame) -> pl.DataFrame:
-        source = self._rule.user_agent
+        events, source = self._present(events), self._rule.user_agent
         if source is None or source not in events.columns or not self._targets or events[source].is_null().all():
-            return self._present(events)
-        events = self._present(events)
+            return events
         agents = events[source].cast(pl.String)
         distinct = agents.unique().drop_nulls().to_list()
         for index, target in enumerate((self._rule.browser, self._rule.device)):

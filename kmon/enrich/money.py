@@ -12,6 +12,7 @@ import structlog
 
 from kmon.config import Money
 from kmon.errors import ConfigError
+from kmon.versions import Version, version_of
 
 log = structlog.get_logger("kmon")
 
@@ -23,11 +24,11 @@ class Converter:
         """ConfigError where the table cannot be read."""
         self._money = money
         self._path = (folder / money.rates).expanduser() if isinstance(money.rates, str) else None
-        self._version: tuple[int, int] | None = None
+        self._version: Version | None = None
         self._told: set[str | None] = set()
         self._rates = dict(money.rates) if not isinstance(money.rates, str) else {}
         if self._path is not None:
-            self._version, self._rates = _version(self._path), read_rates(self._path)
+            self._version, self._rates = version_of(self._path), read_rates(self._path)
 
     def __call__(self, events: pl.DataFrame) -> pl.DataFrame:
         money = self._money
@@ -45,7 +46,7 @@ class Converter:
 
     def _reload_if_changed(self) -> None:
         """A table that cannot be read leaves the one before in use, which is told once for each change."""
-        if self._path is None or (version := _version(self._path)) == self._version:
+        if self._path is None or (version := version_of(self._path)) == self._version:
             return
         self._version = version
         try:
@@ -72,11 +73,3 @@ def read_rates(path: Path) -> dict[str, float]:
         message = f"enrich.money.rates: {path} has no positive rate for {wrong[0]}"
         raise ConfigError(message)
     return rates
-
-
-def _version(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size

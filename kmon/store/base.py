@@ -123,7 +123,7 @@ class Store(Questions):
 
     @staticmethod
     def busy_sql(step: dt.timedelta) -> str:
-        width = f"to_seconds({step.total_seconds():.0f})"
+        width = interval(step)
         return f"SELECT DISTINCT time_bucket({width}, bucket, TIMESTAMP '1970-01-01') AS start FROM cells ORDER BY 1"
 
     # ---- drill down ----------------------------------------------------------------------------------------------

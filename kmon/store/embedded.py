@@ -147,8 +147,7 @@ class EmbeddedStore(Store):
             d: Numbers({value: number for number, value in self._rows(f"SELECT id, value FROM {sql.dictionary(d)}")})
             for d in schema.dimensions
         }
-        self._number_of.clear()  # a dimension that was forgotten and came back is numbered anew
-        self._name_of.clear()
+        self._forget_numbers()
 
     def reconfigure(self, config: Config) -> list[str]:
         """Bring the open store to what `config` asks for; what has changed, in words.

@@ -25,6 +25,7 @@ import structlog
 from kmon.config import Config
 from kmon.errors import StoreError
 from kmon.store import sql
+from kmon.store.cells import interval
 from kmon.store.embedded import EmbeddedStore, transaction
 from kmon.store.schema import RAW, TIERS, Schema
 
@@ -177,7 +178,7 @@ class Upkeep:
 
 def blocks_sql(merge: Merge, limit: dt.datetime) -> str:
     """The blocks before `limit` with rows to move: (start, rows)."""
-    width = f"to_seconds({merge.block.total_seconds():.0f})"
+    width = interval(merge.block)
     return (
         f"SELECT time_bucket({width}, bucket, {sql.time(EPOCH)}) AS start, count(*) FROM {merge.source}"
         f" WHERE bucket < {sql.time(limit)} GROUP BY 1 ORDER BY 1"
@@ -217,7 +218,7 @@ def move_sql(schema: Schema, merge: Merge, within: str, order: Sequence[str], *,
     if not target:
         return [take]
     columns, bucket = schema.columns(), sql.name("#bucket")
-    width = f"to_seconds({TIERS[target].total_seconds():.0f})"
+    width = interval(TIERS[target])
     dimensions = [sql.name(d) for d in schema.dimensions]
     grouped = ", ".join([f"time_bucket({width}, bucket, {sql.time(EPOCH)}) AS {bucket}", *dimensions])
     back = [

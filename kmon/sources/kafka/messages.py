@@ -70,8 +70,9 @@ def chunk(messages: Sequence[Message], lanes: Mapping[Partition, int], ends: Map
 def _lanes_of(messages: Sequence[Message], lanes: Mapping[Partition, int]) -> npt.NDArray[np.int32]:
     topics: list[Any] = list(map(Message.topic, messages))
     partitions: Iterable[Any] = map(Message.partition, messages)
-    if topics.count(topics[0] if topics else "") == len(topics):  # as ever; half the time of looking up pairs
-        of = {number: lane for (topic, number), lane in lanes.items() if topics and topic == topics[0]}
+    first = topics[0] if topics else None
+    if topics.count(first) == len(topics):  # one topic, as ever: half the time of looking up pairs
+        of = {number: lane for (topic, number), lane in lanes.items() if topic == first}
         found = map(of.__getitem__, partitions)
     else:
         found = map(lanes.__getitem__, zip(topics, partitions, strict=True))
