@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kmon.bench.stream import TOPIC
 from kmon.bench.workplace import configured
@@ -51,13 +52,13 @@ class Owner:
         return self.file.stat().st_size, log.stat().st_size if log.exists() else 0
 
 
-def kafka_config(where: Path, address: str) -> Config:
-    """The shipped configuration for the topic of a broker, served at a free port."""
+def kafka_config(where: Path, address: str, **other: Any) -> Config:
+    """The shipped configuration for the topic of a broker, served at a free port, with `other` keys."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     source = {"kind": "kafka", "brokers": [address], "topics": [TOPIC]}
-    return configured(where, source, serve=f"quack:127.0.0.1:{port}")
+    return configured(where, source, serve=f"quack:127.0.0.1:{port}", **other)
 
 
 @contextlib.contextmanager

@@ -117,6 +117,10 @@ class Store(Questions):
             f"SELECT min(bucket) FROM ({' UNION ALL '.join(f'SELECT min(bucket) AS bucket FROM {t}' for t in TIERS)})"
         )
 
+    def begins(self, tier: str) -> dt.datetime | None:
+        """What is older has moved out of a tier, or is moving; None where nothing has."""
+        return _aware(self._one(f"SELECT max(begins) FROM tiers WHERE tier = {sql.text(tier)}")[0])
+
     def busy(self, step: dt.timedelta) -> list[dt.datetime]:
         """The starts of the steps, multiples of `step` since 1970, in which there are events."""
         return [start.replace(tzinfo=dt.UTC) for start in self.sql(self.busy_sql(step))["start"]]
@@ -139,8 +143,7 @@ class Store(Questions):
         return self.sql(self.measures_sql(where, start, end, grain))
 
     def measures_sql(self, where: Where, start: dt.datetime, end: dt.datetime, grain: dt.timedelta) -> str:
-        columns = ", ".join(["bucket", *map(sql.name, self.schema.measures)])
-        cells = scan_sql(columns, start, end, self.condition(where), grain)
+        cells = self.merged_sql([], list(self.schema.measures), start, end, self.condition(where), grain)
         return (
             f"SELECT time_bucket({interval(grain)}, bucket, {sql.time(start)}) AS bucket, {self.schema.merged()}"
             f" FROM ({cells}) GROUP BY 1 ORDER BY 1"
@@ -281,7 +284,8 @@ class Store(Questions):
         missing = [value for value in values if (dimension, value) not in self._number_of]
         if missing:
             listed = ", ".join(map(sql.text, missing))
-            rows = self.sql(f"SELECT value, id FROM {sql.dictionary(dimension)} WHERE value IN ({listed})").rows()
+            one_of = f"= {listed}" if len(missing) == 1 else f"IN ({listed})"  # twice as quick
+            rows = self.sql(f"SELECT value, id FROM {sql.dictionary(dimension)} WHERE value {one_of}").rows()
             self._number_of.update({(dimension, value): number for value, number in rows})
         return {v: self._number_of[dimension, v] for v in values if (dimension, v) in self._number_of}
 

@@ -102,6 +102,10 @@ class EmbeddedStore(Store):
     def cardinality(self, dimension: str) -> int:
         return len(self._numbers[dimension])
 
+    def numbers(self, dimension: str, values: Sequence[str]) -> dict[str, int]:
+        known = self._numbers.get(dimension)
+        return known.find(values) if known else {}
+
     def _rows(self, text: str) -> list[tuple[Any, ...]]:
         return self._connection.execute(text).fetchall()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -22,6 +24,10 @@ class Numbers:
 
     def __call__(self, column: pl.Series) -> npt.NDArray[np.uint32]:
         return self._per_value(column)
+
+    def find(self, values: Iterable[str]) -> dict[str, int]:
+        """The numbers of those of `values` that are in the store."""
+        return {value: self._known[value] for value in values if value in self._known}
 
     def fresh(self) -> pl.DataFrame | None:
         """What the store does not have yet: `id`, `value`; None where it has all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import http.client
 import math
 import threading
@@ -23,7 +24,8 @@ from kmon.store.serving import host_and_port, load_extensions, token_for
 LIMIT = 60.0
 """Seconds after which a reader gives up on an owner that does not answer."""
 FRESH = 1.0
-"""Seconds for which a reader takes the schema to be as it was: a reload may change it at any time."""
+"""Seconds for which a reader takes the schema and the tiers to be as they were: a reload or upkeep may change them."""
+_FACTS = "SELECT value, (SELECT list({'tier': tier, 'begins': begins}) FROM tiers) FROM meta WHERE key = 'schema'"
 _WRONG = "SELECT json_extract_string(json_serialize_sql($1::VARCHAR), '$.error_message')"
 
 
@@ -59,11 +61,16 @@ class RemoteStore(Store):
     def refresh(self) -> None:
         if time.monotonic() - self._looked < self._fresh:
             return
-        stored = str(self._one("SELECT value FROM meta WHERE key = 'schema'")[0])
+        stored, begins = self._one(_FACTS)
+        self._begins = {entry["tier"]: entry["begins"].replace(tzinfo=dt.UTC) for entry in begins or []}
         self._looked = time.monotonic()
         if stored != self._stored:
             self.schema, self._stored = Schema.loads(stored), stored
             self._forget_numbers()
+
+    def begins(self, tier: str) -> dt.datetime | None:
+        self.refresh()
+        return self._begins.get(tier)
 
     def close(self) -> None:
         """End the sessions of all threads."""

@@ -48,6 +48,10 @@ class Questions(ABC):
         """`where` as a condition on numbered dimensions."""
 
     @abstractmethod
+    def begins(self, tier: str) -> dt.datetime | None:
+        """What is older has moved out of a tier, or is moving; None where nothing has."""
+
+    @abstractmethod
     def refresh(self) -> None:
         """Take notice of a schema that a reload has changed."""
 
@@ -88,19 +92,35 @@ class Questions(ABC):
             raise UsageError(message)
         first = EPOCH + (start - EPOCH) // width * width
         dimensions = [sql.name(d) for d in names]
-        columns = ", ".join(["bucket", *dimensions, *_columns(parts)])
-        cells = scan_sql(columns, first, end, self._kept(where), width)
+        cells = self.merged_sql(dimensions, _measures(parts), first, end, self._kept(where), width)
         bucket = f"time_bucket({interval(width)}, bucket, {sql.time(first)}) AS bucket"
         grouped = ", ".join([bucket, *dimensions, *self._sums(parts)])
         shown = ", ".join(["bucket", *_names(names), f"{_value(parts, 'n', 'd')} AS value", *_both(parts)])
         order = ", ".join(str(i + 1) for i in range(1 + len(names)))
         return f"SELECT {shown} FROM (SELECT {grouped} FROM ({cells}) GROUP BY ALL) g{_joins(names)} ORDER BY {order}"
 
+    def merged_sql(
+        self,
+        dimensions: Sequence[str],
+        measures: Sequence[str],
+        start: dt.datetime,
+        end: dt.datetime,
+        condition: str,
+        width: dt.timedelta,
+    ) -> str:
+        """The cells for buckets of `width`, merged by their tiers' own buckets and (quoted) `dimensions`.
+
+        What is left has few rows: to compute the wider bucket of every cell would take twice the time of all the rest.
+        """
+        keys = ", ".join(["bucket", *dimensions])
+        cells = scan_sql(", ".join([keys, *map(sql.name, measures)]), start, end, condition, width)
+        return f"SELECT {keys}, {self.schema.merged(measures)} FROM ({cells}) GROUP BY ALL"
+
     def _grain(self, start: dt.datetime, end: dt.datetime) -> dt.timedelta:
         if end - start > SHORT:
             return HOUR
-        begins = self.sql("SELECT begins FROM tiers WHERE tier = 'rollup_1m'")
-        return HOUR if begins.height and start < begins.item().replace(tzinfo=dt.UTC) else MINUTE
+        begins = self.begins("rollup_1m")
+        return HOUR if begins and start < begins else MINUTE
 
     # ---- one window against another ----------------------------------------------------------------------------------
 
@@ -208,7 +228,7 @@ class Questions(ABC):
     ) -> str:
         """By the numbers of `by`: numerator and denominator n0, d0, n1, ... of the windows that begin at `starts`."""
         dimensions = [sql.name(d) for d in by]
-        kept, columns = self._kept(where), [*dimensions, *_columns(parts)]
+        kept, columns = self._kept(where), [*dimensions, *map(sql.name, _measures(parts))]
         scans = [
             scan_sql(", ".join([f"{i} AS span", *columns]), start, start + window, kept, window)
             for i, start in enumerate(starts)
@@ -331,8 +351,8 @@ _EVIDENCE = {
 """Standard deviations: of a difference of Poisson counts, of shares, of means that vary as much as they are large."""
 
 
-def _columns(parts: Parts) -> list[str]:
-    return [sql.name(m) for m in dict.fromkeys([parts.numerator, parts.denominator]) if m]
+def _measures(parts: Parts) -> list[str]:
+    return [m for m in dict.fromkeys([parts.numerator, parts.denominator]) if m]
 
 
 def _value(parts: Parts, numerator: str, denominator: str) -> str:
