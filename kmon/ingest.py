@@ -13,12 +13,14 @@ import datetime as dt
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 import streamz
+import structlog
 
 from kmon.clock import EPOCH, Clock, Lanes, Ticks, to_micros
 from kmon.config import Config
@@ -28,6 +30,10 @@ from kmon.events import RECORD, Decoded, Decoder
 from kmon.sources import RawBatch, Source
 from kmon.store import Commit, DeadLetter, EmbeddedStore
 from kmon.store.upkeep import upkeep_thread
+
+log = structlog.get_logger("kmon")
+TOLD = 60.0
+"""Seconds from one line in the log about rejected records to the next one of the same kind."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ class Ingestion:
         self._busy: set[dt.datetime] = set()  # ends of steps with events, until they are passed
         if self._step is not None:
             self._busy = {start + self._step for start in store.busy(self._step)}
+        self._untold: Counter[str] = Counter()  # by kind of reason: rejected since the last line in the log
+        self._told: dict[str, float] = {}  # by kind of reason: when that was
         self._committer = ThreadPoolExecutor(1, "commit")
         self._committing: Future[None] | None = None
         self._source = streamz.Stream()
@@ -165,11 +173,12 @@ class Ingestion:
             committing.result()
 
     def _write(self, commit: Commit) -> None:
-        news = {name: count for name, count in commit.unread.items() if self._unread.get(name) != count}
+        news = {name: count for name, count in commit.unread.items() if self._unread.get(name, 0) != count}
         if not (commit.moves or commit.events.height or news):  # a tick that tells nothing new
             return
         began = time.monotonic()
         self._store.commit(replace(commit, unread=news))
+        self._tell(commit.dead_letters)
         if self._on_commit is not None:
             self._on_commit(commit.events.height, time.monotonic() - began)
         self._unread.update(news)
@@ -183,6 +192,16 @@ class Ingestion:
             self.progress.late + sum(commit.late.values()),
             self.progress.batches + 1,
         )
+
+    def _tell(self, letters: Sequence[DeadLetter]) -> None:
+        """A line in the log for each kind of reason, though not for each record."""
+        for kind, count in Counter(letter.reason.partition(":")[0] for letter in letters).items():
+            self._untold[kind] += count
+            if (now := time.monotonic()) - self._told.get(kind, -TOLD) >= TOLD:
+                first = next(letter for letter in letters if letter.reason.startswith(kind))
+                where = {"source": first.source, "partition": first.partition, "position": first.position}
+                log.warning("records rejected", reason=kind, records=self._untold.pop(kind), **where)
+                self._told[kind] = now
 
     def _run_steps(self, upto: dt.datetime | None) -> None:
         if self._on_step is None or upto is None:

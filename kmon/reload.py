@@ -18,14 +18,16 @@ from pathlib import Path
 
 import structlog
 
-from kmon.config import Config, copy_config, error_at, load_config
+from kmon.config import Config, KafkaSource, copy_config, error_at, load_config
+from kmon.enrich import Enricher
 from kmon.errors import ConfigError, KmonError, StoreBusyError
+from kmon.events import Decoder
 from kmon.owner import Owner, Telephone
 from kmon.store import EmbeddedStore
 from kmon.store.schema import Schema
 
 log = structlog.get_logger("kmon")
-FIXED = ("store", "serve", "ledger")
+FIXED = ("store", "serve", "serve_beyond_localhost", "ledger", "queries", "telemetry")
 """What cannot change while kmon runs."""
 SAID = ("dimensions", "measures", "metrics", "path", "copied", "digest")
 """What is told one by one, or is no key."""
@@ -37,10 +39,21 @@ def check(new: Config, running: Config | None, stored: Schema) -> list[str]:
     """What would change, in words; ConfigError where that cannot be done while kmon runs, or not at all."""
     if running is not None:
         check_fixed(new, running)
+    check_parts(new)
     wanted = Schema.of(new)
     wanted.change_sql(stored, new)
     changes = wanted.changes(stored)
     return changes if running is None else [*changes, *_rereadings(new, running), *_settings(new, running)]
+
+
+def check_parts(new: Config) -> None:
+    """ConfigError where a part of ingestion could not be made anew, which would end it."""
+    Decoder(new)
+    Enricher(new)
+    if isinstance(new.source, KafkaSource):
+        from kmon.sources.kafka.client import Client
+
+        Client(new.source, telling=False).close()
 
 
 def check_fixed(new: Config, running: Config) -> None:

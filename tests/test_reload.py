@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kmon.config import load_config
+from kmon.config import KafkaSource, load_config
 from kmon.errors import ConfigError
 from kmon.reload import check
 from kmon.store.schema import Schema
@@ -53,3 +53,21 @@ def test_what_would_change_is_told(config, edited, old, new, told):
 def test_what_cannot_change_is_refused(config, edited):
     with pytest.raises(ConfigError, match=r"line \d+: serve: cannot change while kmon runs"):
         check(edited("# serve: quack:localhost:9494", "serve: quack:localhost:9495"), config, Schema.of(config))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wrong"),
+    [
+        ("    channel: {type: string}", "    channel: {type: string, path: country.city}", "goes through"),
+        ("  # money:", "  money: {amount: amount, currency: country, rates: nowhere.csv}\n  #", "nowhere"),
+    ],
+)
+def test_what_ingestion_cannot_be_made_from_is_refused(config, edited, old, new, wrong):
+    with pytest.raises(ConfigError, match=wrong):
+        check(edited(old, new), config, Schema.of(config))
+
+
+def test_a_setting_that_kafka_does_not_know_is_refused(config):
+    source = KafkaSource(kind="kafka", topics=["events"], brokers=["127.0.0.1:1"], settings={"no.such": "setting"})
+    with pytest.raises(ConfigError, match=r"no\.such"):
+        check(config.model_copy(update={"source": source}), config, Schema.of(config))

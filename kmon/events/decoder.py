@@ -18,6 +18,7 @@ from kmon.events.records import REASON, RECORD, Reject, reject
 from kmon.events.tables import read_table, row_as_json
 from kmon.sources import RawBatch
 
+BLANK = "blank: a message of white space"
 LARGEST = 2.0**53
 """A number beyond this is absurd: whole numbers are no longer exact, and sums could overflow."""
 
@@ -103,7 +104,8 @@ class Decoder:
 
     def _typed(self, batch: RawBatch) -> _Typed:
         if isinstance(batch.data, bytes):
-            frame, rejects = self._lines.read(batch.data, batch.size, batch.damaged)
+            blank = None if batch.lanes is None else BLANK
+            frame, rejects = self._lines.read(batch.data, batch.size, batch.damaged, blank)
         else:
             frame, rejects = read_table(batch.data, self._fields, self._events.max_bytes)
         frame, rejected = self._judge(frame, batch.written)

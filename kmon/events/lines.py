@@ -39,8 +39,13 @@ class Lines:
             if field.type == "string" and name in coded
         }
 
-    def read(self, data: bytes, size: int, damaged: Mapping[int, str]) -> tuple[pl.DataFrame, list[Reject]]:
-        """The events among `size` lines, with their numbers, and the lines that are none."""
+    def read(
+        self, data: bytes, size: int, damaged: Mapping[int, str], blank: str | None = None
+    ) -> tuple[pl.DataFrame, list[Reject]]:
+        """The events among `size` lines, with their numbers, and the lines that are none.
+
+        `blank` is what is wrong with a blank line, where it is a record as any other.
+        """
         if not damaged and not _has_longer_line(data, self._max_bytes):
             frame = self._parse(data)
             if frame is not None and frame.height == size:
@@ -56,6 +61,8 @@ class Lines:
                 rejects.append(reject(record, too_long(len(line), self._max_bytes), line))
             elif line.strip():
                 kept.append((record, line))
+            elif blank:
+                rejects.append(reject(record, blank, line))
         broken = {record: (line, reason) for record, line, reason in self._broken(kept)}
         rejects += [reject(record, reason, line) for record, (line, reason) in broken.items()]
         good = [(record, line) for record, line in kept if record not in broken]

@@ -190,6 +190,11 @@ class EmbeddedStore(Store):
         """How many records each partition of the stream had left when that was last told."""
         return dict(self.sql("SELECT partition, coalesce(unread, 0) FROM clocks").rows())
 
+    def forget_unread(self) -> None:
+        """No partition has records that are still to be read: none of them holds the watermark any more."""
+        with self._transaction() as connection:
+            connection.execute("UPDATE clocks SET unread = 0 WHERE unread > 0")
+
     def commit(self, batch: Commit) -> None:
         """Write rollup deltas, dead letters, clocks and the offsets in one transaction.
 

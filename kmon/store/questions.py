@@ -154,6 +154,7 @@ class Questions(ABC):
         against: Against = "yesterday",
         limit: int = 100,
     ) -> str:
+        _check_window(window)
         parts = self.parts(metric)
         reference = {"yesterday": 2, "previous": 1}[_one_of("against", against, Against)]
         starts = [at - window, at - 2 * window, at - window - DAY]
@@ -201,6 +202,7 @@ class Questions(ABC):
         against: Against = "yesterday",
         least: float = 20,
     ) -> str:
+        _check_window(window)
         parts, names = self.parts(metric), self._listed(by)
         if not self._adds_up(parts):
             message = f"{metric!r} is a smallest or largest value: how far it moved by chance cannot be told"
@@ -337,16 +339,15 @@ class Questions(ABC):
         return frame if to == "polars" else frame.to_pandas()
 
 
+_ROUGH = "greatest(1 / nullif(d0, 0) + 1 / nullif(d1, 0), 0)"
+_SHARE = "(n0 + n1) / nullif(d0 + d1, 0)"
 _EVIDENCE = {
-    "count": "(n0 - n1) / sqrt(nullif(n0 + n1, 0))",
+    "count": "(n0 - n1) / sqrt(nullif(abs(n0 + n1), 0))",
     "rate": (
-        "(n0 / nullif(d0, 0) - n1 / nullif(d1, 0)) / sqrt(nullif(greatest((n0 + n1) / (d0 + d1)"
-        " * (1 - (n0 + n1) / (d0 + d1)), 0) * (1 / nullif(d0, 0) + 1 / nullif(d1, 0)), 0))"
-    ),
-    "mean": (
         "(n0 / nullif(d0, 0) - n1 / nullif(d1, 0))"
-        " / nullif(abs(n0 + n1) / (d0 + d1) * sqrt(1 / nullif(d0, 0) + 1 / nullif(d1, 0)), 0)"
+        f" / sqrt(nullif(greatest({_SHARE} * (1 - {_SHARE}), 0) * {_ROUGH}, 0))"
     ),
+    "mean": f"(n0 / nullif(d0, 0) - n1 / nullif(d1, 0)) / nullif(abs({_SHARE}) * sqrt({_ROUGH}), 0)",
 }
 """Standard deviations: of a difference of Poisson counts, of shares, of means that vary as much as they are large."""
 
@@ -371,6 +372,12 @@ def _names(dimensions: Sequence[str]) -> list[str]:
 def _joins(dimensions: Sequence[str]) -> str:
     """Names for the numbers of the subquery ``g``."""
     return "".join(f" LEFT JOIN {sql.dictionary(d)} ON {sql.dictionary(d)}.id = g.{sql.name(d)}" for d in dimensions)
+
+
+def _check_window(window: dt.timedelta) -> None:
+    if window < FINEST or window % FINEST:
+        message = f"a window of {window} is not a multiple of 10 seconds"
+        raise UsageError(message)
 
 
 def _one_of(what: str, value: str, choices: Any) -> str:

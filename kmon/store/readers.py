@@ -31,7 +31,8 @@ TICK = 0.05
 LINGER = 60.0
 """Seconds for which a result waits to be fetched; one that is being fetched stays until the end of that."""
 CROWDED = 0.6
-"""The share of the memory limit that questions may hold before one of them is cancelled: ingestion needs the rest."""
+"""The share of the memory limit that questions and their results may hold before one of them goes: ingestion needs the
+rest."""
 NICE = 10
 """How much the operating system prefers ingestion to a thread that answers questions, where it can tell threads."""
 STOPPING = 2.0
@@ -183,9 +184,10 @@ class Readers:
                 long = [question for question in self._running if now - question.started > TICK]
                 for question in long:
                     self._look_at(question, now)
-            if long:
+            tidying = now - tidied > 1.0
+            if long or tidying:
                 self._look_at_memory()
-            if now - tidied > 1.0:
+            if tidying:
                 tidied = now
                 self._tidy(now)
 
@@ -210,6 +212,10 @@ class Readers:
             if going:
                 sentence = "the query needed too much memory and was cancelled: narrow it by time or partner"
                 self._cancel(min(going, key=lambda question: question.started), sentence)
+            else:  # it is results that nobody has fetched yet: those go that wait longest
+                waiting = sorted(self._results, key=lambda session: self._results[session][1])
+                for session in waiting[: (len(waiting) + 1) // 2]:
+                    self._fetched.append(self._results.pop(session)[0])
 
     @staticmethod
     def _cancel(question: _Question, reason: str) -> None:

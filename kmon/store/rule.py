@@ -32,9 +32,11 @@ _CATALOG = """
 SELECT DISTINCT lower(function_name), function_type, coalesce(stability, '') = 'VOLATILE', lower(macro_definition)
 FROM duckdb_functions()
 """
+_VIEWS = "SELECT lower(view_name), lower(sql) FROM duckdb_views() WHERE internal"
 _PARSED = """
 SELECT json_extract_string(parsed, '$.error') = 'false' AND json_array_length(parsed, '$.statements') = 1,
-    coalesce(list_distinct(regexp_extract_all(parsed, '"function_name":"((?:[^"\\\\]|\\\\.)*)"', 1)), [])
+    coalesce(list_distinct(regexp_extract_all(parsed, '"function_name":"((?:[^"\\\\]|\\\\.)*)"', 1)), []),
+    coalesce(list_distinct(regexp_extract_all(parsed, '"table_name":"((?:[^"\\\\]|\\\\.)*)"', 1)), [])
 FROM (SELECT json_serialize_sql($1::VARCHAR)::VARCHAR AS parsed)
 """
 
@@ -52,6 +54,9 @@ class Rule:
             for name, _, _, definition in rows
             if name not in TABLE_FUNCTIONS and any(f"{f}(" in (definition or "") for f in self.forbidden)
         }
+        views = connection.execute(_VIEWS).fetchall()
+        self.hidden = {name for name, text in views if any(f"{f}(" in text for f in self.forbidden)}
+        """The built-in views that show what a forbidden function would."""
         self._allows = functools.lru_cache(maxsize=256)(self._judge)
 
     def allows(self, connection: duckdb.DuckDBPyConnection, query: str) -> bool:
@@ -62,7 +67,8 @@ class Rule:
         found = connection.execute(_PARSED, [query]).fetchone()
         if not found or not found[0]:
             return False
-        return self.forbidden.isdisjoint(name.lower() for name in found[1])
+        called, read = ({name.lower() for name in names} for names in found[1:])
+        return self.forbidden.isdisjoint(called) and self.hidden.isdisjoint(read)
 
 
 def readable(query: str) -> bool:

@@ -30,7 +30,7 @@ from kmon.store.readers import Readers
 from kmon.store.rule import LEAVE
 
 SCHEME = "quack:"
-LOCAL = ("localhost", "127.0.0.1", "[::1]")
+LOCAL = ("localhost", "127.0.0.1")
 LETTING_GO = 2.0
 """Seconds that a server which was stopped a moment ago has to let go of its port."""
 ABANDONED = dt.timedelta(minutes=10)

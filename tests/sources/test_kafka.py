@@ -100,15 +100,18 @@ def test_tombstones_and_line_ends(mock, topic):
 
 def test_what_is_no_event_is_a_dead_letter_with_its_place(mock, topic, config, store):
     event = b'{"ts": "2026-03-02T12:00:00Z", "operation": "order",\n "status": "ok", "partner": "p1"}'
-    put(mock, topic, event, None, b"not json", b"", partition=1)
+    put(mock, topic, event, None, b"not json", b"", b" \n", partition=1)
     put(mock, topic, b'{"x": "' + b"x" * 1_100_000 + b'"}', event, partition=2)
     stop = threading.Event()
-    ingestion = Ingestion(config, store, on_batch=lambda done: stop.set() if done.dead_letters == 4 else None)
-    ingestion.run(KafkaTopics(source(mock.address, topic)), stop)
+    ingestion = Ingestion(config, store, on_batch=lambda done: stop.set() if done.dead_letters == 5 else None)
+    with capture_logs() as lines:
+        ingestion.run(KafkaTopics(source(mock.address, topic)), stop)
     assert store.sql("SELECT sum(orders)::INT FROM rollup").item() == 2
     letters = store.sql("SELECT partition, position, reason FROM dead_letters ORDER BY ALL").rows()
-    assert [letter[:2] for letter in letters] == [(1, 1), (1, 2), (1, 3), (2, 0)]
+    assert [letter[:2] for letter in letters] == [(1, 1), (1, 2), (1, 3), (1, 4), (2, 0)]
     assert letters[0][2] == TOMBSTONE
+    told = {line["reason"] for line in lines if line["event"] == "records rejected"}
+    assert told == {"tombstone", "empty", "blank", "not JSON", "too long"}
     assert set(store.clocks()) == {f"{topic}/1", f"{topic}/2"}
 
 

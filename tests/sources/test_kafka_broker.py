@@ -90,6 +90,16 @@ def test_a_deleted_topic_holds_up_no_other_and_is_read_again_when_it_is_there(br
     assert len(said(logs, "kafka topic was deleted")) == len(said(logs, "kafka topic was re-created")) == 1
 
 
+def test_a_topic_that_was_deleted_meanwhile_has_nothing_to_be_read(broker, producer, topic):
+    other = f"{topic}.other"
+    broker.create_topic(other)
+    before = {(topic, 0): 5, (other, 0): 0, ("not read any more", 0): 3, ("not read any more", -1): 7}
+    broker.delete_topic(topic)
+    with reading(source(broker.address, topic, other), before) as run:
+        run.until(lambda: run.unread.get((topic, 0)) == 0)
+    assert run.unread == {(topic, 0): 0, (other, 0): 0, ("not read any more", 0): 0}
+
+
 @pytest.mark.parametrize("messages", [2, 5, 8])
 def test_a_topic_that_was_recreated_meanwhile_is_read_from_its_beginning(broker, producer, topic, logs, messages):
     put(producer, topic, *[b"old"] * 5)

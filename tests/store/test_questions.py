@@ -139,6 +139,27 @@ def test_top_movers_of_a_mean(reader, store, config, commit):
     assert rounded(found.select("partner", "now", "before", "impact", "evidence")) == [("p1", 30, 10, 500, 3.536)]
 
 
+def test_what_falls_below_zero_moves_too(reader, store, config, commit):
+    metrics = {**config.metrics}
+    metrics["revenue"] = metrics["sessions"].model_copy(update={"count": "amount"})
+    metrics["basket"] = metrics["sessions"].model_copy(update={"count": None, "mean": "orders / amount"})
+    store.reconfigure(config.model_copy(update={"metrics": metrics}))
+    order = {"operation": "order", "partner": "p1"}
+    commit({**order, "amount": 30.0, "event_time": T - DAY}, {**order, "amount": -130.0, "event_time": T})
+    reader.schema = store.schema
+    found = reader.top_movers("revenue", "partner", {}, T + MINUTE, MINUTE)
+    assert rounded(found.select("partner", "now", "before", "evidence")) == [("p1", -130, 30, -16.0)]
+    assert reader.top_movers("basket", "partner", {}, T + MINUTE, MINUTE).height <= 1
+
+
+@pytest.mark.parametrize("window", [5 * SECOND, 15 * SECOND, 0 * SECOND])
+def test_a_window_is_whole_buckets(reader, window):
+    with pytest.raises(UsageError, match="not a multiple of 10 seconds"):
+        reader.breakdown("sessions", "partner", {}, T, window)
+    with pytest.raises(UsageError, match="not a multiple of 10 seconds"):
+        reader.top_movers("sessions", "partner", {}, T, window)
+
+
 def put_raw(store, *documents):
     for i, document in enumerate(documents):
         store.connection.execute(

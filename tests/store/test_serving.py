@@ -31,6 +31,8 @@ DELETE FROM meta
 WITH x AS (INSERT INTO meta VALUES ('a', 'b') RETURNING *) SELECT * FROM x
 CREATE TABLE t(a INTEGER)
 CREATE MACRO f() AS 1
+FROM pg_catalog.pg_settings
+FROM duckdb_logs
 ALTER TABLE meta ADD COLUMN x INTEGER
 COPY (SELECT 1) TO '/tmp/kmon-refused.csv'
 COPY meta FROM '/etc/passwd'

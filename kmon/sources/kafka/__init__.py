@@ -53,11 +53,13 @@ class KafkaTopics:
         book = Book(positions, reader)
         thread = threading.Thread(target=reader.run, name="kafka reader", daemon=True)
         thread.start()
+        moves: tuple[Move, ...] = ()
         try:
             while not stop.is_set():
                 batch = book.batch(handover.take(_TICK))
                 yield batch
-                reader.committed(batch.moves)
+                reader.committed(moves)  # of the batch before: this one is being committed
+                moves = batch.moves
         finally:
             reader.stop()
             handover.close()
@@ -106,8 +108,13 @@ class Book:
         return move
 
     def _unread(self) -> dict[tuple[str, int], int]:
-        """By partition, as of the batch that is being made: what waits in this process is unread too."""
-        return {
+        """By partition, as of the batch that is being made: what waits in this process is unread too.
+
+        Nothing is of partitions that the store has and Kafka has not, or that are not to be read any more.
+        """
+        partitions = set(self._reader.partitions)
+        gone = [key for key in self._stored if key not in partitions] if self._reader.looked else []
+        return {key: 0 for key in gone if key[1] != IDENTITY} | {
             key: self._reader.unread(lane, self._stored.get(key, 0))
             for lane, key in enumerate(list(self._reader.partitions))
             if key[1] != IDENTITY

@@ -54,7 +54,8 @@ class Reader:
         self._assigned: dict[int, TopicPartition] = {}  # by lane
         self._at_end: set[Partition] = set()  # partitions still to be placed at their end: `start: latest`
         self._leaderless: set[int] = set()
-        self._looked = False
+        self.looked = False
+        """Whether Kafka has said what it has; from then on all that is there has a lane."""
         self._due = self._ends_due = 0.0
         self._average = 16_384.0  # bytes of a message
         self._stopping = threading.Event()
@@ -180,7 +181,7 @@ class Reader:
                 self._missing(name)
         for name, topic in found.items():
             self._found(name, topic, identities.get(name), following)
-        self._looked = True
+        self.looked = True
 
     def _missing(self, topic: str) -> None:
         lanes = [lane for lane in self._assigned if self.partitions[lane][0] == topic]
@@ -201,7 +202,7 @@ class Reader:
                 self._recreated(name)
             self._reached[at] = identity
             self._handover.put(Jump({at: identity}))
-        if not known and not self._looked and self._source.start == "latest":
+        if not known and not self.looked and self._source.start == "latest":
             self._at_end |= {(name, number) for number in topic.partitions}
         self._follow_leaders(name, topic)
         lanes = {self._lane((name, number)) for number in sorted(topic.partitions)} - self._assigned.keys()
