@@ -18,12 +18,14 @@ from tests.conftest import TEMPLATE
 
 KILLS = 20
 WORKER = """
-import os, sys
+import logging, os, sys
+from kmon import logs
 from kmon.config import load_config
 from kmon.ingest import Ingestion
 from kmon.sources.files import FilesSource, Limits
 from kmon.store import EmbeddedStore
 
+logs.configure(logging.ERROR)
 config, events = load_config(sys.argv[1]), FilesSource([sys.argv[2]], limits=Limits(1500))
 for line in sys.stdin:  # each run is a process of its own, without the time that the imports take
     child = os.fork()

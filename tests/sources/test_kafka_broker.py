@@ -96,8 +96,7 @@ def test_a_topic_that_was_deleted_meanwhile_has_nothing_to_be_read(broker, produ
     before = {(topic, 0): 5, (other, 0): 0, ("not read any more", 0): 3, ("not read any more", -1): 7}
     broker.delete_topic(topic)
     with reading(source(broker.address, topic, other), before) as run:
-        run.until(lambda: run.unread.get((topic, 0)) == 0)
-    assert run.unread == {(topic, 0): 0, (other, 0): 0, ("not read any more", 0): 0}
+        run.until(lambda: run.unread == {(topic, 0): 0, (other, 0): 0, ("not read any more", 0): 0})
 
 
 @pytest.mark.parametrize("messages", [2, 5, 8])
@@ -269,7 +268,8 @@ def test_kafkas_own_tools_see_the_positions(broker, producer, topic):
     put(producer, topic, *[b"{}"] * 7)
     with reading(source(broker.address, topic, group="seen")) as run:
         run.until(lambda: len(run.records) == 7)
-        run.step()
+        for _ in range(2):  # the first asks for what follows, which is when all before the last batch is committed
+            run.step()
     consumer = Consumer({"bootstrap.servers": broker.address, "group.id": "seen", "log_level": 0})
     assert consumer.committed([TopicPartition(topic, 0)], timeout=20)[0].offset == 7
     assert not [tp for tp in consumer.committed([TopicPartition(topic, 1)], timeout=20) if tp.offset > 0]
@@ -284,7 +284,8 @@ def test_group_offsets_that_kafka_does_not_take_stop_nothing(broker, producer, t
     put(producer, topic, b"{}")
     with reading(source(broker.address, topic, group="taken")) as run:
         run.until(lambda: len(run.records) == 1)
-        run.step()
+        for _ in range(2):
+            run.step()
     member.close()
     assert [line["group"] for line in said(logs, "kafka does not keep our offsets")] == ["taken"]
 
