@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +27,10 @@ from kmon.store import EmbeddedStore
 from kmon.store.schema import Schema
 
 log = structlog.get_logger("kmon")
-FIXED = ("store", "serve", "serve_beyond_localhost", "ledger", "queries", "telemetry")
-"""What cannot change while kmon runs."""
+FIXED = ("store", "serve", "ledger")
+"""What cannot change while kmon runs, be it as a standby."""
+OWNED = ("serve_beyond_localhost", "queries", "telemetry")
+"""What cannot change either while it owns the store: it is set up when the store is taken."""
 SAID = ("dimensions", "measures", "metrics", "path", "copied", "digest")
 """What is told one by one, or is no key."""
 PATIENCE = 60.0
@@ -38,15 +40,15 @@ PATIENCE = 60.0
 def check(new: Config, running: Config | None, stored: Schema) -> list[str]:
     """What would change, in words; ConfigError where that cannot be done while kmon runs, or not at all."""
     if running is not None:
-        check_fixed(new, running)
-    check_parts(new)
+        check_fixed(new, running, (*FIXED, *OWNED))
+    _check_parts(new)
     wanted = Schema.of(new)
     wanted.change_sql(stored, new)
     changes = wanted.changes(stored)
     return changes if running is None else [*changes, *_rereadings(new, running), *_settings(new, running)]
 
 
-def check_parts(new: Config) -> None:
+def _check_parts(new: Config) -> None:
     """ConfigError where a part of ingestion could not be made anew, which would end it."""
     Decoder(new)
     Enricher(new)
@@ -56,9 +58,9 @@ def check_parts(new: Config) -> None:
         Client(new.source, telling=False).close()
 
 
-def check_fixed(new: Config, running: Config) -> None:
-    """ConfigError where a key differs that cannot change while kmon runs."""
-    for key in FIXED:
+def check_fixed(new: Config, running: Config, keys: Sequence[str] = FIXED) -> None:
+    """ConfigError where one of `keys` differs, which cannot change while kmon runs."""
+    for key in keys:
         if getattr(new, key) != getattr(running, key):
             message = "cannot change while kmon runs: put it back, or stop kmon and start it again"
             raise error_at(new.path, (key,), message)
@@ -83,7 +85,7 @@ def _rereadings(new: Config, old: Config) -> list[str]:
 
 def _settings(new: Config, old: Config) -> list[str]:
     """The other keys that changed."""
-    keys = (key for key in type(new).model_fields if key not in (*SAID, *FIXED))
+    keys = (key for key in type(new).model_fields if key not in (*SAID, *FIXED, *OWNED))
     return [f"{key} changed" for key in keys if getattr(new, key) != getattr(old, key)]
 
 

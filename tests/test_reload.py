@@ -50,9 +50,13 @@ def test_what_would_change_is_told(config, edited, old, new, told):
     assert check(edited(old, new), config, Schema.of(config)) == told
 
 
-def test_what_cannot_change_is_refused(config, edited):
-    with pytest.raises(ConfigError, match=r"line \d+: serve: cannot change while kmon runs"):
-        check(edited("# serve: quack:localhost:9494", "serve: quack:localhost:9495"), config, Schema.of(config))
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("# serve: quack:localhost:9494", "serve: quack:localhost:9495"), ("# queries:", "queries: {timeout: 3s}  #")],
+)
+def test_what_cannot_change_is_refused(config, edited, old, new):
+    with pytest.raises(ConfigError, match=rf"line \d+: {new.split(':')[0]}: cannot change while kmon runs"):
+        check(edited(old, new), config, Schema.of(config))
 
 
 @pytest.mark.parametrize(

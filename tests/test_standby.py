@@ -42,6 +42,14 @@ def test_it_goes_by_the_file_as_it_is_now(path, file):
         assert (new, store.schema.dimensions[-1]) == (load_config(file), "operation")
 
 
+def test_what_an_owner_sets_up_once_may_change_before_it_takes_over(path, file):
+    config = load_config(file)
+    edit(file, "\nkeep:", "\nqueries: {timeout: 3s}\ntelemetry: {port: 9465}\nkeep:")
+    store, new = take(path, config)
+    with store:
+        assert (new.queries.timeout.total_seconds(), new.telemetry.port) == (3, 9465)
+
+
 def test_a_copy_is_made_anew(path, file, tmp_path):
     config = copy_config(file, tmp_path / "copy.yaml")
     edit(file, BEFORE, ADDED)
