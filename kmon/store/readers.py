@@ -30,8 +30,10 @@ TICK = 0.05
 """Seconds between two looks at what is running."""
 LINGER = 60.0
 """Seconds for which a result waits to be fetched; one that is being fetched stays until the end of that."""
+HURRY = 1.0
+"""The same where memory is short."""
 CROWDED = 0.6
-"""The share of the memory limit that questions and their results may hold before one of them goes: ingestion needs the
+"""The share of the memory limit that questions and their results may hold before some of them go: ingestion needs the
 rest."""
 NICE = 10
 """How much the operating system prefers ingestion to a thread that answers questions, where it can tell threads."""
@@ -185,11 +187,12 @@ class Readers:
                 for question in long:
                     self._look_at(question, now)
             tidying = now - tidied > 1.0
-            if long or tidying:
-                self._look_at_memory()
+            crowded = (long or tidying) and self._is_crowded()
+            if crowded:
+                self._cancel_oldest()
             if tidying:
                 tidied = now
-                self._tidy(now)
+                self._tidy(now - (HURRY if crowded else LINGER))
 
     def _look_at(self, question: _Question, now: float) -> None:
         over = now - question.started - self._seconds
@@ -200,22 +203,19 @@ class Readers:
             question.told = True
             log.warning("a cancelled query does not stop", query=question.text[:200], seconds=round(over))
 
-    def _look_at_memory(self) -> None:
+    def _is_crowded(self) -> bool:
         try:
             row = self._keeper.execute(_HELD).fetchone()
         except duckdb.Error:  # nothing may end the watch; a store that was closed answers nothing any more
-            return
-        if row is None or row[0] < self._crowded:
-            return
+            return False
+        return row is not None and row[0] >= self._crowded
+
+    def _cancel_oldest(self) -> None:
         with self._lock:
             going = [question for question in self._running if not question.reason]
             if going:
                 sentence = "the query needed too much memory and was cancelled: narrow it by time or partner"
                 self._cancel(min(going, key=lambda question: question.started), sentence)
-            else:  # it is results that nobody has fetched yet: those go that wait longest
-                waiting = sorted(self._results, key=lambda session: self._results[session][1])
-                for session in waiting[: (len(waiting) + 1) // 2]:
-                    self._fetched.append(self._results.pop(session)[0])
 
     @staticmethod
     def _cancel(question: _Question, reason: str) -> None:
@@ -223,12 +223,12 @@ class Readers:
         question.reason = reason
         question.cursor.interrupt()
 
-    def _tidy(self, now: float) -> None:
-        """Drop the results that were fetched, and those that nobody fetched in time."""
+    def _tidy(self, before: float) -> None:
+        """Drop the results that were fetched, and those of `before` that nobody has fetched."""
         with self._lock:
             done, self._fetched = self._fetched, []
             for session, (name, made) in list(self._results.items()):
-                if now - made > LINGER:
+                if made < before:
                     done.append(name)
                     del self._results[session]
         self._drop(done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import http.client
 import socket
@@ -134,6 +135,17 @@ def test_the_results_of_readers_are_let_go(store, served):
         assert served.sql(f"SELECT {number} AS n").item() == number
     held = "SELECT count(*)::INT FROM duckdb_databases() WHERE database_name LIKE 'kmon_result_%'"
     wait_until(lambda: store.sql(held).item() <= 1)
+
+
+def test_results_do_not_crowd_out_ingestion(store, address, commit):
+    held = "SELECT count(*)::INT FROM duckdb_databases() WHERE database_name LIKE 'kmon_result_%'"
+    large = "SELECT range::VARCHAR || repeat('x', 100) AS text FROM range(120_000)"
+    little = Queries(memory=150_000_000, disk=30_000_000)
+    with serving(store, address, TOKEN, little), contextlib.ExitStack() as readers:
+        for _ in range(9):
+            assert readers.enter_context(connect(address, TOKEN)).sql(large).height == 120_000
+        wait_until(lambda: store.sql(held).item() < 9)  # long before they would go by themselves
+        commit({})
 
 
 def test_sessions_of_readers_that_are_gone_are_ended(store, served, address):
