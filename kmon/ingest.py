@@ -13,7 +13,7 @@ import datetime as dt
 import threading
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -195,10 +195,12 @@ class Ingestion:
 
     def _tell(self, letters: Sequence[DeadLetter]) -> None:
         """A line in the log for each kind of reason, though not for each record."""
-        for kind, count in Counter(letter.reason.partition(":")[0] for letter in letters).items():
-            self._untold[kind] += count
+        alike: dict[str, list[DeadLetter]] = defaultdict(list)
+        for letter in letters:
+            alike[letter.reason.partition(":")[0]].append(letter)
+        for kind, (first, *others) in alike.items():
+            self._untold[kind] += 1 + len(others)
             if (now := time.monotonic()) - self._told.get(kind, -TOLD) >= TOLD:
-                first = next(letter for letter in letters if letter.reason.startswith(kind))
                 where = {"source": first.source, "partition": first.partition, "position": first.position}
                 log.warning("records rejected", reason=kind, records=self._untold.pop(kind), **where)
                 self._told[kind] = now

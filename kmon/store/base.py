@@ -118,7 +118,6 @@ class Store(Questions):
         )
 
     def begins(self, tier: str) -> dt.datetime | None:
-        """What is older has moved out of a tier, or is moving; None where nothing has."""
         return _aware(self._one(f"SELECT max(begins) FROM tiers WHERE tier = {sql.text(tier)}")[0])
 
     def busy(self, step: dt.timedelta) -> list[dt.datetime]:

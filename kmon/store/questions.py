@@ -87,9 +87,7 @@ class Questions(ABC):
     ) -> str:
         parts, names = self.parts(metric), self._listed(by)
         width = grain or self._grain(start, end)
-        if width < FINEST or width % FINEST:
-            message = f"a grain of {width} is not a multiple of 10 seconds"
-            raise UsageError(message)
+        _check_width("grain", width)
         first = EPOCH + (start - EPOCH) // width * width
         dimensions = [sql.name(d) for d in names]
         cells = self.merged_sql(dimensions, _measures(parts), first, end, self._kept(where), width)
@@ -154,7 +152,7 @@ class Questions(ABC):
         against: Against = "yesterday",
         limit: int = 100,
     ) -> str:
-        _check_window(window)
+        _check_width("window", window)
         parts = self.parts(metric)
         reference = {"yesterday": 2, "previous": 1}[_one_of("against", against, Against)]
         starts = [at - window, at - 2 * window, at - window - DAY]
@@ -202,7 +200,7 @@ class Questions(ABC):
         against: Against = "yesterday",
         least: float = 20,
     ) -> str:
-        _check_window(window)
+        _check_width("window", window)
         parts, names = self.parts(metric), self._listed(by)
         if not self._adds_up(parts):
             message = f"{metric!r} is a smallest or largest value: how far it moved by chance cannot be told"
@@ -374,9 +372,9 @@ def _joins(dimensions: Sequence[str]) -> str:
     return "".join(f" LEFT JOIN {sql.dictionary(d)} ON {sql.dictionary(d)}.id = g.{sql.name(d)}" for d in dimensions)
 
 
-def _check_window(window: dt.timedelta) -> None:
-    if window < FINEST or window % FINEST:
-        message = f"a window of {window} is not a multiple of 10 seconds"
+def _check_width(what: str, width: dt.timedelta) -> None:
+    if width < FINEST or width % FINEST:
+        message = f"a {what} of {width} is not a multiple of 10 seconds"
         raise UsageError(message)
 
 

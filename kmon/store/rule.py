@@ -33,10 +33,10 @@ SELECT DISTINCT lower(function_name), function_type, coalesce(stability, '') = '
 FROM duckdb_functions()
 """
 _VIEWS = "SELECT lower(view_name), lower(sql) FROM duckdb_views() WHERE internal"
-_PARSED = """
+_NAMED = """coalesce(list_distinct(regexp_extract_all(parsed, '"{key}":"((?:[^"\\\\]|\\\\.)*)"', 1)), [])"""
+_PARSED = f"""
 SELECT json_extract_string(parsed, '$.error') = 'false' AND json_array_length(parsed, '$.statements') = 1,
-    coalesce(list_distinct(regexp_extract_all(parsed, '"function_name":"((?:[^"\\\\]|\\\\.)*)"', 1)), []),
-    coalesce(list_distinct(regexp_extract_all(parsed, '"table_name":"((?:[^"\\\\]|\\\\.)*)"', 1)), [])
+    {_NAMED.format(key="function_name")}, {_NAMED.format(key="table_name")}
 FROM (SELECT json_serialize_sql($1::VARCHAR)::VARCHAR AS parsed)
 """
 
