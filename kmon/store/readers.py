@@ -188,11 +188,11 @@ class Readers:
                     self._look_at(question, now)
             tidying = now - tidied > 1.0
             crowded = (long or tidying) and self._is_crowded()
-            if crowded:
-                self._cancel_oldest()
-            if tidying:
+            if crowded or tidying:
                 tidied = now
                 self._tidy(now - (HURRY if crowded else LINGER))
+            if crowded and self._is_crowded():  # still, with the results gone that may go
+                self._cancel_oldest()
 
     def _look_at(self, question: _Question, now: float) -> None:
         over = now - question.started - self._seconds
