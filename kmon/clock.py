@@ -174,10 +174,11 @@ class Clock:
     def tick(self, events: pl.DataFrame, lanes: Lanes | None = None, unread: Mapping[str, int] | None = None) -> Ticks:
         """Move the clock over a batch of events in order of arrival.
 
-        `lanes` are their partitions, default what the configured field says; `unread` is how many records of a
-        partition are still to be read after this batch.
+        `lanes` are their partitions, default what the configured field says; `unread` is how many records of each
+        partition are still to be read after this batch, default as many as before.
         """
-        self._learn(unread or {})
+        if unread is not None:
+            self._learn(unread)
         times = events["event_time"].dt.epoch("us").to_numpy()
         lanes = lanes or self._lanes_of(events)
         running = {p: np.full(len(times), newest) for p, newest in self._newest.items()}
@@ -194,7 +195,7 @@ class Clock:
 
     def _learn(self, unread: Mapping[str, int]) -> None:
         """What is left to be read; a partition that was never heard of holds the watermark where it is."""
-        self._unread.update(unread)
+        self._unread = dict(unread)
         if self._mark == _NEVER:
             return
         for partition, count in unread.items():

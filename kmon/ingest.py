@@ -87,7 +87,7 @@ class Ingestion:
             self._source.map(Decoder(config, newest=store.newest()).feed)
             .flatten()
             .map(lambda decoded: replace(decoded, events=enrich(decoded.events)))
-            .map(lambda decoded: (decoded, self._clock.tick(decoded.events, *_lanes(decoded))))
+            .map(lambda decoded: (decoded, self._clock.tick(decoded.events, _lanes(decoded), _unread(decoded))))
             .map(lambda pair: list(self._pieces(*pair)))
             .flatten()
             .sink(lambda piece: self._commit(*piece))
@@ -137,10 +137,18 @@ class Ingestion:
                 ticks.newest_at(end - 1) if end > start else {},
                 letters[bisect_left(records, first) : bisect_left(records, upto)],
                 ticks.late_in(start, end),
-                _unread(decoded) if last else {},
+                self._news(_unread(decoded)) if last else {},
                 young_documents(decoded, start, end, self._keep_since()),
             )
             yield commit, step
+
+    def _news(self, unread: dict[str, int] | None) -> dict[str, int]:
+        """By partition, what is unread where that has changed since it was last asked for."""
+        if unread is None:
+            return {}
+        before, self._unread = self._unread, unread
+        both = before.keys() | unread.keys()
+        return {name: unread.get(name, 0) for name in both if unread.get(name, 0) != before.get(name, 0)}
 
     def _keep_since(self) -> dt.datetime:
         """Events from then on are kept whole: by the clock, as a backlog older than that would be gone at once."""
@@ -173,15 +181,13 @@ class Ingestion:
             committing.result()
 
     def _write(self, commit: Commit) -> None:
-        news = {name: count for name, count in commit.unread.items() if self._unread.get(name, 0) != count}
-        if not (commit.moves or commit.events.height or news):  # a tick that tells nothing new
+        if not (commit.moves or commit.events.height or commit.unread):  # a tick that tells nothing new
             return
         began = time.monotonic()
-        self._store.commit(replace(commit, unread=news))
+        self._store.commit(commit)
         self._tell(commit.dead_letters)
         if self._on_commit is not None:
             self._on_commit(commit.events.height, time.monotonic() - began)
-        self._unread.update(news)
         if self._step is not None:
             width = to_micros(self._step)
             numbers = np.unique(commit.events["event_time"].dt.epoch("us").to_numpy() // width)
@@ -219,17 +225,18 @@ class Ingestion:
         return None if time is None or self._step is None else EPOCH + (time - EPOCH) // self._step * self._step
 
 
-def _lanes(decoded: Decoded) -> tuple[Lanes | None, dict[str, int]]:
-    """The partition of each event, where the source tells it and not a field of the event, and what is unread."""
+def _lanes(decoded: Decoded) -> Lanes | None:
+    """The partition of each event, where the source tells it and not a field of the event."""
     batch = decoded.batch
     if batch.lanes is None:
-        return None, _unread(decoded)
+        return None
     names = [label(move.source, move.partition) for move in batch.moves]
-    return Lanes(names, batch.lanes[decoded.events[RECORD].to_numpy()]), _unread(decoded)
+    return Lanes(names, batch.lanes[decoded.events[RECORD].to_numpy()])
 
 
-def _unread(decoded: Decoded) -> dict[str, int]:
-    return {label(*partition): count for partition, count in decoded.batch.unread.items()}
+def _unread(decoded: Decoded) -> dict[str, int] | None:
+    unread = decoded.batch.unread
+    return None if unread is None else {label(*partition): count for partition, count in unread.items()}
 
 
 def label(source: str, partition: int) -> str:

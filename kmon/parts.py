@@ -92,8 +92,6 @@ def run_source(
         with _serve(config, owned, path) as readers, exposing(config, owned, readers) as meters:
             log.info("store open", path=path, serving=config.serve)
             while True:
-                if not isinstance(config.source, KafkaSource):
-                    owned.forget_unread()  # of topics that are not read any more
                 told = functools.partial(_add, done)
                 report = (lambda p, told=told: on_batch(told(p))) if on_batch else None
                 pipeline = Ingestion(config, owned, on_batch=report, on_commit=meters.committed)

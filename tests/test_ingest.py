@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -178,10 +179,23 @@ def test_one_commit_moves_the_offsets_of_all_partitions_of_a_poll(config, store)
 def test_a_partition_with_unread_records_holds_the_watermark_however_far_behind(config, store):
     run = Ingestion(config, store)
     run.emit(polled((0, 0, 10), (1, 0, 20), unread={1: 3}))
-    run.emit(polled((0, 1, 5000)))
+    run.emit(polled((0, 1, 5000), unread={1: 3}))
     assert mark(store) == T - 10 * SECOND
-    tick = RawBatch((), b"", 0, unread={("t", 1): 0})
+    tick = RawBatch((), b"", 0, unread=None)  # not known: as before
     run.emit(tick)
+    assert mark(store) == T - 10 * SECOND
+    run.emit(replace(tick, unread={("t", 1): 0}))
+    assert mark(store) == T + 4970 * SECOND
+
+
+def test_what_a_source_names_no_more_has_nothing_unread(config, store):
+    before = Ingestion(config, store)
+    before.emit(polled((0, 0, 10), (1, 0, 20), unread={1: 3, 2: 1}))
+    assert store.unread() == {"t/0": 0, "t/1": 3, "t/2": 1}
+    after = Ingestion(config, store)
+    after.emit(batch(line(5000), source="a file"))
+    after.emit(None)
+    assert store.unread() == {"t/0": 0, "t/1": 0, "t/2": 0, "0": 0}
     assert mark(store) == T + 4970 * SECOND
 
 

@@ -47,8 +47,9 @@ class RawBatch:
     """Each record's position in its partition, where there are `lanes`."""
     written: npt.NDArray[np.int64] | None = None
     """When each record was written to the source, microseconds since 1970; -1 where that is not known."""
-    unread: Mapping[tuple[str, int], int] = field(default_factory=dict)
-    """Records that the source has and that were not read yet, by source name and partition, as far as is known."""
+    unread: Mapping[tuple[str, int], int] | None = field(default_factory=dict)
+    """Records that the source has and that were not read yet, by source name and partition; a partition that is not
+    named has none. None: not known yet."""
 
     @classmethod
     def consecutive(

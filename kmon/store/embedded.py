@@ -53,7 +53,7 @@ class Commit:
     late: Mapping[str, int] = field(default_factory=dict)
     """How many of the events came after the watermark had passed them, by partition."""
     unread: Mapping[str, int] = field(default_factory=dict)
-    """How many records are left to be read, by partition, as far as that is known."""
+    """How many records are left to be read, by partition, where that is another number than before."""
     documents: pl.DataFrame | None = None
     """Whole events to be kept, as `kmon.documents.young_documents` gives them."""
 
@@ -189,11 +189,6 @@ class EmbeddedStore(Store):
     def unread(self) -> dict[str, int]:
         """How many records each partition of the stream had left when that was last told."""
         return dict(self.sql("SELECT partition, coalesce(unread, 0) FROM clocks").rows())
-
-    def forget_unread(self) -> None:
-        """No partition has records that are still to be read: none of them holds the watermark any more."""
-        with self._transaction() as connection:
-            connection.execute("UPDATE clocks SET unread = 0 WHERE unread > 0")
 
     def commit(self, batch: Commit) -> None:
         """Write rollup deltas, dead letters, clocks and the offsets in one transaction.

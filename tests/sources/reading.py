@@ -48,7 +48,7 @@ class Reading:
         values = batch.data.split(b"\n")[:-1]
         assert len(values) == batch.size
         self.records += [(*batch.origin(number), value) for number, value in enumerate(values)]
-        self.unread = dict(batch.unread)
+        self.unread = dict(batch.unread or {})
         return batch
 
     def until(self, condition: Callable[[], bool], patience: float = 60) -> None:

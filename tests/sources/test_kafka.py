@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from confluent_kafka import Producer
@@ -74,6 +75,8 @@ def test_latest_begins_at_the_end_and_remembers_that(mock, topic):
 def test_batches_grow_with_the_backlog_and_are_small_without(mock, topic):
     put(mock, topic, *[b'{"n": 1}'] * 30_000)
     with reading(source(mock.address, topic, batch_records=20_000)) as run:
+        run.until(lambda: bool(run.records))
+        time.sleep(1)  # as when the pipeline is busy
         run.until(lambda: len(run.records) == 30_000)
         assert 1_000 < max(batch.size for batch in run.batches) <= 20_000
         run.until(lambda: run.unread[topic, 0] == 0)

@@ -107,14 +107,11 @@ class Book:
         self._stored[key] = to
         return move
 
-    def _unread(self) -> dict[tuple[str, int], int]:
-        """By partition, as of the batch that is being made: what waits in this process is unread too.
-
-        Nothing is of partitions that the store has and Kafka has not, or that are not to be read any more.
-        """
-        partitions = set(self._reader.partitions)
-        gone = [key for key in self._stored if key not in partitions] if self._reader.looked else []
-        return {key: 0 for key in gone if key[1] != IDENTITY} | {
+    def _unread(self) -> dict[tuple[str, int], int] | None:
+        """By partition, as of the batch that is being made: what waits in this process is unread too."""
+        if not self._reader.looked:
+            return None
+        return {
             key: self._reader.unread(lane, self._stored.get(key, 0))
             for lane, key in enumerate(list(self._reader.partitions))
             if key[1] != IDENTITY
