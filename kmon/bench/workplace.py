@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,9 +42,13 @@ class Options:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A folder for the time of a benchmark."""
-    with tempfile.TemporaryDirectory(prefix="kmon-bench-", ignore_cleanup_errors=True) as name:
-        yield Path(name)
+    """A folder for the time of a benchmark, which SIGTERM ends as Ctrl-C does: nothing that it started is left."""
+    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        with tempfile.TemporaryDirectory(prefix="kmon-bench-", ignore_cleanup_errors=True) as name:
+            yield Path(name)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def configured(where: Path, source: Mapping[str, Any] | None = None, **other: Any) -> Config:

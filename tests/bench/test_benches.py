@@ -1,14 +1,20 @@
 """Every benchmark on a very small scale: that it runs and tells, not what."""
 
 import dataclasses
+import os
 import re
+import signal
+import subprocess
+import sys
 
+import psutil
 import pytest
 
 from kmon.bench import BENCHES, Options, latency
 from kmon.bench.stream import PARTITIONS, TOPIC
 from tests.command import kmon_json
 from tests.conftest import ROOT
+from tests.integration.processes import wait_until
 
 pytestmark = pytest.mark.xdist_group("kafka")
 TINY = Options(scale=0.002, minutes=0.1, repeats=1, rivals=False)
@@ -50,6 +56,23 @@ def test_soak_loses_and_doubles_nothing(broker):
     found = values(BENCHES["soak"](TINY))
     assert found["events lost or doubled"] == 0
     assert found["resident memory, last third"] > 0
+
+
+def test_nothing_is_left_of_a_benchmark_that_is_ended(broker, tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "kmon", "bench", "soak"]
+    bench = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    wait_until(lambda: any("kmon ingest" in command for command in commands_about(tmp_path)), 60, "the owner")
+    bench.terminate()
+    assert bench.wait(60) == 128 + signal.SIGTERM
+    assert commands_about(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def commands_about(folder):
+    """The command lines of all processes that name `folder`."""
+    commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    return [command for command in commands if str(folder) in command]
 
 
 @pytest.mark.parametrize("name", sorted(BENCHES))
