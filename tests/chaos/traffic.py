@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 BATCH = 100
 """Messages at a time; one of them is broken."""
@@ -44,6 +44,7 @@ class Traffic(threading.Thread):
         """No more; returns when Kafka has all."""
         self._ending.set()
         self.join(30)
+        assert not self.is_alive()
         assert self._producer.flush(120) == 0
 
     def _produce(self, *, broken: bool) -> None:
@@ -62,4 +63,12 @@ class Traffic(threading.Thread):
                 self.totals[f"{kind}s", partner, country] += 1
 
         partition = self._random.randrange(self.partitions)
-        self._producer.produce(self._topic, value, partition=partition, on_delivery=confirmed)
+        while True:
+            try:
+                self._producer.produce(self._topic, value, partition=partition, on_delivery=confirmed)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._UNKNOWN_PARTITION:
+                    raise
+                self._producer.poll(PAUSE)  # a new one, which it has not heard of yet
+            else:
+                return
