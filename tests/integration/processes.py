@@ -105,13 +105,12 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def write(folder, count):
+def write(folder, count, **fields):
+    """Append orders of now."""
+    order = {"operation": "order", "status": "ok", "partner": "p1", **fields}
     with (folder / "in" / "a.ndjson").open("a", encoding="utf-8") as file:
         for _ in range(count):
-            file.write(
-                json.dumps({"ts": int(time.time() * 1000), "operation": "order", "status": "ok", "partner": "p1"})
-                + "\n"
-            )
+            file.write(json.dumps({"ts": int(time.time() * 1000), **order}) + "\n")
 
 
 def orders(folder):

@@ -35,6 +35,10 @@ def reloaded(folder):
 
 MEASURE = ("  events: count(*)\n", "  events: count(*)\n  paid: count(*) FILTER (operation = 'order')\n")
 METRIC = ("  orders: {count: orders}\n", "  orders: {count: orders}\n  paid: {count: paid}\n")
+MONEY = (
+    "# money: {amount: amount, currency: currency, to: EUR, rates: rates.csv}",
+    "money: {amount: amount, currency: currency, to: EUR, rates: {USD: 0.5}}",
+)
 DIMENSION = ("device, channel]", "device, channel, operation]")
 
 
@@ -108,5 +112,9 @@ def test_an_owner_without_a_supervisor_takes_it_over_too(shop):
         assert (refused.returncode, "'paid' is gone" in refused.stderr) == (2, True)
         edit(shop, ("# forget: [channel]", "forget: [paid]     "))
         assert reloaded(shop) == ["measure paid removed", "forget changed"]
+        edit(shop, MONEY)
+        assert reloaded(shop) == ["enrich changed"]
+        write(shop, 1, amount=10, currency="USD")
+        wait_until(lambda: asked(shop, "SELECT sum(amount)::INT AS n FROM rollup")[0]["n"] == 5, 60, "it is in euros")
         assert owner.process.poll() is None
-    assert orders(shop) == 15
+    assert orders(shop) == 16
