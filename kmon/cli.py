@@ -82,7 +82,7 @@ def demo(folder: Annotated[Path, typer.Argument(metavar="DIR")] = Path("demo")) 
         if not stop.is_set():
             show.out.print(f"starting; incidents appear below, alerts with charts in {config.resolve('alerts')}")
             Supervisor(config).run(
-                stop, on_ready=lambda: show.out.print(f"open {config.apps.base_url}/partner   (Ctrl-C stops)")
+                stop, on_ready=lambda now: show.out.print(f"open {now.apps.base_url}/partner   (Ctrl-C stops)")
             )
     show.out.print("stopped")
 
@@ -105,8 +105,12 @@ def up(
         if part is not None:
             parts.run_part(part, loaded, stop, store, standby=standby)
         else:
-            ready = f"up: {loaded.apps.base_url}/partner, store at {loaded.serve}   (Ctrl-C stops)"
-            Supervisor(loaded, store, standby=standby).run(stop, on_ready=lambda: show.out.print(ready))
+            supervisor = Supervisor(loaded, store, standby=standby)
+            supervisor.run(stop, on_ready=lambda now: show.out.print(_up(now)))
+
+
+def _up(config: Config) -> str:
+    return f"up: {config.apps.base_url}/partner, store at {config.serve}   (Ctrl-C stops)"
 
 
 @app.command()

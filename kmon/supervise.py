@@ -58,11 +58,12 @@ class Supervisor:
         self._pause = threading.Event()
         self._source, *self._others = [_Part(name) for name in names]
 
-    def run(self, stop: threading.Event, on_ready: Callable[[], None] | None = None) -> None:
+    def run(self, stop: threading.Event, on_ready: Callable[[Config], None] | None = None) -> None:
         """Run until `stop` is set; KmonError where a part cannot be kept alive.
 
-        `on_ready` is called each time that the store answers and the other parts have been started. SIGHUP has an
-        edited kmon.yaml taken over; until then all parts, also one that is restarted, go by a copy of what it was.
+        `on_ready` is called each time that the store answers and the other parts have been started, with what they go
+        by. SIGHUP has an edited kmon.yaml taken over; until then all parts, also one that is restarted, go by a copy of
+        what it was.
         """
         with parts.told_to_reload(stop) as self._pause, self._copied():
             self._run(stop, on_ready)
@@ -81,7 +82,7 @@ class Supervisor:
         finally:
             copy.unlink(missing_ok=True)
 
-    def _run(self, stop: threading.Event, on_ready: Callable[[], None] | None) -> None:
+    def _run(self, stop: threading.Event, on_ready: Callable[[Config], None] | None) -> None:
         if not self._standby:
             check_address(self._config.serve, beyond_localhost=self._config.serve_beyond_localhost)
             if any(part.name == "apps" for part in self._others):
@@ -92,7 +93,7 @@ class Supervisor:
                     for part in self._others:
                         self._start(part)
                     if on_ready is not None:
-                        on_ready()
+                        on_ready(self._config)
                     self._until_lost(telephone, stop)
                     self._end(self._others)
             finally:

@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 
 from tests.command import kmon
-from tests.integration.processes import is_alive, orders, running, wait_until, write
+from tests.integration.processes import free_port, is_alive, orders, running, wait_until, write
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("running")]
 SOON = 60.0
@@ -62,12 +62,14 @@ def test_a_standby_goes_by_what_was_taken_over_meanwhile(shop):
         first.line(r"^up: http", 90)
         with running("up", "--standby", cwd=shop) as second:
             second.logged("standing by", 60)
-            file.write_text(file.read_text().replace("device, channel]", "device, channel, operation]", 1))
+            port = free_port()
+            text = file.read_text().replace("device, channel]", "device, channel, operation]", 1)
+            file.write_text(re.sub(r"port: \d+", f"port: {port}", text, count=1))
             assert kmon("reload", cwd=shop).returncode == 0
             write(shop, 5)
             wait_until(lambda: orders(shop) == 15, 60, "the owner counts by the new dimension")
             first.kill()
-            second.line(r"^up: http", SOON)
+            second.line(rf"^up: http://localhost:{port}/", SOON)
             write(shop, 5)
             wait_until(lambda: orders(shop) == 20, SOON, "the standby goes on where the first one was")
             known = "SELECT operation FROM rollup WHERE operation IS NOT NULL GROUP BY ALL HAVING sum(events) = 10"
