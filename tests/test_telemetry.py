@@ -12,13 +12,8 @@ from kmon.config import Telemetry
 from kmon.ingest import Ingestion
 from kmon.sources import RawBatch
 from kmon.telemetry import exposing
+from kmon.testing import free_port
 from tests.test_ingest import batch, line
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def scraped(port: int) -> dict[tuple[str, str], float]:

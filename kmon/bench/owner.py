@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from kmon.bench.workplace import configured
 from kmon.config import Config
 from kmon.errors import KmonError, StoreError
 from kmon.store import RemoteStore, token_for
+from kmon.testing.ports import free_port
 
 _PATIENCE = 60.0
 
@@ -54,11 +54,8 @@ class Owner:
 
 def kafka_config(where: Path, address: str, **other: Any) -> Config:
     """The shipped configuration for the topic of a broker, served at a free port, with `other` keys."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     source = {"kind": "kafka", "brokers": [address], "topics": [TOPIC]}
-    return configured(where, source, serve=f"quack:127.0.0.1:{port}", **other)
+    return configured(where, source, serve=f"quack:127.0.0.1:{free_port()}", **other)
 
 
 @contextlib.contextmanager

@@ -284,7 +284,8 @@ class Store(Questions):
         if missing:
             listed = ", ".join(map(sql.text, missing))
             one_of = f"= {listed}" if len(missing) == 1 else f"IN ({listed})"  # twice as quick
-            rows = self.sql(f"SELECT value, id FROM {sql.dictionary(dimension)} WHERE value {one_of}").rows()
+            found = f"SELECT value, id FROM {sql.dictionary(dimension)} WHERE value {one_of}"
+            rows = self.sql(f"{found} LIMIT {len(missing)}").rows()  # large partners are among the first
             self._number_of.update({(dimension, value): number for value, number in rows})
         return {v: self._number_of[dimension, v] for v in values if (dimension, v) in self._number_of}
 

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from kmon.testing.broker import Broker, BrokerUnavailableError
+from kmon.testing.ports import free_port, free_ports
 
-__all__ = ["Broker", "BrokerUnavailableError"]
+__all__ = ["Broker", "BrokerUnavailableError", "free_port", "free_ports"]

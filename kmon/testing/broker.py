@@ -25,6 +25,7 @@ from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from kmon import environment
 from kmon.errors import KmonError
+from kmon.testing.ports import free_ports
 
 VERSION = "4.1.2"
 """Of Apache Kafka; it needs Java 17."""
@@ -76,7 +77,7 @@ class Broker:
     def __init__(self, folder: Path, jars: Path, *, heap: str, users: Mapping[str, str]) -> None:
         self.folder = folder
         self._jars, self._heap, self._users = jars, heap, dict(users)
-        port, controller, sasl = _free_ports(3)
+        port, controller, sasl = free_ports(3)
         self.address = f"127.0.0.1:{port}"
         """For ``bootstrap.servers``."""
         self.sasl_address = f"127.0.0.1:{sasl}"
@@ -271,14 +272,6 @@ def _default_cache() -> Path:
     """In a checkout its own cache folder, in an installation the user's."""
     checkout = Path(__file__).parents[2]
     return (checkout if (checkout / "pyproject.toml").exists() else Path.home()) / ".cache" / "kafka"
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
 
 
 def _listens(address: str) -> bool:

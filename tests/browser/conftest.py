@@ -19,6 +19,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 
 from kmon.apps.serve import serve
 from kmon.config import load_config
+from kmon.testing import free_port
 from tests.conftest import ROOT
 
 FLAGS = [
@@ -92,12 +93,6 @@ def page(browser: Browser) -> Iterator[Page]:
     yield tab
     tab.close()
     assert errors == []  # no script failed, nothing was fetched from the network
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _local(url: str) -> bool:

@@ -15,7 +15,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from kmon.resources import shipped_notebooks
-from tests.browser.conftest import PATIENCE, Site, await_port, free_port
+from kmon.testing import free_port
+from tests.browser.conftest import PATIENCE, Site, await_port
 
 pytestmark = pytest.mark.xdist_group("lab")  # one JupyterLab at a time
 START = 120_000

@@ -23,9 +23,10 @@ from kmon.errors import OffsetConflictError, StoreError
 from kmon.ingest import Ingestion
 from kmon.sources.kafka import KafkaTopics
 from kmon.store import EmbeddedStore, RemoteStore, token_for
+from kmon.testing import free_port
 from tests.chaos.traffic import Traffic
 from tests.conftest import TEMPLATE
-from tests.integration.processes import Running, free_port, wait_until
+from tests.integration.processes import Running, wait_until
 
 FAULTS = int(os.environ.get("KMON_CHAOS", "20"))
 TOPIC = "chaos"

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from kmon.testing import free_port
 from tests.command import kmon
-from tests.integration.processes import free_port
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import queue
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -97,12 +96,6 @@ def wait_until(condition, seconds, what):
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         threading.Event().wait(0.3)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def write(folder, count, **fields):

@@ -6,8 +6,9 @@ import urllib.request
 
 import pytest
 
+from kmon.testing import free_port
 from tests.command import kmon
-from tests.integration.processes import free_port, is_alive, orders, running, wait_until, write
+from tests.integration.processes import is_alive, orders, running, wait_until, write
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("running")]
 SOON = 60.0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-import socket
 from collections.abc import Iterator
 
 import pytest
 
 from kmon.store import EmbeddedStore, Store, connect, serving
+from kmon.testing import free_port
 from tests.conftest import EVIL, Commits, T
 
 SECOND, MINUTE, HOUR = (dt.timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "hours"))
@@ -17,9 +17,7 @@ TOKEN = "a-token-of-the-tests"
 
 def free_address() -> str:
     """A ``quack:`` address where nobody answers."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return f"quack:localhost:{probe.getsockname()[1]}"
+    return f"quack:localhost:{free_port()}"
 
 
 @pytest.fixture(params=["embedded", "remote"])
