@@ -66,8 +66,7 @@ class Store(Questions):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def sql(self, text: str) -> pl.DataFrame:
-        """The result of one SELECT as a frame; timestamps are UTC without a zone."""
+    def _frame(self, text: str) -> pl.DataFrame:
         if not text.strip():
             message = "the query is empty: write for example SELECT * FROM rollup LIMIT 10"
             raise StoreError(message)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 import polars as pl
 import pyarrow as pa
@@ -40,7 +40,7 @@ class Questions(ABC):
         """The result of one SELECT."""
 
     @abstractmethod
-    def sql(self, text: str) -> pl.DataFrame:
+    def _frame(self, text: str) -> pl.DataFrame:
         """The result of one SELECT as a frame."""
 
     @abstractmethod
@@ -54,6 +54,19 @@ class Questions(ABC):
     @abstractmethod
     def refresh(self) -> None:
         """Take notice of a schema that a reload has changed."""
+
+    @overload
+    def sql(self, text: str) -> pl.DataFrame: ...
+
+    @overload
+    def sql(self, text: str, *, to: To) -> Any: ...
+
+    def sql(self, text: str, *, to: To = "polars") -> Any:
+        """The result of one SELECT; timestamps are UTC without a zone."""
+        if _one_of("to", to, To) == "arrow":
+            return self.arrow(text)
+        frame = self._frame(text)
+        return frame if to == "polars" else frame.to_pandas()
 
     # ---- over time ---------------------------------------------------------------------------------------------------
 
@@ -74,7 +87,7 @@ class Questions(ABC):
         or hours where the range is longer than two days or its minutes are not kept any more. There is no row where
         nothing was, or where history is kept in coarser buckets only.
         """
-        return self._given(self.series_sql(metric, where, start, end, by, grain), to)
+        return self.sql(self.series_sql(metric, where, start, end, by, grain), to=to)
 
     def series_sql(
         self,
@@ -140,7 +153,7 @@ class Questions(ABC):
         (relative to the window that `against` names), `share` (of the volume now), `numerator`, `denominator`. A count
         is 0 where it could have been, and null where nothing at all matched in that window.
         """
-        return self._given(self.breakdown_sql(metric, by, where, at, window, against, limit), to)
+        return self.sql(self.breakdown_sql(metric, by, where, at, window, against, limit), to=to)
 
     def breakdown_sql(
         self,
@@ -187,7 +200,7 @@ class Questions(ABC):
         `now`, `before`, `change` (relative), `impact` (in units of the numerator), `evidence`, `numerator`,
         `denominator`, `numerator_before`, `denominator_before`.
         """
-        return self._given(self.top_movers_sql(metric, by, where, at, window, limit, against, least), to)
+        return self.sql(self.top_movers_sql(metric, by, where, at, window, limit, against, least), to=to)
 
     def top_movers_sql(
         self,
@@ -262,7 +275,7 @@ class Questions(ABC):
         `only` keeps events by other fields of the document, nested ones with dots: ``{"status": "error"}``. Events are
         kept for as long as `keep.raw` says.
         """
-        return self._given(self.sample_events_sql(where, start, end, limit, only), to)
+        return self.sql(self.sample_events_sql(where, start, end, limit, only), to=to)
 
     def sample_events_sql(
         self,
@@ -328,13 +341,6 @@ class Questions(ABC):
 
     def _adds_up(self, parts: Parts) -> bool:
         return self.schema.measures[parts.numerator].merge == "sum"
-
-    def _given(self, text: str, to: To) -> Any:
-        """The result of one SELECT in the form asked for."""
-        if _one_of("to", to, To) == "arrow":
-            return self.arrow(text)
-        frame = self.sql(text)
-        return frame if to == "polars" else frame.to_pandas()
 
 
 _ROUGH = "greatest(1 / nullif(d0, 0) + 1 / nullif(d1, 0), 0)"

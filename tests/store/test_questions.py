@@ -202,6 +202,7 @@ def test_results_come_as_asked_for(reader, two_days, to, kind):
         reader.breakdown("orders", "partner", {}, T + HOUR, HOUR, to=to),
         reader.top_movers("orders", "partner", {}, T + HOUR, HOUR, to=to),
         reader.sample_events({}, to=to),
+        reader.sql("SELECT * FROM rollup", to=to),
     ):
         assert isinstance(found, kind)
 
