@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -150,7 +151,8 @@ class Clock:
 
     The watermark is the newest event of the slowest partition less the configured lateness, and never goes back. A
     partition that is further behind the fastest one than `idle` has nothing to say and is left out, unless it has
-    records that were not read yet: then it is lagging, and holds the watermark however far behind it is.
+    records that were not read yet: then it is lagging, and holds the watermark however far behind it is. Nothing is
+    complete as long as a lagging partition was never heard of.
     """
 
     def __init__(
@@ -163,46 +165,60 @@ class Clock:
         self._lateness = to_micros(config.events.lateness)
         self._idle = to_micros(config.events.idle)
         self._newest = {p: to_micros(time - EPOCH) for p, time in (newest or {}).items()}
-        self._unread = dict(unread or {})
-        self._mark = int(self._watermark(np.array([list(self._newest.values())], dtype=np.int64).T, [*self._newest])[0])
+        self._unread: dict[str, int] = {}
+        self._mark = _NEVER
+        self._learn(unread or {})
 
     @property
     def watermark(self) -> dt.datetime | None:
         """Where the watermark is now; None before the first event."""
         return from_micros(self._mark) if self._mark != _NEVER else None
 
+    @property
+    def newest(self) -> dict[str, dt.datetime]:
+        """By partition, the newest event time; of one that was not heard of yet, as far as it holds the watermark."""
+        return {partition: from_micros(time) for partition, time in self._newest.items() if time != _NEVER}
+
     def tick(self, events: pl.DataFrame, lanes: Lanes | None = None, unread: Mapping[str, int] | None = None) -> Ticks:
         """Move the clock over a batch of events in order of arrival.
 
-        `lanes` are their partitions, default what the configured field says; `unread` is how many records of each
-        partition are still to be read after this batch, default as many as before.
+        `lanes` are their partitions, default what the configured field says: then nobody knows what is still to come of
+        a partition. `unread` is how many records of each are still to be read after this batch, default as many as
+        before.
         """
-        if unread is not None:
-            self._learn(unread)
         times = events["event_time"].dt.epoch("us").to_numpy()
+        count, known = len(times), lanes is not None
         lanes = lanes or self._lanes_of(events)
-        running = {p: np.full(len(times), newest) for p, newest in self._newest.items()}
+        if unread is not None:
+            self._learn(unread, to_come=lanes.names if known else ())
+        running = {p: np.full(count, newest) for p, newest in self._newest.items()}
+        lagging = {p: np.full(count, self._unread.get(p, 0) > 0) for p in [*running, *lanes.names]}
         for number, partition in enumerate(lanes.names):
-            mine = np.where(lanes.of == number, times, _NEVER)
-            running[partition] = np.maximum.accumulate(np.maximum(mine, self._newest.get(partition, _NEVER)))
-        matrix = np.array(list(running.values()), dtype=np.int64).reshape(len(running), len(times))
-        after = np.maximum.accumulate(np.maximum(self._watermark(matrix, [*running]), self._mark))
+            mine = lanes.of == number
+            newest = np.maximum(np.where(mine, times, _NEVER), self._newest.get(partition, _NEVER))
+            running[partition] = np.maximum.accumulate(newest)
+            if known:
+                lagging[partition] |= np.arange(count) < np.max(np.flatnonzero(mine), initial=-1)
+        mark = self._watermark(_matrix(running, count), _matrix({p: lagging[p] for p in running}, count))
+        after = np.maximum.accumulate(np.maximum(mark, self._mark))
         before = np.concatenate([[self._mark], after])[: len(times)]
         if len(times):
             self._newest = {p: int(line[-1]) for p, line in running.items()}
             self._mark = int(after[-1])
         return Ticks(lanes, before, times < before, running)
 
-    def _learn(self, unread: Mapping[str, int]) -> None:
-        """What is left to be read; a partition that was never heard of holds the watermark where it is."""
+    def _learn(self, unread: Mapping[str, int], to_come: Sequence[str] = ()) -> None:
+        """What is left to be read; a partition that was never heard of holds the watermark where it is.
+
+        `to_come` are partitions that have events in the batch, before which they are not read to their end either.
+        """
         self._unread = dict(unread)
-        if self._mark == _NEVER:
-            return
-        for partition, count in unread.items():
-            if count and partition not in self._newest:
-                self._newest[partition] = self._mark + self._lateness
-        newest = np.array([list(self._newest.values())], dtype=np.int64).T
-        self._mark = max(self._mark, int(self._watermark(newest, [*self._newest])[0]))
+        lagging = {*to_come, *(partition for partition, count in unread.items() if count)}
+        for partition in lagging - self._newest.keys():
+            self._newest[partition] = self._mark + self._lateness if self._mark != _NEVER else _NEVER
+        newest = _matrix({p: np.array([time]) for p, time in self._newest.items()}, 1)
+        held = _matrix({p: np.array([p in lagging]) for p in self._newest}, 1)
+        self._mark = max(self._mark, int(self._watermark(newest, held)[0]))
 
     def _lanes_of(self, events: pl.DataFrame) -> Lanes:
         if not events.height:
@@ -214,15 +230,20 @@ class Clock:
         numbers = pl.Series(range(len(names)), dtype=pl.Int32)
         return Lanes(names.to_list(), labels.replace_strict(names, numbers, return_dtype=pl.Int32).to_numpy())
 
-    def _watermark(self, newest: Micros, names: Sequence[str]) -> Micros:
-        """(partitions, n) newest times to n watermarks."""
+    def _watermark(self, newest: Micros, lagging: Micros) -> Micros:
+        """(partitions, n) newest times, and whether more is to come, to n watermarks."""
         if not newest.shape[0]:
             return np.full(newest.shape[1], _NEVER)
         fastest = newest.max(axis=0)
-        lagging = np.array([self._unread.get(name, 0) > 0 for name in names])[:, None]
-        active = (newest != _NEVER) & (lagging | (newest >= np.where(fastest == _NEVER, _NEVER, fastest - self._idle)))
+        followed = newest >= np.where(fastest == _NEVER, _NEVER, fastest - self._idle)
+        active = (lagging != 0) | ((newest != _NEVER) & followed)
         slowest = np.where(active, newest, _ALWAYS).min(axis=0)
-        return np.where(fastest == _NEVER, _NEVER, slowest - self._lateness)
+        return np.where((fastest == _NEVER) | (slowest == _NEVER), _NEVER, slowest - self._lateness)
+
+
+def _matrix(lines: Mapping[str, npt.NDArray[Any]], width: int) -> Micros:
+    """(lines, width), also without a line."""
+    return np.array(list(lines.values()), dtype=np.int64).reshape(len(lines), width)
 
 
 def to_micros(delta: dt.timedelta) -> int:

@@ -128,16 +128,17 @@ class Ingestion:
         records = [reject.record for reject in decoded.rejects]
         for number, (start, step) in enumerate(cuts):
             last = number == len(cuts) - 1
+            news = self._news(_unread(decoded)) if last else {}
             end = decoded.events.height if last else cuts[number + 1][0]
             first = decoded.first if number == 0 else int(decoded.events[RECORD][start])
             upto = decoded.next if last else int(decoded.events[RECORD][end])
             commit = Commit(
                 decoded.batch.moves_of(first, upto),
                 decoded.events[start:end],
-                ticks.newest_at(end - 1) if end > start else {},
+                ticks.newest_at(end - 1) if end > start else self._clock.newest if news else {},
                 letters[bisect_left(records, first) : bisect_left(records, upto)],
                 ticks.late_in(start, end),
-                self._news(_unread(decoded)) if last else {},
+                news,
                 young_documents(decoded, start, end, self._keep_since()),
             )
             yield commit, step

@@ -199,6 +199,29 @@ def test_what_a_source_names_no_more_has_nothing_unread(config, store):
     assert mark(store) == T + 4970 * SECOND
 
 
+def test_nothing_is_complete_while_a_partition_with_unread_records_was_never_heard_of(config, store):
+    run = Ingestion(config, store)
+    run.emit(polled((0, 0, 10), (0, 1, 5000), unread={1: 2}))
+    assert (mark(store), run._clock.watermark) == (None, None)
+    again = Ingestion(config, store)  # and a restart changes nothing
+    again.emit(polled((1, 0, 20), unread={1: 1}))
+    assert mark(store) == again._clock.watermark == T - 10 * SECOND
+    again.emit(polled((1, 1, 4990), unread={2: 7}))  # a new one holds it where it was
+    assert mark(store) == again._clock.watermark == T - 10 * SECOND
+    again.emit(RawBatch((), b"", 0))
+    assert mark(store) == again._clock.watermark == T + 4960 * SECOND
+    assert again.progress.late == 0
+
+
+def test_partitions_that_come_one_after_the_other_are_not_late(config, store):
+    run = Ingestion(config, store)
+    backlog = [(0, n, 1000 * n) for n in range(5)] + [(1, n, 1000 * n) for n in range(5)]
+    run.emit(polled(*backlog))
+    run.emit(polled(*[(p, n + 5, s + 5000) for p, n, s in backlog]))
+    assert (run.progress.late, run.progress.events) == (0, 20)
+    assert mark(store) == T + 8970 * SECOND
+
+
 def test_late_events_are_counted_by_partition(config, store):
     run = Ingestion(config, store)
     run.emit(polled((0, 0, 100), (1, 0, 200)))

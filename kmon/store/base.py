@@ -86,7 +86,7 @@ class Store(Questions):
         """The event time up to which the data is complete; None before the first event.
 
         The slowest partition's newest event less `lateness`; a partition more than `idle` behind is left out, unless
-        it has records that were not read yet.
+        it has records that were not read yet. None, too, while such a one was never heard of.
         """
         found = self._one(self.watermark_sql(lateness, idle))[0]
         return _aware(found)
@@ -94,7 +94,8 @@ class Store(Questions):
     @staticmethod
     def watermark_sql(lateness: dt.timedelta, idle: dt.timedelta) -> str:
         return (
-            f"SELECT min(newest) - to_milliseconds({lateness // dt.timedelta(milliseconds=1)}) FROM clocks"
+            "SELECT CASE WHEN count(*) = count(newest)"
+            f" THEN min(newest) - to_milliseconds({lateness // dt.timedelta(milliseconds=1)}) END FROM clocks"
             f" WHERE unread > 0 OR newest >= (SELECT max(newest) FROM clocks) - to_seconds({idle.total_seconds()})"
         )
 

@@ -23,6 +23,7 @@ from kmon.store import sql
 from kmon.store.base import Store
 from kmon.store.grouping import expressions, kinds
 from kmon.store.numbers import Numbers
+from kmon.store.running import run
 from kmon.store.schema import LAYOUT, RAW, Schema, rejected_sql
 
 
@@ -95,7 +96,7 @@ class EmbeddedStore(Store):
             if cursor is None:
                 cursor = self._local.cursor = self._connection.cursor()
                 self._cursors.add(cursor)
-            return cursor.execute(text).to_arrow_table()
+            return run(cursor, text)
         except duckdb.Error as error:
             raise StoreError(sql.first_line(error)) from error
 

@@ -18,6 +18,7 @@ from kmon.errors import StoreError
 from kmon.store import sql
 from kmon.store.base import Store
 from kmon.store.rule import readable
+from kmon.store.running import run
 from kmon.store.schema import Schema
 from kmon.store.serving import host_and_port, load_extensions, token_for
 
@@ -82,7 +83,7 @@ class RemoteStore(Store):
         deadline = time.monotonic() + self._patience
         while True:
             try:
-                return self._session().execute(f"FROM remote.query({sql.text(text)})").to_arrow_table()
+                return run(self._session(), f"FROM remote.query({sql.text(text)})")
             except duckdb.Error as error:
                 if "Timeout was reached" in str(error):
                     self._forget_session()

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
+import signal
+import threading
 
 import polars as pl
 import pytest
@@ -201,3 +204,12 @@ def test_types_that_polars_does_not_know(store):
     for odd in ("[INTERVAL 1 DAY]", "union_value(n := 1)", "{'a': [union_value(n := 1)]}"):
         with pytest.raises(StoreError, match="'odd' is of a type that cannot be shown: write odd::VARCHAR"):
             store.sql(f"SELECT {odd} AS odd")
+
+
+@pytest.mark.timeout(30)
+def test_ctrl_c_ends_a_query(store):
+    endless = "SELECT count(*) FROM range(3000000) a, range(3000000) b WHERE a.range + b.range <> 7"
+    threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        store.sql(endless)
+    assert store.sql("SELECT 1 AS one").item() == 1

@@ -92,9 +92,9 @@ class Reader:
                     self._look()
                 asked = self._count()
                 messages = self._client.consumer.consume(asked, linger)
-                self._take(messages)
                 if len(messages) < asked or time.monotonic() >= self._ends_due:
                     self._see_ends()
+                self._take(messages)
                 self._client.check()
                 self._commit_group()
             self._commit_group(now=True)
