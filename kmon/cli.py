@@ -515,6 +515,8 @@ def main() -> None:
     except SystemExit:
         raise
     except BaseException as error:  # a panic of polars is no Exception
+        if isinstance(error.__cause__, KeyboardInterrupt | SystemExit):  # DuckDB makes an error of a signal
+            sys.exit(130 if isinstance(error.__cause__, KeyboardInterrupt) else error.__cause__.code)
         text = f"unexpected {type(error).__name__}: {error}; this is a bug in kmon, 'kmon --debug ...' shows where"
         sys.exit(_fail(text, error, 1, debug=debug))
 

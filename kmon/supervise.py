@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import glob
 import os
 import signal
@@ -20,7 +19,7 @@ import structlog
 from kmon import environment, parts
 from kmon.apps.serve import free_port
 from kmon.config import Config, copy_config, load_config
-from kmon.errors import KmonError
+from kmon.errors import KmonError, StoreBusyError, StoreError
 from kmon.owner import Owner, Telephone
 from kmon.reload import check, draft
 from kmon.store import check_address, token_for
@@ -83,11 +82,9 @@ class Supervisor:
             copy.unlink(missing_ok=True)
 
     def _run(self, stop: threading.Event, on_ready: Callable[[Config], None] | None) -> None:
-        if not self._standby:
-            check_address(self._config.serve, beyond_localhost=self._config.serve_beyond_localhost)
-            if any(part.name == "apps" for part in self._others):
-                free_port(self._config.apps.host, self._config.apps.port)
         with closing(Telephone(self._config.serve, self._store)) as telephone:
+            if not self._standby:
+                self._check_ports(telephone)
             try:
                 while self._until_owner(telephone, stop):
                     for part in self._others:
@@ -98,6 +95,18 @@ class Supervisor:
                     self._end(self._others)
             finally:
                 self._end([self._source, *self._others])
+
+    def _check_ports(self, telephone: Telephone) -> None:
+        """StoreError where somebody else has a port that our parts will want."""
+        try:
+            check_address(self._config.serve, beyond_localhost=self._config.serve_beyond_localhost)
+        except StoreError as error:
+            if (owner := telephone.owner()) is None:
+                raise
+            message = f"another process (pid {owner.pid}) owns the store {self._store}: wait for its end with --standby"
+            raise StoreBusyError(message, pid=owner.pid) from error
+        if any(part.name == "apps" for part in self._others):
+            free_port(self._config.apps.host, self._config.apps.port)
 
     def _until_owner(self, telephone: Telephone, stop: threading.Event) -> bool:
         """Wait until our source owns the store and answers; False where `stop` is set before."""
@@ -209,7 +218,7 @@ class Supervisor:
             message = f"the part {part.name!r} ended with exit code {code} and cannot be kept running"
             raise KmonError(message)
         wait = min(LONGEST, 2.0 ** min(part.deaths - 1, 10))
-        log.warning("part died", part=part.name, exit_code=code, again_in=dt.timedelta(seconds=wait))
+        log.warning("part died", part=part.name, exit_code=code, again_in=f"{wait:g} s")
         part.process, part.again_at = None, now + wait
 
 

@@ -41,12 +41,12 @@ def open(path: str | Path, config: Config | None = None) -> EmbeddedStore:
 def connect(address: str, token: str | None = None) -> RemoteStore:
     """Read a store that another process owns, such as ``quack:localhost:9494``.
 
-    `token` defaults to KMON_STORE_TOKEN.
+    `token` is what the ``.token`` file beside the store holds; it defaults to KMON_STORE_TOKEN.
     """
     if token is None:
         token = environment.store_token()
     if not token:
-        message = f"{address} wants a token: set KMON_STORE_TOKEN, or copy it from the .token file beside the store"
+        message = f"{address} wants the token in the .token file beside the store: pass it, or set KMON_STORE_TOKEN"
         raise StoreError(message)
     return RemoteStore(address, token)
 

@@ -314,7 +314,8 @@ class Store(Questions):
         """Offsets, clocks, rows, events and bytes a tier, dead letters by reason, bytes on disk (of the database)."""
         letters = "SELECT reason, records FROM rejected ORDER BY records DESC, reason"
         return {
-            "offsets": self.sql("SELECT * FROM offsets ORDER BY ALL").to_dicts(),
+            # partition -1 keeps which topic of a name the others are of
+            "offsets": self.sql("SELECT * FROM offsets WHERE partition >= 0 ORDER BY ALL").to_dicts(),
             "clocks": self.sql("SELECT * FROM clocks ORDER BY ALL").to_dicts(),
             "tiers": {tier: self.sql(self.tier_sql(tier)).to_dicts()[0] for tier in TIERS},
             "raw_events": self.sql(f"SELECT count(*) AS rows, {_BYTES.format(RAW)} AS bytes FROM {RAW}").to_dicts()[0],

@@ -27,7 +27,10 @@ LIMIT = 60.0
 FRESH = 1.0
 """Seconds for which a reader takes the schema and the tiers to be as they were: a reload or upkeep may change them."""
 _FACTS = "SELECT value, (SELECT list({'tier': tier, 'begins': begins}) FROM tiers) FROM meta WHERE key = 'schema'"
-_WRONG = "SELECT json_extract_string(json_serialize_sql($1::VARCHAR), '$.error_message')"
+_WRONG = """
+SELECT json_extract_string(parsed, '$.error_message') FROM (SELECT json_serialize_sql($1::VARCHAR) AS parsed)
+WHERE json_extract_string(parsed, '$.error_type') = 'parser'
+"""
 
 
 def answers(address: str, store: str | Path) -> bool:
@@ -122,7 +125,7 @@ class RemoteStore(Store):
     def _explain(self, error: duckdb.Error, query: str) -> str:
         text = sql.first_line(error)
         if text == "Authentication failed":
-            return f"{self._address} does not take this token: copy it from the .token file beside the store"
+            return f"{self._address} does not take this token: the .token file beside the store holds the right one"
         if text == "Authorization failed":
             wrong = self._session().execute(_WRONG, [query]).fetchone() if readable(query) else None
             rule = "readers of a store may run one SELECT at a time, and no function that reads files or acts"

@@ -37,6 +37,8 @@ def test_up_follows_files_answers_readers_and_restarts_what_dies(shop):
         wait_until(lambda: orders(shop) == 10, 30, "the first ten events can be queried")
         busy = kmon("ingest", "in/a.ndjson", cwd=shop)
         assert (busy.returncode, "owned by another process" in busy.stderr) == (1, True)
+        again = kmon("up", cwd=shop)
+        assert (again.returncode, "owns the store" in again.stderr, "--standby" in again.stderr) == (1, True, True)
         source = up.part("source")
         source.send_signal(signal.SIGKILL)
         write(shop, 5)

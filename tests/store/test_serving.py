@@ -162,12 +162,16 @@ def test_a_wrong_token_is_one_sentence(store):
     address = free_address()
     with serving(store, address, TOKEN), pytest.raises(StoreError) as caught:
         connect(address, "another-token")
-    assert str(caught.value) == f"{address} does not take this token: copy it from the .token file beside the store"
+    assert (
+        str(caught.value) == f"{address} does not take this token: the .token file beside the store holds the right one"
+    )
 
 
 def test_no_token_is_one_sentence(monkeypatch):
     monkeypatch.delenv("KMON_STORE_TOKEN", raising=False)
-    with pytest.raises(StoreError, match=r"quack:x:1 wants a token: set KMON_STORE_TOKEN, or copy it from the \.token"):
+    with pytest.raises(
+        StoreError, match=r"quack:x:1 wants the token in the \.token file .*: pass it, or set KMON_STORE_TOKEN"
+    ):
         connect("quack:x:1")
 
 
