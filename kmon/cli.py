@@ -118,8 +118,10 @@ def reload(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output
     """Have the kmon that runs take over an edited kmon.yaml; says what has changed."""
     from kmon import parts
     from kmon import reload as reload_
+    from kmon.doctor import check_named
 
     loaded = _load(config)
+    check_named(loaded)
     changes = reload_.ask(loaded, parts.store_path(loaded, store))
     if format == "json":
         show.print_json({"changes": changes})

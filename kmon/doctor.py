@@ -47,6 +47,12 @@ def examine(config: Config, store: str | None = None) -> Iterator[Check]:
             yield Check(name, ok=False, detail=str(error))
 
 
+def check_named(config: Config) -> None:
+    """KmonError where a detector, a notebook or the partners that the configuration names cannot be had."""
+    for check in (_detectors, _notebooks, _partners):
+        check(config)
+
+
 def _installation() -> str:
     versions = ", ".join(
         f"{p} {importlib.metadata.version(p)}" for p in ("kmon", "duckdb", "polars", "panel", "papermill")

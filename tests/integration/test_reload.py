@@ -35,6 +35,11 @@ def reloaded(folder):
 
 MEASURE = ("  events: count(*)\n", "  events: count(*)\n  paid: count(*) FILTER (operation = 'order')\n")
 METRIC = ("  orders: {count: orders}\n", "  orders: {count: orders}\n  paid: {count: paid}\n")
+NAMED = (
+    ("min_volume: 20", "min_vol: 20", "min_vol"),
+    ("notebook: jobs/detect.ipynb", "notebook: jobs/nope.ipynb", "nope.ipynb does not exist"),
+    ("# partners: partners.csv", "partners: partners.csv  ", "partners.csv"),
+)
 MONEY = (
     "# money: {amount: amount, currency: currency, to: EUR, rates: rates.csv}",
     "money: {amount: amount, currency: currency, to: EUR, rates: {USD: 0.5}}",
@@ -112,6 +117,11 @@ def test_an_owner_without_a_supervisor_takes_it_over_too(shop):
         assert (refused.returncode, "'paid' is gone" in refused.stderr) == (2, True)
         edit(shop, ("# forget: [channel]", "forget: [paid]     "))
         assert reloaded(shop) == ["measure paid removed", "forget changed"]
+        for good, bad, said in NAMED:
+            edit(shop, (good, bad))
+            refused = kmon("reload", cwd=shop)
+            assert (refused.returncode > 0, said in refused.stderr, refused.stderr.count("\n")) == (True, True, 1)
+            edit(shop, (bad, good))
         edit(shop, MONEY)
         assert reloaded(shop) == ["enrich changed"]
         write(shop, 1, amount=10, currency="USD")
