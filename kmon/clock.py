@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -167,7 +166,7 @@ class Clock:
         self._newest = {p: to_micros(time - EPOCH) for p, time in (newest or {}).items()}
         self._unread: dict[str, int] = {}
         self._mark = _NEVER
-        self._learn(unread or {})
+        self._learn(unread or {}, to_come=[])
 
     @property
     def watermark(self) -> dt.datetime | None:
@@ -189,17 +188,21 @@ class Clock:
         times = events["event_time"].dt.epoch("us").to_numpy()
         count, known = len(times), lanes is not None
         lanes = lanes or self._lanes_of(events)
+        last = {p: int(np.max(np.flatnonzero(lanes.of == n), initial=-1)) for n, p in enumerate(lanes.names)}
         if unread is not None:
-            self._learn(unread, to_come=lanes.names if known else ())
+            self._learn(unread, to_come=[p for p, index in last.items() if index >= 0] if known else [])
         running = {p: np.full(count, newest) for p, newest in self._newest.items()}
         lagging = {p: np.full(count, self._unread.get(p, 0) > 0) for p in [*running, *lanes.names]}
         for number, partition in enumerate(lanes.names):
-            mine = lanes.of == number
-            newest = np.maximum(np.where(mine, times, _NEVER), self._newest.get(partition, _NEVER))
-            running[partition] = np.maximum.accumulate(newest)
+            mine = np.where(lanes.of == number, times, _NEVER)
+            running[partition] = np.maximum.accumulate(np.maximum(mine, self._newest.get(partition, _NEVER)))
             if known:
-                lagging[partition] |= np.arange(count) < np.max(np.flatnonzero(mine), initial=-1)
-        mark = self._watermark(_matrix(running, count), _matrix({p: lagging[p] for p in running}, count))
+                lagging[partition][: max(last[partition], 0)] = True
+        shape = len(running), count
+        mark = self._watermark(
+            np.array([*running.values()], dtype=np.int64).reshape(shape),
+            np.array([lagging[p] for p in running], dtype=bool).reshape(shape),
+        )
         after = np.maximum.accumulate(np.maximum(mark, self._mark))
         before = np.concatenate([[self._mark], after])[: len(times)]
         if len(times):
@@ -207,7 +210,7 @@ class Clock:
             self._mark = int(after[-1])
         return Ticks(lanes, before, times < before, running)
 
-    def _learn(self, unread: Mapping[str, int], to_come: Sequence[str] = ()) -> None:
+    def _learn(self, unread: Mapping[str, int], to_come: Sequence[str]) -> None:
         """What is left to be read; a partition that was never heard of holds the watermark where it is.
 
         `to_come` are partitions that have events in the batch, before which they are not read to their end either.
@@ -216,8 +219,8 @@ class Clock:
         lagging = {*to_come, *(partition for partition, count in unread.items() if count)}
         for partition in lagging - self._newest.keys():
             self._newest[partition] = self._mark + self._lateness if self._mark != _NEVER else _NEVER
-        newest = _matrix({p: np.array([time]) for p, time in self._newest.items()}, 1)
-        held = _matrix({p: np.array([p in lagging]) for p in self._newest}, 1)
+        newest = np.array([*self._newest.values()], dtype=np.int64)[:, None]
+        held = np.array([p in lagging for p in self._newest], dtype=bool)[:, None]
         self._mark = max(self._mark, int(self._watermark(newest, held)[0]))
 
     def _lanes_of(self, events: pl.DataFrame) -> Lanes:
@@ -230,20 +233,15 @@ class Clock:
         numbers = pl.Series(range(len(names)), dtype=pl.Int32)
         return Lanes(names.to_list(), labels.replace_strict(names, numbers, return_dtype=pl.Int32).to_numpy())
 
-    def _watermark(self, newest: Micros, lagging: Micros) -> Micros:
+    def _watermark(self, newest: Micros, lagging: npt.NDArray[np.bool_]) -> Micros:
         """(partitions, n) newest times, and whether more is to come, to n watermarks."""
         if not newest.shape[0]:
             return np.full(newest.shape[1], _NEVER)
         fastest = newest.max(axis=0)
         followed = newest >= np.where(fastest == _NEVER, _NEVER, fastest - self._idle)
-        active = (lagging != 0) | ((newest != _NEVER) & followed)
+        active = lagging | ((newest != _NEVER) & followed)
         slowest = np.where(active, newest, _ALWAYS).min(axis=0)
         return np.where((fastest == _NEVER) | (slowest == _NEVER), _NEVER, slowest - self._lateness)
-
-
-def _matrix(lines: Mapping[str, npt.NDArray[Any]], width: int) -> Micros:
-    """(lines, width), also without a line."""
-    return np.array(list(lines.values()), dtype=np.int64).reshape(len(lines), width)
 
 
 def to_micros(delta: dt.timedelta) -> int:

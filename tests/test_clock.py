@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmon.clock import Clock, far_ahead, parse_time
+from kmon.clock import Clock, Lanes, far_ahead, parse_time
 from kmon.config import Config, EventField
 from kmon.events import Decoder
 from kmon.sources import RawBatch
@@ -161,6 +161,15 @@ def test_a_clock_goes_on_where_an_earlier_one_stopped(config: Config):
     assert clock.watermark == T - 30 * SECOND
     clock.tick(events((60, 0)))
     assert clock.watermark == T + 10 * SECOND
+
+
+def test_a_partition_of_a_source_has_more_to_come_until_its_last_event(config: Config):
+    pairs = [(0, 0), (5000, 0), (0, 1), (5000, 1), (5010, 0)]
+    lanes = Lanes(["a", "b", "read, and nothing in it"], np.array([partition for _, partition in pairs], np.int32))
+    clock = Clock(config)
+    ticks = clock.tick(events(*pairs), lanes, {"a": 0, "b": 0, "read, and nothing in it": 0})
+    assert ticks.late.tolist() == [False] * 5
+    assert clock.watermark == T + 4970 * SECOND
 
 
 @given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 2)), min_size=1, max_size=40), st.integers(0, 40))
