@@ -16,6 +16,7 @@ from pathlib import Path
 from kmon.config import Config
 from kmon.errors import StoreError
 from kmon.store import EmbeddedStore, RemoteStore, Store, token_for
+from kmon.store.quack import LIMIT
 from kmon.store.schema import Schema
 
 KEY = "owner"
@@ -63,15 +64,16 @@ class Owner:
 class Telephone:
     """Asks the owner of the store file `store` at `address` who it is, again and again over one connection."""
 
-    def __init__(self, address: str, store: str | Path) -> None:
-        self._address, self._store = address, store
+    def __init__(self, address: str, store: str | Path, *, limit: float = LIMIT) -> None:
+        """`limit` is how long, in seconds, an answer may take."""
+        self._address, self._store, self._limit = address, store, limit
         self._line: RemoteStore | None = None
 
     def owner(self) -> Owner | None:
         """The owner; None where nobody answers now."""
         try:
             if self._line is None:
-                self._line = RemoteStore(self._address, token_for(self._store), patience=0)
+                self._line = RemoteStore(self._address, token_for(self._store), patience=0, limit=self._limit)
             return Owner.of(self._line)
         except StoreError:
             self.close()

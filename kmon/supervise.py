@@ -32,6 +32,8 @@ SETTLED = 30.0
 MOST = 5
 """Deaths in a row after which the source is given up, and everything is stopped."""
 LONGEST = 30.0
+BRIEFLY = 5.0
+"""Seconds that whoever listens at our address has to say that he owns the store."""
 EVERY = 0.5
 """Seconds between two looks at the parts."""
 
@@ -84,7 +86,7 @@ class Supervisor:
     def _run(self, stop: threading.Event, on_ready: Callable[[Config], None] | None) -> None:
         with closing(Telephone(self._config.serve, self._store)) as telephone:
             if not self._standby:
-                self._check_ports(telephone)
+                self._check_ports()
             try:
                 while self._until_owner(telephone, stop):
                     for part in self._others:
@@ -96,12 +98,14 @@ class Supervisor:
             finally:
                 self._end([self._source, *self._others])
 
-    def _check_ports(self, telephone: Telephone) -> None:
+    def _check_ports(self) -> None:
         """StoreError where somebody else has a port that our parts will want."""
         try:
             check_address(self._config.serve, beyond_localhost=self._config.serve_beyond_localhost)
         except StoreError as error:
-            if (owner := telephone.owner()) is None:
+            with closing(Telephone(self._config.serve, self._store, limit=BRIEFLY)) as telephone:
+                owner = telephone.owner()
+            if owner is None:  # it is somebody else who listens there
                 raise
             message = f"another process (pid {owner.pid}) owns the store {self._store}: wait for its end with --standby"
             raise StoreBusyError(message, pid=owner.pid) from error
