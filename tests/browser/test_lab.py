@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -37,17 +38,17 @@ def lab(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         start_new_session=True,
     ) as process:
         await_port(f"http://localhost:{port}", process)
-        yield f"http://localhost:{port}/lab/tree/{{}}?token=secret"
+        yield f"http://localhost:{port}/lab/workspaces/{{}}/tree/{{}}?token=secret"
         os.killpg(process.pid, signal.SIGTERM)
 
 
 @pytest.fixture
 def notebook(lab: str, browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A tab in which all cells of a notebook were run."""
+    """A tab in which all cells of a notebook were run; it has a workspace of its own, where no other one is open."""
     tab = browser.new_page(viewport={"width": 1500, "height": 1300})
     tab.set_default_timeout(START)
     expect.set_options(timeout=START)
-    tab.goto(lab.format(request.param))
+    tab.goto(lab.format(Path(request.param).stem, request.param))
     expect(tab.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible()
     for _ in range(8):  # a click that comes before the notebook is ready is lost
         tab.get_by_role("menuitem", name="Run", exact=True).click()
