@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger("kmon")
 NAMES = ("source", "jobs", "apps", "notifier")
 """In the order in which they are started; they are stopped in the reverse order."""
+GLANCE = 0.1
+"""Seconds between two looks at whether a signal came: its handler only notes it, as the event that it should set may be
+locked by the very code that it interrupts, another handler of its kind included."""
 
 
 def source_of(config: Config) -> Source:
@@ -245,14 +249,17 @@ def terminate(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
 @contextmanager
 def told_to_reload(stop: threading.Event) -> Iterator[threading.Event]:
     """An event that SIGHUP sets, and whatever sets `stop` here: Ctrl-C, SIGTERM, the parent's death."""
-    pause = threading.Event()
+    pause, asked = threading.Event(), deque[int]()
 
     def follow() -> None:
-        stop.wait()
+        while not stop.wait(GLANCE):
+            if asked:
+                asked.clear()
+                pause.set()
         pause.set()
 
     threading.Thread(target=follow, daemon=True).start()
-    previous = signal.signal(signal.SIGHUP, lambda *_: pause.set())
+    previous = signal.signal(signal.SIGHUP, lambda number, _: asked.append(number))
     try:
         yield pause
     finally:
@@ -262,16 +269,16 @@ def told_to_reload(stop: threading.Event) -> Iterator[threading.Event]:
 @contextmanager
 def until_told_to_stop() -> Iterator[threading.Event]:
     """An event that Ctrl-C, SIGTERM and the death of the parent process set."""
-    stop = threading.Event()
+    stop, told = threading.Event(), deque[int]()
     parent = os.getppid()
 
-    def watch_parent() -> None:
-        while not stop.wait(1.0):
-            if os.getppid() != parent:
+    def watch() -> None:
+        while not stop.wait(GLANCE):
+            if told or os.getppid() != parent:
                 stop.set()
 
-    previous = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
-    threading.Thread(target=watch_parent, daemon=True).start()
+    previous = {s: signal.signal(s, lambda number, _: told.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield stop
     finally:
