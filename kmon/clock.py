@@ -6,7 +6,7 @@ Times in arrays are microseconds since 1970, UTC.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,6 +121,11 @@ class Lanes:
     of: npt.NDArray[np.int32]
     """Index into `names`, by event."""
 
+    def last(self) -> dict[str, int]:
+        """The index of the last event of each partition that has one."""
+        present = np.flatnonzero(np.bincount(self.of)).tolist()
+        return {self.names[number]: int(np.flatnonzero(self.of == number)[-1]) for number in present}
+
 
 @dataclass(frozen=True)
 class Ticks:
@@ -178,6 +183,11 @@ class Clock:
         """By partition, the newest event time; of one that was not heard of yet, as far as it holds the watermark."""
         return {partition: from_micros(time) for partition, time in self._newest.items() if time != _NEVER}
 
+    @property
+    def unread(self) -> dict[str, int]:
+        """How many records of each partition were still to be read when that was last told."""
+        return self._unread
+
     def tick(self, events: pl.DataFrame, lanes: Lanes | None = None, unread: Mapping[str, int] | None = None) -> Ticks:
         """Move the clock over a batch of events in order of arrival.
 
@@ -186,31 +196,29 @@ class Clock:
         before.
         """
         times = events["event_time"].dt.epoch("us").to_numpy()
-        count, known = len(times), lanes is not None
+        count, last = len(times), lanes.last() if lanes else {}
         lanes = lanes or self._lanes_of(events)
-        last = {p: int(np.max(np.flatnonzero(lanes.of == n), initial=-1)) for n, p in enumerate(lanes.names)}
         if unread is not None:
-            self._learn(unread, to_come=[p for p, index in last.items() if index >= 0] if known else [])
+            self._learn(unread, to_come=last)
         running = {p: np.full(count, newest) for p, newest in self._newest.items()}
         lagging = {p: np.full(count, self._unread.get(p, 0) > 0) for p in [*running, *lanes.names]}
         for number, partition in enumerate(lanes.names):
             mine = np.where(lanes.of == number, times, _NEVER)
             running[partition] = np.maximum.accumulate(np.maximum(mine, self._newest.get(partition, _NEVER)))
-            if known:
-                lagging[partition][: max(last[partition], 0)] = True
+            lagging[partition][: last.get(partition, 0)] = True
         shape = len(running), count
         mark = self._watermark(
             np.array([*running.values()], dtype=np.int64).reshape(shape),
             np.array([lagging[p] for p in running], dtype=bool).reshape(shape),
         )
         after = np.maximum.accumulate(np.maximum(mark, self._mark))
-        before = np.concatenate([[self._mark], after])[: len(times)]
-        if len(times):
+        before = np.concatenate([[self._mark], after])[:count]
+        if count:
             self._newest = {p: int(line[-1]) for p, line in running.items()}
             self._mark = int(after[-1])
         return Ticks(lanes, before, times < before, running)
 
-    def _learn(self, unread: Mapping[str, int], to_come: Sequence[str]) -> None:
+    def _learn(self, unread: Mapping[str, int], to_come: Iterable[str]) -> None:
         """What is left to be read; a partition that was never heard of holds the watermark where it is.
 
         `to_come` are partitions that have events in the batch, before which they are not read to their end either.

@@ -70,7 +70,7 @@ class Ingestion:
         self.progress = Progress()
         self._config, self._store = config, store
         self._clock = Clock(config, store.clocks(), store.unread())
-        self._unread = store.unread()
+        self._unread = self._clock.unread
         self._step = step if on_step else None
         self._on_step, self._on_batch, self._on_commit = on_step, on_batch, on_commit
         self._passed: dt.datetime | None = None
@@ -128,7 +128,7 @@ class Ingestion:
         records = [reject.record for reject in decoded.rejects]
         for number, (start, step) in enumerate(cuts):
             last = number == len(cuts) - 1
-            news = self._news(_unread(decoded)) if last else {}
+            news = self._news() if last else {}
             end = decoded.events.height if last else cuts[number + 1][0]
             first = decoded.first if number == 0 else int(decoded.events[RECORD][start])
             upto = decoded.next if last else int(decoded.events[RECORD][end])
@@ -143,13 +143,11 @@ class Ingestion:
             )
             yield commit, step
 
-    def _news(self, unread: dict[str, int] | None) -> dict[str, int]:
+    def _news(self) -> dict[str, int]:
         """By partition, what is unread where that has changed since it was last asked for."""
-        if unread is None:
-            return {}
-        before, self._unread = self._unread, unread
-        both = before.keys() | unread.keys()
-        return {name: unread.get(name, 0) for name in both if unread.get(name, 0) != before.get(name, 0)}
+        before, self._unread = self._unread, self._clock.unread
+        now = {name: self._unread.get(name, 0) for name in before.keys() | self._unread.keys()}
+        return {name: count for name, count in now.items() if count != before.get(name, 0)}
 
     def _keep_since(self) -> dt.datetime:
         """Events from then on are kept whole: by the clock, as a backlog older than that would be gone at once."""

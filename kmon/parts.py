@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
@@ -40,8 +39,7 @@ log = structlog.get_logger("kmon")
 NAMES = ("source", "jobs", "apps", "notifier")
 """In the order in which they are started; they are stopped in the reverse order."""
 GLANCE = 0.1
-"""Seconds between two looks at whether a signal came: its handler only notes it, as the event that it should set may be
-locked by the very code that it interrupts, another handler of its kind included."""
+"""Seconds between two looks at whether a signal came."""
 
 
 def source_of(config: Config) -> Source:
@@ -249,40 +247,51 @@ def terminate(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
 @contextmanager
 def told_to_reload(stop: threading.Event) -> Iterator[threading.Event]:
     """An event that SIGHUP sets, and whatever sets `stop` here: Ctrl-C, SIGTERM, the parent's death."""
-    pause, asked = threading.Event(), deque[int]()
+    pause = threading.Event()
+    with _noting(signal.SIGHUP) as asked:
 
-    def follow() -> None:
-        while not stop.wait(GLANCE):
-            if asked:
-                asked.clear()
-                pause.set()
-        pause.set()
+        def follow() -> None:
+            while not stop.wait(GLANCE):
+                if asked:
+                    asked.clear()
+                    pause.set()
+            pause.set()
 
-    threading.Thread(target=follow, daemon=True).start()
-    previous = signal.signal(signal.SIGHUP, lambda number, _: asked.append(number))
-    try:
+        threading.Thread(target=follow, daemon=True).start()
         yield pause
-    finally:
-        signal.signal(signal.SIGHUP, previous)
 
 
 @contextmanager
 def until_told_to_stop() -> Iterator[threading.Event]:
     """An event that Ctrl-C, SIGTERM and the death of the parent process set."""
-    stop, told = threading.Event(), deque[int]()
+    stop = threading.Event()
     parent = os.getppid()
+    with _noting(signal.SIGINT, signal.SIGTERM) as told:
 
-    def watch() -> None:
-        while not stop.wait(GLANCE):
-            if told or os.getppid() != parent:
-                stop.set()
+        def watch() -> None:
+            while not stop.wait(GLANCE):
+                if told or os.getppid() != parent:
+                    stop.set()
 
-    previous = {s: signal.signal(s, lambda number, _: told.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    threading.Thread(target=watch, daemon=True).start()
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield stop
+        finally:
+            stop.set()
+
+
+@contextmanager
+def _noting(*signals: signal.Signals) -> Iterator[list[int]]:
+    """The numbers of those of `signals` that came, for a thread to act on.
+
+    To set an event in the handler would not do: the code that it interrupts may hold the event's lock, and so may
+    another handler.
+    """
+    came: list[int] = []
+    previous = {sign: signal.signal(sign, lambda number, _: came.append(number)) for sign in signals}
     try:
-        yield stop
+        yield came
     finally:
-        stop.set()
         for sign, handler in previous.items():
             signal.signal(sign, handler)
 

@@ -84,9 +84,9 @@ class Supervisor:
             copy.unlink(missing_ok=True)
 
     def _run(self, stop: threading.Event, on_ready: Callable[[Config], None] | None) -> None:
+        if not self._standby:
+            self._check_ports()
         with closing(Telephone(self._config.serve, self._store)) as telephone:
-            if not self._standby:
-                self._check_ports()
             try:
                 while self._until_owner(telephone, stop):
                     for part in self._others:
