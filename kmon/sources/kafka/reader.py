@@ -85,13 +85,12 @@ class Reader:
 
     def run(self) -> None:
         """Read until `stop`; what it fails with is handed over."""
-        linger = self._source.linger.total_seconds()
         try:
             while not self._stopping.is_set():
                 if self._client.doubtful or time.monotonic() >= self._due:
                     self._look()
                 asked = self._count()
-                messages = self._client.consumer.consume(asked, linger)
+                messages = self._gather(asked)
                 if len(messages) < asked or time.monotonic() >= self._ends_due:
                     self._see_ends()
                 self._take(messages)
@@ -109,6 +108,21 @@ class Reader:
         """How many messages to ask for, so that they are a part of a batch."""
         few = int(self._source.batch_bytes / 4 / self._average)
         return max(1, min(few, _AT_ONCE, self._source.batch_records))
+
+    def _gather(self, asked: int) -> list[Message]:
+        """So many messages, or what came while it lingered.
+
+        What librdkafka holds is bounded in bytes, but not what comes while a call of it waits for many messages: so it
+        waits for one only, and what came with that one is taken without waiting.
+        """
+        consumer, deadline = self._client.consumer, time.monotonic() + self._source.linger.total_seconds()
+        messages = consumer.consume(asked, 0)
+        while len(messages) < asked and sum(map(len, messages)) < self._source.batch_bytes / 4:
+            if (left := deadline - time.monotonic()) <= 0:
+                break
+            messages += consumer.consume(1, left)
+            messages += consumer.consume(asked - len(messages), 0)
+        return messages
 
     def _take(self, messages: Sequence[Message]) -> None:
         """Hand over what came, and see to what is wrong."""
