@@ -53,7 +53,7 @@ def parse_time(raw: pl.Series, field: EventField) -> pl.Series:
 def _rfc3339(text: pl.Series) -> pl.Series:
     first = text.first(ignore_nulls=True)
     if isinstance(first, str) and len(first) == _USUAL_LENGTH and first.endswith("Z"):
-        stamp = text.str.to_datetime(_USUAL, time_unit="us", strict=False)
+        stamp = text.str.to_datetime(_USUAL, time_unit="us", strict=False, cache=False)  # most times differ
         if stamp.null_count() == text.null_count():
             return stamp
     return text.str.to_datetime("%+", time_unit="us", time_zone="UTC", strict=False).dt.replace_time_zone(None)
@@ -200,23 +200,24 @@ class Clock:
         lanes = lanes or self._lanes_of(events)
         if unread is not None:
             self._learn(unread, to_come=last)
-        running = {p: np.full(count, newest) for p, newest in self._newest.items()}
-        lagging = {p: np.full(count, self._unread.get(p, 0) > 0) for p in [*running, *lanes.names]}
+        rows = {partition: row for row, partition in enumerate(dict.fromkeys([*self._newest, *lanes.names]))}
+        newest = np.empty((len(rows), count), dtype=np.int64)
+        lagging = np.empty((len(rows), count), dtype=bool)
+        for partition, row in rows.items():
+            newest[row] = self._newest.get(partition, _NEVER)
+            lagging[row] = self._unread.get(partition, 0) > 0
         for number, partition in enumerate(lanes.names):
-            mine = np.where(lanes.of == number, times, _NEVER)
-            running[partition] = np.maximum.accumulate(np.maximum(mine, self._newest.get(partition, _NEVER)))
-            lagging[partition][: last.get(partition, 0)] = True
-        shape = len(running), count
-        mark = self._watermark(
-            np.array([*running.values()], dtype=np.int64).reshape(shape),
-            np.array([lagging[p] for p in running], dtype=bool).reshape(shape),
-        )
+            line = newest[rows[partition]]
+            np.maximum(line, times, out=line, where=lanes.of == number)
+            np.maximum.accumulate(line, out=line)
+            lagging[rows[partition], : last.get(partition, 0)] = True
+        mark = self._watermark(newest, lagging)
         after = np.maximum.accumulate(np.maximum(mark, self._mark))
         before = np.concatenate([[self._mark], after])[:count]
         if count:
-            self._newest = {p: int(line[-1]) for p, line in running.items()}
+            self._newest = {partition: int(newest[row, -1]) for partition, row in rows.items()}
             self._mark = int(after[-1])
-        return Ticks(lanes, before, times < before, running)
+        return Ticks(lanes, before, times < before, {partition: newest[row] for partition, row in rows.items()})
 
     def _learn(self, unread: Mapping[str, int], to_come: Iterable[str]) -> None:
         """What is left to be read; a partition that was never heard of holds the watermark where it is.
@@ -246,9 +247,10 @@ class Clock:
         if not newest.shape[0]:
             return np.full(newest.shape[1], _NEVER)
         fastest = newest.max(axis=0)
-        followed = newest >= np.where(fastest == _NEVER, _NEVER, fastest - self._idle)
-        active = lagging | ((newest != _NEVER) & followed)
-        slowest = np.where(active, newest, _ALWAYS).min(axis=0)
+        active = newest >= np.where(fastest == _NEVER, _NEVER, fastest - self._idle)
+        active &= newest != _NEVER
+        active |= lagging
+        slowest = newest.min(axis=0, initial=_ALWAYS, where=active)
         return np.where((fastest == _NEVER) | (slowest == _NEVER), _NEVER, slowest - self._lateness)
 
 
