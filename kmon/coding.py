@@ -6,7 +6,7 @@ process: polars' named categories. What is known of a value is then an array tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +26,10 @@ def shared(name: str) -> pl.DataType:
 class PerValue:
     """A positive number for each value of a column; 0 where there is none.
 
-    `compute` is asked once for each new value. A column of another type than before begins anew.
+    `compute` is asked once for each new value, of many at a time. A column of another type than before begins anew.
     """
 
-    def __init__(self, compute: Callable[[list[str]], Sequence[int]]) -> None:
+    def __init__(self, compute: Callable[[pl.Series], npt.ArrayLike]) -> None:
         self._compute = compute
         self.reset()
 
@@ -58,7 +58,7 @@ class PerValue:
             unknown &= ~absent
         if unknown.any():
             fresh = column.filter(pl.Series(unknown)).unique()
-            self._of[fresh.to_physical().to_numpy()] = self._compute(fresh.cast(pl.String).to_list())
+            self._of[fresh.to_physical().to_numpy()] = self._compute(fresh.cast(pl.String))
             numbers = self._of[places]
         if absent is not None:
             numbers[absent] = 0

@@ -6,7 +6,7 @@ from kmon.coding import PerValue, shared
 
 
 def lengths(asked: list[str]):
-    def compute(values: list[str]) -> list[int]:
+    def compute(values: pl.Series) -> list[int]:
         asked.extend(values)
         return [len(value) for value in values]
 

@@ -211,7 +211,7 @@ def _is_used(name: str, field: EventField, config: Config) -> bool:
     return field.type != "string" or field.required or field.values is not None or name in read
 
 
-def _places(allowed: Sequence[str]) -> Callable[[list[str]], list[int]]:
+def _places(allowed: Sequence[str]) -> Callable[[pl.Series], list[int]]:
     """What numbers values by their places in `allowed`, and all others by the one after the last."""
     places = {value: place for place, value in enumerate(allowed, start=1)}
-    return lambda values: [places.get(value, len(allowed) + 1) for value in values]
+    return lambda values: [places.get(value, len(allowed) + 1) for value in values.to_list()]

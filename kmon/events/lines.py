@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from kmon.coding import PerValue, shared
@@ -23,7 +24,7 @@ FEW = 1_000
 """Lines that are looked at one by one when one of them is broken."""
 TEXT, OTHER = 1, 2
 """What a value is that was read as a text: surely one, or perhaps a number, a boolean, a list or an object."""
-_OTHER = re.compile(r"-?\d[\d.eE+-]*|true|false|[\[{].*", re.DOTALL)
+_OTHER = r"(?s)^(?:-?\d[\d.eE+-]*|true|false|[\[{].*)$"
 
 
 class Lines:
@@ -181,8 +182,8 @@ def _not_a_number(name: str) -> float:
     raise ValueError(message)
 
 
-def _look_like_text(values: list[str]) -> list[int]:
-    return [OTHER if _OTHER.fullmatch(value) else TEXT for value in values]
+def _look_like_text(values: pl.Series) -> npt.ArrayLike:
+    return np.where(values.str.contains(_OTHER).to_numpy(), OTHER, TEXT)
 
 
 def _kind(value: object) -> str:
