@@ -123,8 +123,9 @@ class Lanes:
 
     def last(self) -> dict[str, int]:
         """The index of the last event of each partition that has one."""
-        present = np.flatnonzero(np.bincount(self.of)).tolist()
-        return {self.names[number]: int(np.flatnonzero(self.of == number)[-1]) for number in present}
+        last = np.full(len(self.names), -1)
+        last[self.of] = np.arange(len(self.of))  # of the events of a lane the last one counts
+        return {name: index for name, index in zip(self.names, last.tolist(), strict=True) if index >= 0}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from kmon.bench.stream import PARTITIONS, TOPIC, fill
 from kmon.bench.traffic import CHUNK, Traffic
 from kmon.bench.workplace import Options, configured
 from kmon.config import Config
-from kmon.ingest import Ingestion
+from kmon.ingest import Ingestion, Progress
 from kmon.parts import source_of
 from kmon.sources import Source
 from kmon.sources.files import FilesSource, Limits
@@ -192,13 +192,17 @@ def _ingest(config: Config, source: Source, count: int) -> Result:
         TemporaryDirectory(prefix="kmon-bench-store-") as name,
         EmbeddedStore(Path(name) / "kmon.duckdb", config) as store,
     ):
-        stop, ends, left = threading.Event(), [0.0], [count]
+        stop = threading.Event()
+        begun = ended = time.perf_counter()
 
         def committed(events: int, _: float) -> None:
-            ends[0], left[0] = time.perf_counter(), left[0] - events
-            if left[0] <= 0:
+            nonlocal ended
+            if events:
+                ended = time.perf_counter()
+
+        def enough(done: Progress) -> None:  # told with the batch after the last one
+            if done.events + done.dead_letters >= count:
                 stop.set()
 
-        begun = time.perf_counter()
-        Ingestion(config, store, on_commit=committed).run(source, stop)
-        return Result(ends[0] - begun, stored(store))
+        Ingestion(config, store, on_batch=enough, on_commit=committed).run(source, stop)
+        return Result(ended - begun, stored(store))

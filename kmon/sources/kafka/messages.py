@@ -68,12 +68,13 @@ def chunk(messages: Sequence[Message], lanes: Mapping[Partition, int], ends: Map
 
 
 def _lanes_of(messages: Sequence[Message], lanes: Mapping[Partition, int]) -> npt.NDArray[np.int32]:
+    topics: Iterable[Any] = map(Message.topic, messages)
     partitions: Iterable[Any] = map(Message.partition, messages)
     if len({topic for topic, _ in lanes}) == 1:  # as ever: half the time of looking up pairs
         of = {number: lane for (_, number), lane in lanes.items()}
         found = map(of.__getitem__, partitions)
     else:
-        found = map(lanes.__getitem__, zip(map(Message.topic, messages), partitions, strict=True))  # type: ignore[arg-type]
+        found = map(lanes.__getitem__, zip(topics, partitions, strict=True))
     return np.fromiter(found, dtype=np.int32, count=len(messages))
 
 

@@ -58,6 +58,7 @@ class Reader:
         """Whether Kafka has said what it has; from then on all that is there has a lane."""
         self._due = self._ends_due = 0.0
         self._average = 16_384.0  # bytes of a message
+        self._part = source.batch_bytes / 4  # bytes to be handed over at once
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._to_commit: dict[Partition, int] = {}
@@ -106,7 +107,7 @@ class Reader:
 
     def _count(self) -> int:
         """How many messages to ask for, so that they are a part of a batch."""
-        few = int(self._source.batch_bytes / 4 / self._average)
+        few = int(self._part / self._average)
         return max(1, min(few, _AT_ONCE, self._source.batch_records))
 
     def _gather(self, asked: int) -> list[Message]:
@@ -117,7 +118,7 @@ class Reader:
         """
         consumer, deadline = self._client.consumer, time.monotonic() + self._source.linger.total_seconds()
         messages = consumer.consume(asked, 0)
-        while len(messages) < asked and sum(map(len, messages)) < self._source.batch_bytes / 4:
+        while len(messages) < asked and sum(map(len, messages)) < self._part:
             if (left := deadline - time.monotonic()) <= 0:
                 break
             messages += consumer.consume(1, left)
