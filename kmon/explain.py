@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from kmon.config import Config
-from kmon.detect import Fleet, Scored, Sweep
+from kmon.detect import Family, Fleet, Scored, Sweep
 
 PENALTY = 3.0
 """Evidence (nats) that one more dimension value in a scope must add: the shorter of two equal descriptions wins."""
@@ -72,40 +72,62 @@ def explain(
 ) -> list[Cause]:
     """The causes of a sweep's anomalies, the most telling first; `known` are the scopes of open incidents."""
     pairs = zip(sweep.scored, sweep.flagged, strict=True)
-    pending = [_Pending(s, flagged, names, config) for s, flagged in pairs if flagged.height and not s.use.shadow]
+    rest = _Rest(refetch)
+    pending = [
+        _Pending(s, flagged, sweep.families[s.width], names, config, rest)
+        for s, flagged in pairs
+        if flagged.height and not s.use.shadow
+    ]
     causes: list[Cause] = []
-    _keep_significant(pending, sweep.tests, config.fdr)
+    _keep_significant(pending)
     while (best := _best(pending, known)) is not None:
         holder, row = best
         scope = holder.scope(row)
         alone = len(causes) >= MOST
         first = holder.child(row)
-        explained = [
-            c for p in pending for c in (p.take(scope) if alone else p.without(row, scope, refetch, sweep.cutoff))
-        ]
+        explained = [c for p in pending for c in (p.take(scope) if alone else p.explain(row, scope))]
+        if not alone and any(p.flagged.height for p in pending):
+            rest.take_away(holder.fleet, scope)
+            explained += [c for p in pending for c in p.judge_again()]
         keys = ("metric", "direction", "observed", "expected", "lower", "upper", "p_value", "effect", "evidence")
         causes.append(
             Cause(
                 scope=scope,
-                window=holder.fleet.width,
+                window=holder.scored.width,
                 detector=holder.scored.detector.name,
                 children=(first, *(child for child in explained if child != first)),
                 **{key: row[key] for key in keys},
             )
         )
-        _keep_significant(pending, sweep.tests, config.fdr)
+        _keep_significant(pending)
     return causes
+
+
+class _Rest:
+    """The fleet less the causes that are known by now."""
+
+    def __init__(self, refetch: Refetch) -> None:
+        self._refetch = refetch
+        self._causes: list[dict[str, str]] = []
+        self.fleet: Fleet | None = None
+
+    def take_away(self, whole: Fleet, scope: dict[str, str]) -> None:
+        """Remove the events of one more scope; none is taken away twice."""
+        before = self.fleet or whole
+        self.fleet = before.minus(self._refetch(whole, scope, self._causes))
+        self._causes.append(scope)
 
 
 class _Pending:
     """The anomalies of one detector and window that no cause explains yet."""
 
-    def __init__(self, scored: Scored, flagged: pl.DataFrame, names: Names, config: Config) -> None:
-        self.scored, self.fleet = scored, scored.fleet
+    def __init__(
+        self, scored: Scored, flagged: pl.DataFrame, family: Family, names: Names, config: Config, rest: _Rest
+    ) -> None:
+        self.scored, self.fleet, self.family = scored, scored.fleet, family
         self.flagged = flagged.with_columns(alone=False)
-        self._names, self._config = names, config
+        self._names, self._config, self._rest = names, config, rest
         self._scopes: dict[int, dict[str, str]] = {}
-        self._without: list[dict[str, str]] = []
 
     def rows(self) -> Iterator[Row]:
         return self.flagged.iter_rows(named=True)
@@ -128,29 +150,30 @@ class _Pending:
 
     def child(self, row: Row) -> Child:
         keys = ("metric", "direction", "observed", "expected", "p_value")
-        return Child(scope=self.scope(row), window=self.fleet.width, **{key: row[key] for key in keys})
+        return Child(scope=self.scope(row), window=self.scored.width, **{key: row[key] for key in keys})
 
     def take(self, scope: dict[str, str]) -> list[Child]:
         """The anomalies with exactly this scope, which are no longer pending."""
         return self._remove(pl.Series([self.scope(row) == scope for row in self.rows()], dtype=pl.Boolean))
 
-    def without(self, cause: Row, scope: dict[str, str], refetch: Refetch, cutoff: float) -> list[Child]:
-        """Remove the scope's events, and return the anomalies that are none without them."""
+    def explain(self, cause: Row, scope: dict[str, str]) -> list[Child]:
+        """Remove and return the anomalies inside the scope of a cause, but for those that stand alone."""
         alone = pl.Series([self.stands_alone(row, cause, scope) for row in self.rows()], dtype=pl.Boolean)
         inside = pl.Series([scope.items() <= self.scope(row).items() for row in self.rows()], dtype=pl.Boolean)
         self.flagged = self.flagged.with_columns(alone=pl.col("alone") | alone)
-        explained = self._remove(inside & ~alone)
-        if not self.flagged.height:
-            return explained
-        self.fleet = self.fleet.minus(refetch(self.fleet, scope, self._without))  # no event is taken away twice
-        self._without.append(scope)
+        return self._remove(inside & ~alone)
+
+    def judge_again(self) -> list[Child]:
+        """Remove and return the anomalies that are none without the causes known by now."""
+        if self._rest.fleet is None or not self.flagged.height:
+            return []
         gone = []
         for (metric,), part in self.flagged.group_by("metric", maintain_order=True):
-            again = self.scored.again(self.fleet, str(metric), part["row"].to_list(), self._config)
-            still = (again["p_value"] <= cutoff) & again["notable"] & (again["direction"] == part["direction"])
-            gone.append(part.select("metric", "row").with_columns(gone=~still))
+            again = self.scored.again(self._rest.fleet, str(metric), part["row"].to_list(), self._config)
+            same = again["notable"] & (again["direction"] == part["direction"])
+            gone.append(part.select("metric", "row").with_columns(gone=~(same & (again["p_value"] <= self.family.cutoff))))
         marked = self.flagged.join(pl.concat(gone), on=["metric", "row"], how="left", maintain_order="left")
-        return explained + self._remove(marked["gone"] & ~marked["alone"])
+        return self._remove(marked["gone"] & ~marked["alone"])
 
     def _remove(self, which: pl.Series) -> list[Child]:
         removed = [self.child(row) for row in self.flagged.filter(which).iter_rows(named=True)]
@@ -158,17 +181,20 @@ class _Pending:
         return removed
 
 
-def _keep_significant(pending: Sequence[_Pending], tests: int, rate: float) -> None:
+def _keep_significant(pending: Sequence[_Pending]) -> None:
     """Drop what is significant only in the company of anomalies that are explained by now.
 
     The Benjamini-Hochberg cut-off rises with the number of anomalies: hundreds that one outage causes would let noise
     elsewhere pass.
     """
-    p = np.sort(np.concatenate([holder.flagged["p_value"].to_numpy() for holder in pending] or [np.empty(0)]))
-    passed = p[p <= rate * np.arange(1, len(p) + 1) / max(tests, 1)]
-    cutoff = float(passed.max()) if len(passed) else 0.0
-    for holder in pending:
-        holder.flagged = holder.flagged.filter(pl.col("p_value") <= cutoff)
+    for width in {holder.scored.width for holder in pending}:
+        same = [holder for holder in pending if holder.scored.width == width]
+        p = np.sort(np.concatenate([holder.flagged["p_value"].to_numpy() for holder in same]))
+        family = same[0].family
+        passed = p[p <= family.rate * np.arange(1, len(p) + 1) / max(family.tests, 1)]
+        cutoff = float(passed.max()) if len(passed) else 0.0
+        for holder in same:
+            holder.flagged = holder.flagged.filter(pl.col("p_value") <= cutoff)
 
 
 def _best(pending: Sequence[_Pending], known: Sequence[dict[str, str]]) -> tuple[_Pending, Row] | None:

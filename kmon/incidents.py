@@ -11,11 +11,13 @@ from kmon.config import Config, show_duration
 from kmon.explain import Cause
 from kmon.ledger import Direction, Incident, Severity, new_id
 
-Action = Literal["new", "joined", "still", "quiet", "resolved", "unjudged"]
+Action = Literal["new", "reopened", "joined", "still", "quiet", "resolved", "unjudged"]
 Verdict = Literal["abnormal", "normal", "unjudged"]
 """What a sweep says of an open incident's own monitor."""
 FORGOTTEN = 8
 """Windows after which an incident that can no longer be judged is over: a new one must not drown in it."""
+REOPENED = dt.timedelta(hours=1)
+"""What comes back in the scope of an incident within this time after it was resolved is the same incident."""
 LARGER = 3.0
 """A wider cause with more than this times the evidence of an open incident inside it is something else."""
 
@@ -36,17 +38,25 @@ def decide(
     causes: Sequence[Cause],
     known: Sequence[Incident],
     recheck: Callable[[Incident], Verdict],
+    ended: Sequence[Incident] = (),
 ) -> list[Decision]:
-    """What the causes of the sweep at `at` mean for the open incidents `known`.
+    """What the causes of the sweep at `at` mean for the open incidents `known` and for those that `ended` lately.
 
     `recheck` judges the monitor of an open incident that no cause belongs to.
     """
     decisions: list[Decision] = []
     taken: dict[str, Decision] = {}
     for cause in causes:
-        if _swollen(config, at, cause, known):
+        if _swollen(config, at, cause, [*known, *ended]):
             continue
         match = _match(config, at, cause, known, recheck)
+        if match is None and _echo(config, at, cause, ended):
+            continue
+        if match is None and (back := _returned(config, at, cause, ended)) is not None:
+            again = replace(_join(config, at, back, cause), status="firing", resolved_at=None, reason="it is back")
+            decisions.append(Decision("reopened", again, "it is back", cause))
+            ended = [incident for incident in ended if incident is not back]
+            continue
         if match is None:
             decisions.append(Decision("new", _new(config, at, cause), "no open incident explains it", cause))
             continue
@@ -135,13 +145,7 @@ def _match(
     turn out to be wider while it is young, or if that tells not much more: otherwise something larger has begun, and
     people must hear of it.
     """
-    bad = _is_bad(config, cause.metric, cause.direction)
-    nested = [
-        incident
-        for incident in known
-        if (incident.scope.items() <= cause.scope.items() or cause.scope.items() <= incident.scope.items())
-        and _is_bad(config, incident.metric, incident.direction) == bad
-    ]
+    nested = _nested(config, cause, known)
     nested.sort(key=lambda incident: (incident.scope != cause.scope, -incident.evidence))
     for incident in nested:
         if len(incident.scope) == len(cause.scope):
@@ -153,6 +157,32 @@ def _match(
         if belongs:
             return incident
     return None
+
+
+def _echo(config: Config, at: dt.datetime, cause: Cause, ended: Sequence[Incident]) -> bool:
+    """Whether the window of a cause reaches back into an incident that is over and accounts for it."""
+    return any(
+        at - cause.window < incident.seen_at
+        and (incident.scope.items() <= cause.scope.items() or cause.evidence <= LARGER * incident.evidence)
+        for incident in _nested(config, cause, ended)
+    )
+
+
+def _returned(config: Config, at: dt.datetime, cause: Cause, ended: Sequence[Incident]) -> Incident | None:
+    """The incident of the same scope that was resolved a short while ago."""
+    same = [i for i in _nested(config, cause, ended) if i.scope == cause.scope]
+    return next((i for i in same if i.resolved_at and at - i.resolved_at < REOPENED), None)
+
+
+def _nested(config: Config, cause: Cause, incidents: Sequence[Incident]) -> list[Incident]:
+    """The incidents whose scope contains the cause's or lies in it, and that are as good or bad."""
+    bad = _is_bad(config, cause.metric, cause.direction)
+    return [
+        incident
+        for incident in incidents
+        if (incident.scope.items() <= cause.scope.items() or cause.scope.items() <= incident.scope.items())
+        and _is_bad(config, incident.metric, incident.direction) == bad
+    ]
 
 
 def _swollen(config: Config, at: dt.datetime, cause: Cause, known: Sequence[Incident]) -> bool:

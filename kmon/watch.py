@@ -19,19 +19,17 @@ from kmon.alerts.notifier import outbox_for
 from kmon.alerts.routing import route
 from kmon.clock import EPOCH
 from kmon.config import Config, page_key, show_duration
-from kmon.detect import Fleet, Scored, Sweep, observe
+from kmon.detect import Fleet, Sweep, observe
 from kmon.detect import sweep as run_sweep
-from kmon.detect.fleet import numbers_of
 from kmon.errors import UsageError
 from kmon.explain import explain
 from kmon.impact import beginning, loss
-from kmon.incidents import Decision, Verdict, decide
+from kmon.incidents import REOPENED, Decision, decide
 from kmon.ledger import Anomaly, Delivery, Incident, Ledger, SweepRecord, open_ledger
 from kmon.partners import Partners
+from kmon.recheck import Recheck
 from kmon.store import Store, open_for_reading
 
-STILL = 0.01
-"""An open incident is over only when its monitor's p-value is above this: leaving takes less than entering."""
 MONTH = dt.timedelta(days=31)
 SHOWN = 100
 """Anomalies of a window that an executed notebook lists."""
@@ -135,8 +133,10 @@ class Watch:
         since = last.at if last and last.at < at and not thorough else None
         sweep = run_sweep(self._store, self._config, at, since=since, masks=[_spoilt(i) for i in recent])
         causes = explain(sweep, self._config, self._scope, self._inside, [i.scope for i in known])
-        recheck = _Recheck(self._store, self._config, sweep)
-        decided = decide(self._config, at, causes, known, recheck)
+        recheck = Recheck(self._store, self._config, sweep)
+        lately = at - max(*self._config.windows, REOPENED)
+        ended = [i for i in recent if i.resolved_at is not None and lately < i.resolved_at <= at]
+        decided = decide(self._config, at, causes, known, recheck, ended)
         over = {i.id for i in known if i.resolved_at is not None}
         decisions = [self._told(at, d) for d in decided if d.incident.id not in over]
         outbox = self._outbox(decisions) if self._deliver else []
@@ -169,7 +169,7 @@ class Watch:
         return {d: self._store.names(d, [n])[n] for d, n in numbers.items()}
 
     def _inside(self, fleet: Fleet, scope: dict[str, str], without: Sequence[dict[str, str]]) -> Fleet:
-        return observe(self._store, self._config, fleet.at, fleet.width, scope=scope, without=without)
+        return observe(self._store, self._config, fleet.at, scope=scope, without=without)
 
     def _scores(self, sweep: Sweep) -> pl.DataFrame:
         """The most telling anomalies, with their monitors' dimension values."""
@@ -181,7 +181,7 @@ class Watch:
                 top.select(
                     *("metric", "direction"),
                     pl.Series("where", where, dtype=pl.String),
-                    pl.lit(scored.fleet.width).alias("window"),
+                    pl.lit(scored.width).alias("window"),
                     pl.lit(scored.detector.name).alias("detector"),
                     *("observed", "expected", "lower", "upper", "p_value", "evidence"),
                 )
@@ -195,7 +195,7 @@ class Watch:
         incident = decision.incident
         if decision.action == "new":
             incident = replace(incident, started_at=beginning(self._store, self._config, incident, at))
-        if decision.action in ("new", "joined", "still"):
+        if decision.action in ("new", "reopened", "joined", "still"):
             incident = replace(incident, impact=loss(self._store, self._config.incidents.impact, incident, at))
         return replace(decision, incident=self._addressed(incident))
 
@@ -209,7 +209,7 @@ class Watch:
         now = dt.datetime.now(dt.UTC)
         outbox: list[Delivery] = []
         for decision in decisions:
-            if decision.action == "new":
+            if decision.action in ("new", "reopened"):
                 outbox += outbox_for(self._config, decision.incident, "firing", self._partners, now)
             elif decision.action == "resolved":
                 outbox += outbox_for(self._config, decision.incident, "resolved", self._partners, now)
@@ -226,7 +226,7 @@ class Watch:
                         at=sweep.at,
                         incident="",
                         scope=self._scope(scored.fleet, row["row"]),
-                        window=scored.fleet.width,
+                        window=scored.width,
                         detector=scored.detector.name,
                         shadow=True,
                         **{key: row[key] for key in keys},
@@ -249,51 +249,3 @@ def _anomalies(at: dt.datetime, decisions: Sequence[Decision]) -> list[Anomaly]:
             same: dict[str, Any] = {"at": at, "incident": decision.incident.id, "detector": decision.cause.detector}
             found += [Anomaly(**same, **vars(child)) for child in decision.cause.children]
     return found
-
-
-class _Recheck:
-    """Judges the monitor of an open incident in the shortest window of this sweep that can."""
-
-    def __init__(self, store: Store, config: Config, sweep: Sweep) -> None:
-        self._store, self._config, self._sweep = store, config, sweep
-
-    def __call__(self, incident: Incident) -> Verdict:
-        numbers = numbers_of(self._store, incident.scope)
-        gone = incident.metric not in self._config.metrics  # taken out of kmon.yaml while the incident was open
-        if gone or len(numbers) < len(incident.scope):
-            return "unjudged"
-        verdict: Verdict = "unjudged"
-        for scored in sorted(self._sweep.scored, key=lambda s: s.fleet.width):
-            if scored.detector.name != incident.detector or scored.fleet.width < incident.window:
-                continue
-            verdict = self._verdict(scored, incident, numbers)
-            if verdict != "unjudged":
-                break
-        return verdict
-
-    def _verdict(self, scored: Scored, incident: Incident, numbers: dict[str, int]) -> Verdict:
-        fleet = scored.fleet
-        dimensions = [c for c in fleet.monitors.columns if c != "set"]
-        same = [pl.col(d).eq_missing(pl.lit(numbers.get(d), pl.UInt32)) for d in dimensions]
-        rows = fleet.monitors.with_row_index("row").filter(pl.all_horizontal(same))["row"]
-        if not len(rows):
-            return "unjudged"
-        found = scored.scores.filter((pl.col("metric") == incident.metric) & (pl.col("row") == rows[0]))
-        if found.height:
-            score = found.row(0, named=True)
-            return "abnormal" if score["p_value"] < STILL and score["direction"] == incident.direction else "normal"
-        return self._against_its_beginning(fleet, int(rows[0]), incident)
-
-    def _against_its_beginning(self, fleet: Fleet, row: int, incident: Incident) -> Verdict:
-        """Where the incident has outlasted its references: which is nearer, what it was or what was expected?"""
-        metric = self._config.metrics[incident.metric]
-        numerator, denominator = metric.parts
-        value = fleet.values[numerator][row, 0]
-        if denominator is None:
-            value *= incident.window / fleet.width
-        else:
-            size = fleet.values[denominator][row, 0]
-            if not size:
-                return "unjudged"
-            value /= size
-        return "abnormal" if abs(value - incident.observed) < abs(value - incident.expected) else "normal"

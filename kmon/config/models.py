@@ -402,7 +402,7 @@ class Config(Model):
     every: Duration = MINUTE
     """The time between two sweeps."""
     false_alerts_per_day: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """For the whole fleet: each sweep controls its false discovery rate at this over the number of sweeps a day."""
+    """For the whole fleet, in equal parts to the widths of `windows` and to the looks at them."""
     detectors: tuple[DetectorUse, ...] = (DetectorUse(use="compare"),)
     incidents: Incidents = Incidents()
     sinks: dict[Name, Sink] = {}
@@ -433,8 +433,3 @@ class Config(Model):
     def file(self) -> Path:
         """What a child process reads to get this configuration again."""
         return (self.copied or self.path).absolute()
-
-    @property
-    def fdr(self) -> float:
-        """The false discovery rate of one sweep: under a global null, that is its chance of any false alert."""
-        return min(0.05, self.false_alerts_per_day * self.every / dt.timedelta(days=1))

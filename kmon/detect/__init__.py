@@ -4,12 +4,13 @@ from kmon.detect.compare import Compare
 from kmon.detect.contract import SCORES, Detector, detector, load_detector
 from kmon.detect.fleet import Fleet, Mask, observe
 from kmon.detect.series import expected_measures, expected_series
-from kmon.detect.sweeps import Scored, Sweep, due_windows, sweep
+from kmon.detect.sweeps import Family, Scored, Sweep, due_windows, sweep
 
 __all__ = [
     "SCORES",
     "Compare",
     "Detector",
+    "Family",
     "Fleet",
     "Mask",
     "Scored",

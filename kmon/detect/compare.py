@@ -1,8 +1,6 @@
-"""The comparison detector: the current window against the previous ones, yesterday and the weeks before.
+"""The comparison detector: the current window against what its own past and the same hours of other days expect.
 
-A window is abnormal if it deviates from *every* usable reference in the same direction (an intersection-union test:
-its p-value is the largest of the references', Berger 1982), so that neither the daily shape, which the previous
-windows do not know, nor today's level, which yesterday does not know, raises an alarm by itself.
+expect the level (`kmon.detect.expect`)  ►  exact tails around it (`kmon.detect.tails`)  ►  large enough to tell
 """
 
 from __future__ import annotations
@@ -14,19 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 from scipy import stats
-from statsmodels.stats.proportion import test_proportions_2indep
-from statsmodels.stats.rates import test_poisson_2indep
 
-from kmon.detect.contract import REFERENCES, SCORES
+from kmon.detect import tails
+from kmon.detect.contract import SCORES
+from kmon.detect.expect import Expectation, expect
 from kmon.errors import UsageError
 
 Floats = npt.NDArray[np.float64]
-SETTLED = 3
-"""Degrees of freedom from other days that suffice to tell the dispersion without today's."""
-DOUBT = 0.1
-"""Chance that the dispersion is larger than what is assumed of it where there is little history."""
-RARE = 30
-"""Below this many events of the rarer outcome the normal approximation of a rate's score test is not trusted."""
 NOISE = 2.0
 """Standard deviations by which a falling rate's numerator must have fallen itself."""
 PLENTY = 1e6
@@ -36,17 +28,16 @@ _DIRECTIONS = pl.Series(["up", "down"])
 
 @dataclass(frozen=True)
 class Compare:
-    """Two-sample tests with an over-dispersion estimated from the references.
+    """Predictive tests: how likely is a window as low, or as high, as this one?
 
-    Counts: the exact conditional test of two Poisson rates (Przyborowski and Wilenski 1940). Rates: the score test of
-    two proportions (Farrington and Manning 1990), backed by the exact test on the rarer outcome where that is rare.
-    Means: a t-test on the references' spread. Over-dispersion divides counts and sizes (quasi-likelihood, McCullagh
-    and Nelder 1989, section 6.2; for rates Rao and Scott 1992).
+    Counts: negative binomial (a Poisson count of a gamma level). Rates: beta-binomial. Means: a normal mean, by the
+    variance of one event. The null is not one level but all within `tolerance` of the expected one, as no level stays
+    exactly where it was (a minimum-effect test, Murphy and Myors 1999).
     """
 
     name: ClassVar[str] = "compare"
 
-    min_volume: float = 20.0
+    min_volume: float = 10.0
     """Least observed or expected count in a window, or least denominator of a rate or mean, to judge it."""
     min_effect: float = 0.3
     """Least relative fall of a rate or mean worth telling."""
@@ -54,14 +45,16 @@ class Compare:
     """Least relative fall of a count worth telling: demand falls by a third for harmless reasons, such as a holiday."""
     min_rise: float = 1.0
     """Least relative rise worth telling."""
+    tolerance: float = 0.05
+    """Relative deviation from the expected level that is still normal, however certain."""
     coverage: float = 0.999
     """Of the interval shown as normal."""
-    prior: float = 10.0
-    """Degrees of freedom that the fleet's dispersion weighs against a monitor's own."""
 
     def __post_init__(self) -> None:
         for key, value in asdict(self).items():
-            if not isinstance(value, int | float) or not 0 <= value < (1 if key == "coverage" else np.inf):
+            if not isinstance(value, int | float) or not 0 <= value < (
+                1 if key in ("coverage", "tolerance") else np.inf
+            ):
                 message = f"the detector {self.name!r} needs a number for {key!r}, not {value!r}"
                 raise UsageError(message)
 
@@ -70,82 +63,57 @@ class Compare:
             return pl.DataFrame(schema=SCORES)
         kind = str(windows["kind"][0])
         with np.errstate(all="ignore"):
-            references = _References.of(windows, kind)
+            expected = expect(windows, kind)
             now = _Now.of(windows, kind)
-            dispersion = self._dispersion(references, kind)
-            return self._combine(windows, now, references, dispersion)
+            return self._scores(windows, now, expected)
 
-    def _dispersion(self, references: _References, kind: str) -> Floats:
-        """Variance over what the model says, per monitor, shrunk towards the fleet's; NaN where nothing is known.
-
-        Other days tell it where there are enough: a change that began a window ago has already spoilt the previous
-        ones. The fleet's grows with the mean where its monitors say so (a negative binomial's 1 + mean x c, by
-        moments). Where all of them together know little, each has the upper confidence bound of its own. Of a mean it
-        is the variance of one event.
-        """
-        previous = np.array([name == "previous" for name in references.names], dtype=bool)
-        settled = references.df[~previous].sum(axis=0) >= SETTLED
-        used = ~(settled & previous[:, None])
-        chi2, df = (np.where(used, part, 0).sum(axis=0) for part in (references.chi2, references.df))
-        if kind == "mean":
-            return np.where(df >= SETTLED, chi2 / np.maximum(df, 1), np.nan)
-        level = np.fmax.reduce(references.level, axis=0, initial=np.nan)
-        telling = (df > 0) & (level >= 1) if kind == "count" else df > 0
-        total = df[telling].sum()
-        if total < self.prior:
-            upper = np.maximum(1, chi2 / stats.chi2.ppf(DOUBT, np.maximum(df, 1)))
-            never_moved = (
-                np.nanmax(references.size, axis=0, initial=0) > 0 if kind == "rate" else np.zeros(len(df), bool)
-            )
-            return np.where(df > 0, upper, np.where(never_moved, 1.0, np.nan))
-        pooled = np.full(len(df), chi2[telling].sum() / total)
-        if kind == "count":
-            weight = (df * level)[telling].sum()
-            growth = max(0.0, float((chi2 - df)[telling].sum() / weight))
-            constant = float(np.median((chi2 / np.maximum(df, 1))[telling]))
-            pooled = np.maximum(constant, 1 + growth * np.nan_to_num(level))
-        return np.asarray(np.maximum(1, (chi2 + self.prior * pooled) / (df + self.prior)))
-
-    def _combine(self, windows: pl.DataFrame, now: _Now, references: _References, dispersion: Floats) -> pl.DataFrame:
-        usable = (references.size > 0) & np.isfinite(dispersion)
-        count = usable.sum(axis=0)
-        fall, rise, sd = _tests(now, references, dispersion)
-        down, up = (np.where(usable, p, -1).max(axis=0, initial=-1) for p in (fall, rise))
-        observed = now.value / now.exposure
-        levels = np.where(usable, references.level, np.nan)
-        expected = np.nansum(levels, axis=0) / count
-        falls = (down < up) | ((down == up) & (observed < expected))
-        lower, upper = _interval(now.kind, levels, sd, stats.norm.isf((1 - self.coverage) / 2))
-        least_fall = self.min_fall if now.kind == "count" else self.min_effect
-        defaults = {"min_volume": self.min_volume, "min_effect": least_fall, "min_rise": self.min_rise}
-        own = {key: _threshold(windows, key, default) for key, default in defaults.items()}
-        # a count that fell by a third and is low by chance has not fallen by half: one standard deviation of doubt
-        doubt = np.where(falls, np.sqrt(dispersion * (now.value + 1)), 0) if now.kind == "count" else 0
-        change = (observed + doubt - levels) / np.abs(levels)
-        enough = np.where(falls, change <= -own["min_effect"], change >= own["min_rise"])
-        if now.kind == "rate":  # more sessions with as many orders are no lost orders: the numerator moves too
-            before = np.where(usable, references.per_window, np.nan)
-            lost = np.fmax(before * own["min_effect"] / 2, NOISE * np.sqrt(dispersion * before))
-            enough &= np.where(falls, before - now.value >= lost, now.value > before)
-        volume = np.fmax(observed, expected) if now.kind == "count" else now.exposure
-        judged = (count > 0) & (now.exposure > 0) & (volume >= own["min_volume"]) & np.isfinite(observed)
-        if now.kind == "count":
-            judged &= (references.total > 0).any(axis=0)  # new today: nothing to compare with
-        evidence = np.where(judged, _gain(now, expected) / dispersion, 0)
+    def _scores(self, windows: pl.DataFrame, now: _Now, expected: Expectation) -> pl.DataFrame:
+        level, observed = expected.level, now.value / now.exposure
+        falls = observed < level
+        null = np.where(falls, level - self.tolerance * np.abs(level), level + self.tolerance * np.abs(level))
+        lower, upper = now.tails(null, expected)
+        p = np.minimum(np.where(falls, lower, upper) * 2, 1.0)
+        own = {key: _threshold(windows, key, default) for key, default in self._thresholds(now.kind).items()}
+        volume = np.fmax(observed, level) if now.kind == "count" else now.exposure
+        judged = expected.known & (now.exposure > 0) & (volume >= own["min_volume"]) & np.isfinite(observed)
+        judged &= np.isfinite(p)
+        low, high = now.interval(expected, float(stats.norm.isf((1 - self.coverage) / 2)))
+        evidence = np.where(judged, now.gain(expected), 0.0)
         return pl.DataFrame(
             {
                 "observed": observed,
-                "expected": expected,
-                "lower": np.fmin.reduce(lower, axis=0, initial=np.nan),
-                "upper": np.fmax.reduce(upper, axis=0, initial=np.nan),
-                "p_value": np.where(judged, np.clip(2 * np.minimum(down, up), 0, 1), 1.0),
-                "effect": (observed - expected) / np.abs(expected),
+                "expected": level,
+                "lower": low,
+                "upper": high,
+                "p_value": np.where(judged, p, 1.0),
+                "effect": (observed - level) / np.abs(level),
                 "direction": _DIRECTIONS.gather(falls.astype(np.uint32)),
                 "evidence": np.clip(np.nan_to_num(evidence), 0, PLENTY),
                 "judged": judged,
-                "notable": judged & (enough | ~usable).all(axis=0),
+                "notable": judged & _large(now, expected, observed, falls, own),
             }
         )
+
+    def _thresholds(self, kind: str) -> dict[str, float]:
+        fall = self.min_fall if kind == "count" else self.min_effect
+        return {"min_volume": self.min_volume, "min_effect": fall, "min_rise": self.min_rise}
+
+
+def _large(now: _Now, expected: Expectation, observed: Floats, falls: Floats, own: dict[str, Floats]) -> Floats:
+    """Whether the change is worth telling, of those that are certain.
+
+    A count that fell by a third and is low by chance has not fallen by half: it gets a standard deviation of doubt.
+    More sessions with as many orders are no lost orders: of a rate the numerator must have moved too.
+    """
+    level = expected.level
+    doubt = np.sqrt(expected.noise * (now.value + 1)) if now.kind == "count" else 0.0
+    change = (observed + np.where(falls, doubt, 0.0) - level) / np.abs(level)
+    enough = np.where(falls, change <= -own["min_effect"], change >= own["min_rise"])
+    if now.kind == "rate":
+        before = level * now.usual
+        lost = np.fmax(before * own["min_effect"] / 2, NOISE * np.sqrt(expected.noise * before))
+        enough &= np.where(falls, before - now.value >= lost, now.value > before)
+    return np.asarray(enough, dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -155,130 +123,84 @@ class _Now:
     kind: str
     value: Floats
     exposure: Floats
+    least: Floats
+    """Of the exposures of this window and of the one a lag earlier; orders come after their sessions."""
+    most: Floats
+    usual: Floats
+    """The exposure of a usual window."""
 
     @classmethod
     def of(cls, windows: pl.DataFrame, kind: str) -> _Now:
         value, exposure = (windows[name].to_numpy().astype(float) for name in ("value", "exposure"))
-        return cls(kind, _bounded(kind, value, exposure), exposure)
+        earlier = windows["lagged_exposure"].to_numpy().astype(float) if "lagged_exposure" in windows.columns else exposure
+        least, most = np.fmin(exposure, earlier), np.fmax(exposure, earlier)
+        usual = _usual_exposure(windows, exposure)
+        if kind == "rate":  # an order can come in the window after its session
+            value = np.clip(value, 0, exposure)
+        elif kind == "count":
+            value = np.maximum(value, 0)
+        return cls(kind, value, exposure, least, most, usual)
+
+    def tails(self, null: Floats, expected: Expectation) -> tuple[Floats, Floats]:
+        """The chances of as little and of as much, were the level `null`."""
+        if self.kind == "count":
+            return tails.negative_binomial(self.value, null, self._excess(expected))
+        if self.kind == "mean":
+            deviation = self.value / self.exposure - null
+            z = deviation / np.sqrt(expected.noise / self.exposure + expected.drift * expected.level**2)
+            return stats.norm.cdf(z), stats.norm.sf(z)
+        lower, _ = tails.beta_binomial(np.minimum(self.value, self.least), self.least, null, self._spread(expected, self.least))
+        _, upper = tails.beta_binomial(np.minimum(self.value, self.most), self.most, null, self._spread(expected, self.most))
+        return lower, upper
+
+    def _excess(self, expected: Expectation) -> Floats:
+        """Relative variance of a count beyond Poisson's."""
+        return (expected.noise - 1) / np.maximum(expected.level, 1e-9) + expected.drift
+
+    def _spread(self, expected: Expectation, trials: Floats) -> Floats:
+        """Correlation within a window of `trials`, which gives it the noise and drift that are expected."""
+        n = np.maximum(trials, 1.0)
+        return np.where(n > 1, ((expected.noise - 1) / n + expected.drift) / (1 - 1 / np.maximum(n, 1 + 1e-9)), 0.0)
+
+    def interval(self, expected: Expectation, z: float) -> tuple[Floats, Floats]:
+        """Where a normal window falls."""
+        level = expected.level
+        if self.kind == "count":  # of the gamma distribution with this variance (Wilson and Hilferty 1931)
+            shape = 1 / (1 / np.maximum(level, 1e-9) + self._excess(expected))
+            middle, width = 1 - 1 / (9 * shape), z / (3 * np.sqrt(shape))
+            return level * np.maximum(middle - width, 0) ** 3, level * (middle + width) ** 3
+        if self.kind == "mean":
+            sd = np.sqrt(expected.noise / self.exposure + expected.drift * level**2)
+            return level - z * sd, level + z * sd
+        rate = np.clip(level, 1e-3, 1 - 1e-3)
+        sd = np.sqrt(rate * (1 - rate) * (expected.noise / np.maximum(self.exposure, 1) + expected.drift))
+        return np.clip(level - z * sd, 0, 1), np.clip(level + z * sd, 0, 1)
+
+    def gain(self, expected: Expectation) -> Floats:
+        """Log-likelihood of the observed level over that of the expected one, in nats; without the drift.
+
+        It grows with the volume, so that of a scope and its parts the one tells most that holds the whole change.
+        """
+        value, exposure, level = self.value, self.exposure, expected.level
+        if self.kind == "count":
+            gained = _xlogy(value, value / np.maximum(level, 1e-9)) - value + level
+        elif self.kind == "mean":
+            gained = exposure * (value / exposure - level) ** 2 / 2
+        else:
+            p = np.clip(level, 1e-6, 1 - 1e-6)
+            missed = exposure - value
+            gained = _xlogy(value, value / (exposure * p)) + _xlogy(missed, missed / (exposure * (1 - p)))
+        return np.asarray(gained / expected.noise)
 
 
-@dataclass(frozen=True)
-class _References:
-    """The references of every monitor, the usable windows of each pooled: arrays of shape (references, monitors)."""
-
-    names: tuple[str, ...]
-    level: Floats
-    """Per window, or the pooled rate or mean; NaN without a usable window."""
-    size: Floats
-    """Number of usable windows, or the pooled denominator."""
-    total: Floats
-    per_window: Floats
-    """Count or numerator per usable window."""
-    chi2: Floats
-    """Pearson's, of the windows around `level`."""
-    df: Floats
-
-    @classmethod
-    def of(cls, windows: pl.DataFrame, kind: str) -> _References:
-        names = tuple(name for name in REFERENCES if f"{name}_value" in windows.columns)
-        parts = [_pooled(windows, name, kind) for name in names]
-        return cls(names, *np.array(parts).reshape(len(names), 6, windows.height).swapaxes(0, 1))
-
-
-def _pooled(windows: pl.DataFrame, name: str, kind: str) -> tuple[Floats, ...]:
-    """What `_References` holds of one reference, in its order."""
-    value, exposure = (windows[f"{name}_{part}"].to_numpy().astype(float) for part in ("value", "exposure"))
-    usable = np.isfinite(value) & np.isfinite(exposure) & (exposure > 0)
-    value, exposure = np.where(usable, value, 0), np.where(usable, exposure, 0)
-    value = _bounded(kind, value, exposure)
-    total, size, count = value.sum(axis=1), exposure.sum(axis=1), usable.sum(axis=1)
-    level = np.where(size > 0, total / size, np.nan)
-    variance = {"count": level, "rate": level * (1 - level), "mean": np.ones_like(level)}[kind]
-    spread = (value - exposure * level[:, None]) ** 2 / (exposure * variance[:, None])
-    chi2 = np.where(usable & (variance > 0)[:, None], spread, 0).sum(axis=1)
-    df = np.where((variance > 0) & (count > 1), count - 1.0, 0.0)
-    return level, size, total, total / np.maximum(count, 1), chi2, df
-
-
-def _binomial_variance(total: Floats, size: Floats) -> Floats:
-    """Of one event, by a rate half an event away from 0 and 1: what was always so need not be so for ever."""
-    rate = (total + 0.5) / (size + 1)
-    return np.asarray(np.where(size > 0, rate * (1 - rate), np.nan))
-
-
-def _bounded(kind: str, value: Floats, exposure: Floats) -> Floats:
-    """A count is not negative, and a rate at most 1: an order can come in the window after its session."""
-    if kind == "mean":
-        return value
-    return np.clip(value, 0, exposure if kind == "rate" else None)
-
-
-def _tests(now: _Now, references: _References, dispersion: Floats) -> tuple[Floats, Floats, Floats]:
-    """One-sided p-values for a fall and for a rise, and the standard deviation of the current window's deviation.
-
-    Only the side that the window deviates to is tested; the other's p-value is 1.
-    """
-    total, level = references.total, references.level
-    size = np.where(references.size > 0, references.size, np.nan)
-    value, exposure, dispersion = (np.broadcast_to(x, total.shape) for x in (now.value, now.exposure, dispersion))
-    if now.kind == "count":
-        sd = np.sqrt(dispersion * (1 + 1 / size))  # on the scale of 2 x the square root, see _interval
-        return *_poisson(value, np.ones_like(value), total, size, dispersion), sd
-    if now.kind == "mean":
-        sd = np.sqrt(dispersion * (1 / exposure + 1 / size))
-        t, df = (value / exposure - level) / sd, references.df + 1
-        fall, rise = stats.t.cdf(t, df), stats.t.sf(t, df)
-        return np.where(np.isnan(t), 1.0, fall), np.where(np.isnan(t), 1.0, rise), sd
-    sd = np.sqrt(dispersion * _binomial_variance(total, size) * (1 / exposure + 1 / size))
-    effective = [x / dispersion for x in (value, exposure, total, size)]
-    _, p = test_proportions_2indep(*effective, compare="diff", method="score", return_results=False)
-    p = np.where(np.isfinite(p), p / 2, 1.0)
-    falls = value * size <= total * exposure
-    common = level > 0.5
-    rarer, rarer_total = np.where(common, exposure - value, value), np.where(common, size - total, total)
-    exact_fall, exact_rise = _poisson(rarer, exposure, rarer_total, size, dispersion)
-    rare = np.minimum(rarer, exposure * rarer_total / size) / dispersion < RARE
-    exact = np.where(falls == common, exact_rise, exact_fall)
-    p = np.where(rare, np.fmax(p, exact), p)
-    return np.where(falls, p, 1.0), np.where(falls, 1.0, p), sd
-
-
-def _poisson(count: Floats, exposure: Floats, total: Floats, size: Floats, dispersion: Floats) -> tuple[Floats, Floats]:
-    """Exact p-values for a lower and for a higher rate, effective counts rounded towards no change."""
-    x, y = count / dispersion, total / dispersion
-    known = np.isfinite(x) & np.isfinite(y) & (size > 0) & (exposure > 0)
-    falls = x * size <= y * exposure
-
-    def tail(x: Floats, y: Floats, which: npt.NDArray[np.bool_], alternative: str) -> Floats:
-        p = np.ones(x.shape)
-        if which.any():
-            counts = (part[which] for part in (x, exposure, y, size))
-            p[which] = test_poisson_2indep(*counts, method="exact-cond", alternative=alternative).pvalue
-        return p
-
-    fall = tail(np.ceil(x), np.floor(y), known & falls, "smaller")
-    return fall, tail(np.floor(x), np.ceil(y), known & ~falls, "larger")
-
-
-def _interval(kind: str, level: Floats, sd: Floats, z: float) -> tuple[Floats, Floats]:
-    if kind == "count":  # on the square-root scale, where a count's variance is constant (Anscombe 1948)
-        root = 2 * np.sqrt(level + 3 / 8)
-        low, high = np.maximum(root - z * sd, 0) / 2, (root + z * sd) / 2
-        return np.where(np.isfinite(low), np.maximum(low**2 - 3 / 8, 0), np.nan), high**2 - 3 / 8
-    low, high = level - z * sd, level + z * sd
-    return (np.clip(low, 0, 1), np.clip(high, 0, 1)) if kind == "rate" else (low, high)
-
-
-def _gain(now: _Now, expected: Floats) -> Floats:
-    """Log-likelihood of the observed level over that of the expected one, in nats."""
-    value, exposure = now.value, now.exposure
-    if now.kind == "count":
-        return _xlogy(value, value / np.maximum(expected, 1e-9)) - value + expected
-    if now.kind == "mean":
-        return exposure * (value / exposure - expected) ** 2 / 2
-    p = np.clip(expected, 1e-6, 1 - 1e-6)
-    missed = exposure - value
-    return _xlogy(value, value / (exposure * p)) + _xlogy(missed, missed / (exposure * (1 - p)))
+def _usual_exposure(windows: pl.DataFrame, exposure: Floats) -> Floats:
+    """Of a window as long as this one: the mean of the recent bins."""
+    if "recent_exposure" not in windows.columns:
+        return exposure
+    bins = windows["recent_exposure"].to_numpy().astype(float)
+    a_bin = np.nansum(bins, axis=1) / np.isfinite(bins).sum(axis=1)
+    usual = a_bin * float(windows["width"][0]) / float(windows["bin"][0])
+    return np.where(np.isfinite(usual), usual, exposure)
 
 
 def _xlogy(x: Floats, y: Floats) -> Floats:

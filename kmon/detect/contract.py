@@ -3,13 +3,18 @@
 `windows` has the columns
 
     kind                      count, rate or mean, the same in every row
+    width, bin                seconds, of the current window and of a bin of the references; the same in every row
     value, exposure           the current window: a count and 1, or numerator and denominator
-    <reference>_value, <reference>_exposure   arrays, the same for each window of a reference (REFERENCES)
+    lagged_exposure           the exposure of the window a little earlier: an order comes after its session
+    previous_value, ...       arrays: the windows of the same width just before, the newest last
+    recent_value, ...         arrays: 24 bins, the last one ending with the current window, NaN where they reach into it
+    day<N>_value, ...         arrays: the same bins N days ago, and 6 more after the window's time of day
     min_volume, min_effect, min_rise          the metric's own thresholds, null where it leaves them to the detector
 
-with NaN for a reference window that must not be used: nothing was recorded, or a known incident lies in it. `scores`
-has the columns of SCORES, aligned with `windows`. A detector does not change its input, keeps no state between calls,
-and says "not judged" rather than guess.
+(each `_value` has its `_exposure`; of a count that is the part of a window that a bin is), with NaN for what must not
+serve as a reference: nothing was recorded, or a known incident lies in it. `scores` has the columns of SCORES, aligned
+with `windows`. A detector does not change its input, keeps no state between calls, and says "not judged" rather than
+guess.
 """
 
 from __future__ import annotations
@@ -26,9 +31,6 @@ import polars as pl
 
 from kmon.config import DetectorUse
 from kmon.errors import UsageError
-
-REFERENCES = ("previous", "yesterday", "weekly")
-"""The windows just before, the same time a day ago, and the same time one to four weeks ago."""
 
 SCORES = pl.Schema(
     {

@@ -1,4 +1,10 @@
-"""What a sweep looks at: the measures of every monitor in the current window and in its references."""
+"""What a sweep looks at: the measures of every monitor, now and in its references.
+
+    today     bins of 5 minutes up to half an hour ago, then minutes    |at
+    a day     bins of 5 minutes, from as long before the time of day to half an hour after it
+
+One read of the store serves the windows of every width: they are sums of what was read.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +17,29 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from kmon.clock import EPOCH
 from kmon.config import Config, Metric
+from kmon.detect.expect import AFTER, RECENT
 from kmon.errors import UsageError
 from kmon.store import Span, Store
 from kmon.store.schema import EVENTS
 
-PREVIOUS = 6
-NEIGHBOURS = 5
-WEEKS = 4
+Floats = npt.NDArray[np.float64]
+DAYS = (1, 2, 7, 14, 21, 28)
+"""Days ago that serve as references, as far as history goes back."""
 DAY = dt.timedelta(days=1)
-NEAR = dt.timedelta(minutes=30)
-"""Windows further than this from the time of day are not the same time of day."""
-RECENT = dt.timedelta(hours=1)
-"""A count's previous windows reach back no further than this: the daily shape would look like a change."""
-FEW = 4
-"""Fewer previous windows than this tell too little of what is usual: then all count."""
-SHAPELESS = dt.timedelta(hours=2)
-"""Previous windows that reach further back than this do not suffice alone, for the same reason."""
-
+MINUTE = dt.timedelta(minutes=1)
+BIN = dt.timedelta(minutes=5)
+"""The bins of the references, where no window is longer than an hour."""
+RECENT_WINDOWS = 30
+"""Windows shorter than a bin are compared with at most so many before them."""
+FINE = 6
+"""The last bins before now are read in parts, of which short windows are made."""
+LAG = dt.timedelta(minutes=2)
+"""What a rate's numerator may come later than its denominator: an order after its session."""
 CONSIDERABLE = 0.2
 """The share of a monitor's events from which on an incident in a part of it spoils it as its own reference."""
+TODAY = "today"
 
 
 class Mask(Protocol):
@@ -44,78 +53,181 @@ class Mask(Protocol):
     def resolved_at(self) -> dt.datetime | None: ...
 
 
-def neighbours(width: dt.timedelta) -> int:
-    """How many windows before and after the same time of another day are still the same time of day."""
-    return min(NEIGHBOURS, NEAR // width)
+def bin_for(windows: Sequence[dt.timedelta]) -> dt.timedelta:
+    """The width of a bin: half of the recent ones are as long as the longest window."""
+    longest = max(windows)
+    return max(BIN, -(-longest // (RECENT // 2) // BIN) * BIN)
 
 
-def previous_windows(metric: Metric, width: dt.timedelta) -> int:
-    """How many windows just before the current one a metric is compared with."""
-    near = min(PREVIOUS, RECENT // width)
-    return near if metric.kind == "count" and near >= FEW else PREVIOUS
+def grain_for(at: dt.datetime, windows: Sequence[dt.timedelta]) -> dt.timedelta:
+    """The width of the finest parts: what `at` and all windows are multiples of."""
+    whole = not (at - EPOCH) % MINUTE and not any(width % MINUTE for width in windows)
+    return MINUTE if whole else dt.timedelta(seconds=10)
 
 
-def spans_for(at: dt.datetime, width: dt.timedelta, oldest: dt.datetime) -> list[Span]:
-    """The current window, which ends at `at`, and its references, as far as the store's history goes back."""
-    j = neighbours(width)
-    spans = [Span("current", at - width, 1), Span("previous", at - (PREVIOUS + 1) * width, PREVIOUS)]
-    for name, days in (("yesterday", [1]), ("weekly", [7 * week for week in range(1, WEEKS + 1)])):
-        starts = [at - n * DAY - (j + 1) * width for n in days]
-        spans += [Span(name, start, 2 * j + 1) for start in starts if start + (2 * j + 1) * width > oldest]
+def spans_for(at: dt.datetime, bin_: dt.timedelta, grain: dt.timedelta, oldest: dt.datetime) -> list[Span]:
+    """Today in bins and in parts of them, and the same hours of the days that history goes back to.
+
+    The bins of a day begin at whole multiples of their width, so that what is read of it serves several sweeps.
+    """
+    fine = at - FINE * bin_
+    spans = [
+        Span(TODAY, at - RECENT * bin_, RECENT - FINE, bin_),
+        Span(TODAY, fine, FINE * bin_ // grain, grain),
+    ]
+    anchor = EPOCH + (at - EPOCH) // bin_ * bin_
+    for days in DAYS:
+        start, count = anchor - days * DAY - RECENT * bin_, RECENT + AFTER + 1
+        if start + count * bin_ > oldest:
+            spans.append(Span(f"day{days}", start, count, bin_))
     return spans
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Every monitor of every grouping set, in windows of one width that end at one instant."""
+    """Every monitor of every grouping set, today and on the days that it is compared with."""
 
     at: dt.datetime
-    width: dt.timedelta
+    bin: dt.timedelta
     spans: tuple[Span, ...]
     monitors: pl.DataFrame
     """A row a monitor: `set`, then the dimensions as numbers, null where the set does not group by them."""
-    values: dict[str, npt.NDArray[np.float64]]
+    values: dict[str, Floats]
     """By measure: (monitors, slots), 0 where nothing was."""
     usable: npt.NDArray[np.bool_]
-    """(monitors, slots): false for a window without any event at all, or inside a known incident."""
+    """(monitors, slots): false for a slot in whose bin there is no event of anybody, or inside a known incident."""
     recorded: npt.NDArray[np.bool_]
-    """(slots): false for a window without any event at all."""
+    """(slots): false in a bin without any event at all."""
     unknown: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
-    """By measure that came later than the first event: (slots), true for a window before it was counted."""
+    """By measure that came later than the first event: (slots), true before it was counted."""
 
-    def windows(self, metric: Metric, rows: npt.NDArray[np.int64] | None = None) -> pl.DataFrame:
-        """The detectors' input for one metric, of all monitors or of some `rows`."""
-        pick = slice(None) if rows is None else rows
+    # ---- the detectors' input ----------------------------------------------------------------------------------------
+
+    def windows(
+        self, metric: Metric, width: dt.timedelta, rows: npt.NDArray[np.int64] | None = None
+    ) -> pl.DataFrame:
+        """The detectors' input for one metric in the windows of `width`, of all monitors or of some `rows`."""
+        pick = np.arange(self.monitors.height) if rows is None else rows
         numerator, denominator = metric.parts
-        value = self.values[numerator][pick]
-        exposure = np.ones_like(value) if denominator is None else self.values[denominator][pick]
         usable = self.usable[pick]
         for part in metric.parts:
             if part is not None and part in self.unknown:
                 usable = usable & ~self.unknown[part]
-        now = value[:, 0]
-        recent = self._slots("previous", metric)
-        if metric.kind == "count" and self.recorded[recent].any():
+        columns: dict[str, object] = {}
+        for key, measure in (("value", numerator), ("exposure", denominator)):
+            if measure is None:
+                counts = np.broadcast_to(self._lengths(width), usable.shape)
+            else:
+                counts = self.values[measure][pick]
+            columns[key] = self._between(counts, width)
+            if key == "exposure":
+                columns["lagged_exposure"] = self._between(counts, width, LAG)
+            used = np.where(usable, counts, np.nan)
+            columns[f"previous_{key}"] = self._previous(used, width)
+            columns[f"recent_{key}"] = self._recent(used, width)
+            for name in self.days:
+                columns[f"{name}_{key}"] = self._day(used, name)
+        if metric.kind == "count":
             # where known incidents hide all that came just before, other days alone would take a holiday for an outage
-            now = np.where(usable[:, recent].any(axis=1), now, np.nan)
-        columns: dict[str, object] = {"value": now, "exposure": exposure[:, 0]}
-        for name in dict.fromkeys(self.names[1:]):
-            slots = self._slots(name, metric)
-            for key, source in (("value", value), ("exposure", exposure)):
-                columns[f"{name}_{key}"] = np.where(usable[:, slots], source[:, slots], np.nan)
+            hidden = self.recorded[: self._today].any() & np.isnan(np.asarray(columns["recent_value"])).all(axis=1)
+            columns["value"] = np.where(hidden, np.nan, columns["value"])
         own = {key: getattr(metric, key) for key in ("min_volume", "min_effect", "min_rise")}
-        constants = [pl.Series("kind", [metric.kind]), *(pl.Series(k, [v], pl.Float64) for k, v in own.items())]
-        return pl.DataFrame(columns).hstack([constant.new_from_index(0, len(value)) for constant in constants])
+        constants = [
+            pl.Series("kind", [metric.kind]),
+            pl.Series("width", [width.total_seconds()]),
+            pl.Series("bin", [self.bin.total_seconds()]),
+            *(pl.Series(k, [v], pl.Float64) for k, v in own.items()),
+        ]
+        return pl.DataFrame(columns).hstack([constant.new_from_index(0, len(pick)) for constant in constants])
+
+    def volume(self, metric: Metric, width: dt.timedelta) -> Floats:
+        """About how much a monitor has in a window, now or usually, of what must be enough to judge it."""
+        measure = metric.parts[1] or metric.parts[0]
+        now = self.total(measure, width)
+        if metric.parts[1] is not None:
+            return now
+        usual = [self.values[measure][:, : self._today].sum(axis=1) / RECENT]
+        usual += [self.values[measure][:, self._slots(name)].sum(axis=1) / (RECENT + AFTER + 1) for name in self.days]
+        return np.maximum(now, np.max(usual, axis=0) * (width / self.bin))
+
+    def total(self, measure: str, width: dt.timedelta) -> Floats:
+        """What each monitor has of a measure in its current window."""
+        return self._between(self.values[measure], width)
 
     @property
-    def names(self) -> list[str]:
-        """Of which span each slot is."""
-        return [span.name for span in self.spans for _ in range(span.count)]
+    def days(self) -> list[str]:
+        return [name for name in dict.fromkeys(span.name for span in self.spans) if name != TODAY]
 
-    def _slots(self, name: str, metric: Metric) -> list[int]:
-        """The slots of a reference that a metric is compared with."""
-        slots = [i for i, n in enumerate(self.names) if n == name]
-        return slots[-previous_windows(metric, self.width) :] if name == "previous" else slots
+    @property
+    def _today(self) -> int:
+        """How many of the slots, the first ones, are of today."""
+        return sum(span.count for span in self.spans if span.name == TODAY)
+
+    @property
+    def _grain(self) -> dt.timedelta:
+        return self.spans[1].width
+
+    def _slots(self, name: str) -> slice:
+        first = 0
+        for span in self.spans:
+            if span.name == name:
+                return slice(first, first + span.count)
+            first += span.count
+        message = f"there is no day {name!r}"
+        raise ValueError(message)
+
+    def _lengths(self, width: dt.timedelta) -> Floats:
+        """The exposure of a count: how much of a window of `width` each slot is."""
+        return np.array([span.width / width for span in self.spans for _ in range(span.count)])
+
+    def _between(self, counts: Floats, width: dt.timedelta, ago: dt.timedelta = dt.timedelta(0)) -> Floats:
+        """The sum over the `width` that ended `ago` before now; slots count in part where it cuts them."""
+        coarse, fine = self.spans[:2]
+        edges = np.concatenate([
+            np.arange(coarse.count) * (coarse.width / self.bin), (RECENT - FINE) + np.arange(fine.count) * (fine.width / self.bin),
+        ])  # fmt: skip
+        size = np.concatenate([np.full(coarse.count, 1.0), np.full(fine.count, fine.width / self.bin)])
+        high = RECENT - ago / self.bin
+        low = max(high - width / self.bin, 0.0)
+        part = np.clip((np.minimum(edges + size, high) - np.maximum(edges, low)) / size, 0.0, 1.0)
+        part = np.where(part > 1 - 1e-9, 1.0, np.where(part < 1e-9, 0.0, part))
+        used = np.flatnonzero(part)
+        return np.asarray(counts[:, used] @ part[used])
+
+    def _bins(self, counts: Floats) -> Floats:
+        """Today in bins only, the last one ending now; NaN where a part of it must not be used."""
+        parts = self.bin // self._grain
+        fine = counts[:, RECENT - FINE : self._today].reshape(len(counts), FINE, parts).sum(axis=2)
+        return np.hstack([counts[:, : RECENT - FINE], fine])
+
+    def _recent(self, counts: Floats, width: dt.timedelta) -> Floats:
+        """Today's bins without those that reach into the window."""
+        bins = self._bins(counts)
+        bins[:, RECENT - -(-width // self.bin) :] = np.nan
+        return bins
+
+    def _previous(self, counts: Floats, width: dt.timedelta) -> Floats:
+        """The windows of the same width just before, the newest last."""
+        if width >= self.bin:
+            join = width // self.bin
+            bins = self._bins(counts)[:, : RECENT - -(-width // self.bin)]
+            count = bins.shape[1] // join
+            return bins[:, bins.shape[1] - count * join :].reshape(len(counts), count, join).sum(axis=2)
+        fine = counts[:, RECENT - FINE : self._today]
+        join = width // self._grain
+        count = min(fine.shape[1] // join - 1, RECENT_WINDOWS)
+        first = fine.shape[1] - (count + 1) * join
+        return fine[:, first : fine.shape[1] - join].reshape(len(counts), count, join).sum(axis=2)
+
+    def _day(self, counts: Floats, name: str) -> Floats:
+        """A day's bins, moved by what `at` lies behind the last whole bin."""
+        bins = counts[:, self._slots(name)]
+        late = ((self.at - EPOCH) % self.bin) / self.bin
+        return bins[:, :-1] if not late else (1 - late) * bins[:, :-1] + late * bins[:, 1:]
+
+    def quiet(self, width: dt.timedelta) -> bool:
+        """Whether there is not one event of anybody in the window."""
+        return not self.total(EVENTS, width).any()
 
     def minus(self, part: Fleet) -> Fleet:
         """The same monitors without the events that `part` counted."""
@@ -147,21 +259,21 @@ def observe(
     store: Store,
     config: Config,
     at: dt.datetime,
-    width: dt.timedelta,
     *,
     masks: Sequence[Mask] = (),
     scope: dict[str, str] | None = None,
     without: Sequence[dict[str, str]] = (),
     least: float = 1,
 ) -> Fleet:
-    """Read the fleet from the store: monitors with `least` events in some window.
+    """Read the fleet from the store: monitors with `least` events today or on one of the days.
 
     Only the events inside `scope` and outside all of the scopes `without`.
     """
     oldest = store.oldest() or at
-    spans = spans_for(at, width, oldest)
+    bin_ = bin_for(config.windows)
+    spans = spans_for(at, bin_, grain_for(at, config.windows), oldest)
     sets = [*(grouping for grouping in config.watch if grouping), ()]
-    rows = store.windows(spans, width, sets, scope, least, without)
+    rows = store.windows(spans, sets, scope, least, without)
     dimensions = [d for d in store.schema.dimensions if d in rows.columns]
     everything = rows.filter(pl.col("set") == len(sets) - 1)
     if () not in config.watch:
@@ -169,23 +281,32 @@ def observe(
     monitors = rows.select("set", *dimensions).unique(maintain_order=True)
     indexed = rows.join(monitors.with_row_index("row"), on=["set", *dimensions], how="left", nulls_equal=True)
     row, slot = indexed["row"].to_numpy(), indexed["slot"].to_numpy()
-    slots = sum(span.count for span in spans)
+    starts = slot_starts(spans)
     values = {}
     for measure in (m for m in store.schema.measures if m in rows.columns):
-        table = np.zeros((monitors.height, slots))
+        table = np.zeros((monitors.height, len(starts)))
         table[row, slot] = indexed[measure].fill_null(0).to_numpy()
         values[measure] = table
-    recorded = np.zeros(slots, dtype=bool)
-    recorded[everything.filter(pl.col(EVENTS) > 0)["slot"].to_numpy()] = True
-    starts = np.array([_naive(start) for start in slot_starts(spans, width)], dtype="datetime64[us]")
-    recorded &= starts >= _naive(oldest)  # history begins within a window
-    usable = np.broadcast_to(recorded, (monitors.height, slots)).copy()
+    recorded = _recorded(everything, spans, bin_) & (starts >= _naive(oldest))  # history begins within a bin
+    usable = np.broadcast_to(recorded, (monitors.height, len(starts))).copy()
     _forget_before(usable, store, monitors, sets, starts)
     unknown = {m: starts < _naive(since) for m in store.schema.measures if (since := store.schema.known_from(m))}
-    fleet = Fleet(at, width, tuple(spans), monitors, values, usable, recorded, unknown)
+    fleet = Fleet(at, bin_, tuple(spans), monitors, values, usable, recorded, unknown)
     _mask(fleet, store, masks)
-    _distrust_lonely_previous(fleet)
     return fleet
+
+
+def _recorded(everything: pl.DataFrame, spans: Sequence[Span], bin_: dt.timedelta) -> npt.NDArray[np.bool_]:
+    """Of each slot, whether there is an event in the bin that it is a part of: a small fleet has empty minutes."""
+    events = np.zeros(sum(span.count for span in spans))
+    events[everything["slot"].to_numpy()] = everything[EVENTS].to_numpy()
+    first, found = 0, []
+    for span in spans:
+        parts = bin_ // span.width
+        whole = events[first : first + span.count].reshape(-1, parts).sum(axis=1) > 0
+        found.append(np.repeat(whole, parts))
+        first += span.count
+    return np.concatenate(found)
 
 
 def _naive(time: dt.datetime) -> np.datetime64:
@@ -199,29 +320,30 @@ def _forget_before(
     sets: Sequence[Sequence[str]],
     starts: npt.NDArray[np.datetime64],
 ) -> None:
-    """A window from before a dimension was known says nothing of the monitors that it splits."""
+    """What is from before a dimension was known says nothing of the monitors that it splits."""
     for number, grouping in enumerate(sets):
         if (since := store.schema.known_from(*grouping)) is not None:
             rows = (monitors["set"] == number).to_numpy()
             usable[np.ix_(rows, starts < _naive(since))] = False
 
 
-def slot_starts(spans: Sequence[Span], width: dt.timedelta) -> list[dt.datetime]:
-    """Where each slot begins, over all spans in their order."""
-    return [span.start + i * width for span in spans for i in range(span.count)]
+def slot_starts(spans: Sequence[Span]) -> npt.NDArray[np.datetime64]:
+    """Where each slot begins, over all spans in their order; UTC without a zone."""
+    return np.array([_naive(span.start + i * span.width) for span in spans for i in range(span.count)], "datetime64[us]")
 
 
 def _mask(fleet: Fleet, store: Store, masks: Sequence[Mask]) -> None:
-    """Take the windows that a known incident touches from the references of the monitors that it weighs on.
+    """Take the slots that a known incident touches from the references of the monitors that it weighs on.
 
     Those are the ones inside its scope, and the wider ones of which it is a considerable part.
     """
-    starts = slot_starts(fleet.spans, fleet.width)
+    starts = slot_starts(fleet.spans)
+    widths = np.array([span.width for span in fleet.spans for _ in range(span.count)], "timedelta64[us]")
     for mask in masks:
         end = mask.resolved_at or fleet.at
-        touched = [i for i, s in enumerate(starts) if i and s < end and s + fleet.width > mask.started_at]
+        touched = np.flatnonzero((starts < _naive(end)) & (starts + widths > _naive(mask.started_at)))
         numbers = numbers_of(store, mask.scope)
-        if not touched or len(numbers) < len(mask.scope):
+        if not len(touched) or len(numbers) < len(mask.scope):
             continue
         inside = np.ones(fleet.monitors.height, dtype=bool)
         around = np.ones(fleet.monitors.height, dtype=bool)
@@ -234,16 +356,7 @@ def _mask(fleet: Fleet, store: Store, masks: Sequence[Mask]) -> None:
         if own.any():
             events = fleet.values[EVENTS].sum(axis=1)
             inside |= around & (events[own].sum() >= CONSIDERABLE * events)
-        fleet.usable[np.ix_(inside, np.array(touched))] = False
-
-
-def _distrust_lonely_previous(fleet: Fleet) -> None:
-    """Leave long windows without any daily reference unjudged: they would take the daily shape for a change."""
-    if (PREVIOUS + 1) * fleet.width <= SHAPELESS:
-        return
-    names = np.array(fleet.names)
-    lonely = ~fleet.usable[:, np.isin(names, ("yesterday", "weekly"))].any(axis=1)
-    fleet.usable[np.ix_(lonely, names == "previous")] = False
+        fleet.usable[np.ix_(inside, touched)] = False
 
 
 def numbers_of(store: Store, scope: dict[str, str]) -> dict[str, int]:

@@ -1,9 +1,14 @@
-"""A monitor over time with its expected band: each bucket is scored as if it were the current window of a sweep."""
+"""A monitor over time with its expected band: each bucket is scored as if it were the current window of a sweep.
+
+read it today and on the other days, in steps  ►  the references of each bucket are sums of steps  ►  score
+"""
 
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +16,9 @@ import polars as pl
 
 from kmon.config import Config, Metric
 from kmon.config.words import nearest
-from kmon.detect.contract import load_detector
-from kmon.detect.fleet import DAY, PREVIOUS, WEEKS, Mask, check_taken_over, neighbours, previous_windows
+from kmon.detect.contract import Detector, load_detector
+from kmon.detect.expect import AFTER, RECENT
+from kmon.detect.fleet import BIN, DAY, DAYS, LAG, RECENT_WINDOWS, Mask, check_taken_over
 from kmon.errors import UsageError
 from kmon.store import Store
 from kmon.store.schema import EVENTS
@@ -64,116 +70,159 @@ def expected_measures(
     chosen = [config.metrics[m] if isinstance(m, str) else m for m in metrics]
     check_taken_over(store, config, chosen, ())
     n = max(0, -((start - end) // grain))
-    j = neighbours(grain)
+    bin_ = max(BIN, grain)
+    step = dt.timedelta(seconds=math.gcd(int(grain.total_seconds()), int(bin_.total_seconds())))
     oldest = store.oldest() or start
-    reach = {"previous": [dt.timedelta(0)], "yesterday": [DAY], "weekly": [7 * DAY * w for w in range(1, WEEKS + 1)]}
-    blocks: dict[str, list[_Block]] = {}
-    for name, shifts in reach.items():
-        before, after = (PREVIOUS, 0) if name == "previous" else (j, j)
-        blocks[name] = [
-            _Block.read(store, where, start - shift - before * grain, n + before + after, grain, masks)
-            for shift in shifts
-            if name == "previous" or end - shift > oldest
-        ]
+    begin, finish = start - RECENT * bin_, start + n * grain
+    blocks = {0: _Block.read(store, where, begin, finish, step, masks)}
+    for days in DAYS:
+        if n and finish + AFTER * bin_ - days * DAY > oldest:
+            first, last = begin - days * DAY, finish + AFTER * bin_ - days * DAY
+            blocks[days] = _Block.read(store, where, first, last, step, masks)
     detector = load_detector(config.detectors[0], config.path.parent)
-    return [_scored(m, detector, blocks, start, n, grain, j) for m in chosen]
+    grid = _Grid(start, n, grain // step, bin_ // step, LAG / step)
+    return [_scored(m, detector, blocks, grid, grain, bin_) for m in chosen]
 
 
 class _Block:
-    """A stretch of dense buckets: measures, and which of them may serve as references."""
+    """A stretch of dense steps: measures, and which of them may serve as references."""
 
     def __init__(
         self,
         values: dict[str, npt.NDArray[np.float64]],
-        recorded: npt.NDArray[np.bool_],
-        masked: npt.NDArray[np.bool_],
+        events: npt.NDArray[np.float64],
+        usable: npt.NDArray[np.bool_],
         unknown: dict[str, npt.NDArray[np.bool_]],
     ) -> None:
-        self.values, self.recorded, self.usable, self._unknown = values, recorded, recorded & ~masked, unknown
+        self.values, self.events, self.usable, self._unknown = values, events, usable, unknown
 
-    def of(self, metric: Metric) -> _Block:
-        """This block without the buckets from before the metric's measures were counted."""
-        unknown = np.zeros(len(self.recorded), dtype=bool)
-        for part in metric.parts:
-            unknown |= self._unknown.get(part or "", unknown)
-        return _Block(self.values, self.recorded & ~unknown, ~self.usable, {})
+    def measure(self, name: str | None, part: float) -> npt.NDArray[np.float64]:
+        """A measure step by step; of a count's exposure, which has no name, the `part` of a bucket that a step is."""
+        return np.full(len(self.events), part) if name is None else self.values[name]
+
+    def known(self, metric: Metric) -> npt.NDArray[np.bool_]:
+        """The usable steps since the metric's measures were counted."""
+        unknown = [self._unknown[part] for part in metric.parts if part in self._unknown]
+        return self.usable & ~np.any(unknown, axis=0) if unknown else self.usable
 
     @classmethod
     def read(
-        cls, store: Store, where: Where, start: dt.datetime, n: int, grain: dt.timedelta, masks: Sequence[Mask]
+        cls,
+        store: Store,
+        where: Where,
+        start: dt.datetime,
+        end: dt.datetime,
+        step: dt.timedelta,
+        masks: Sequence[Mask],
     ) -> _Block:
-        end = start + n * grain
-        rows = store.measures(where, start, end, grain)
-        everything = store.measures({}, start, end, grain) if where else rows
-        index = _index(rows, start, grain)
+        n = (end - start) // step
+        rows = store.measures(where, start, end, step)
+        everything = store.measures({}, start, end, step) if where else rows
+        index = _index(rows, start, step)
         values = {}
         for measure in rows.columns[1:]:
             dense = np.zeros(n)
             dense[index] = rows[measure].fill_null(0).to_numpy()
             values[measure] = dense
-        recorded = np.zeros(n, dtype=bool)
-        recorded[_index(everything.filter(pl.col(EVENTS) > 0), start, grain)] = True
-        masked = np.zeros(n, dtype=bool)
-        starts = [start + i * grain for i in range(n)]
+        events = np.zeros(n)
+        events[_index(everything, start, step)] = everything[EVENTS].fill_null(0).to_numpy()
+        starts = np.array([start + i * step for i in range(n)], dtype=object)
+        usable = starts >= (store.oldest() or start)
         for mask in masks:
             if all(where.get(d) == v for d, v in mask.scope.items()):
-                until = mask.resolved_at or end
-                masked |= np.array([s < until and s + grain > mask.started_at for s in starts], dtype=bool)
+                usable &= (starts >= (mask.resolved_at or end)) | (starts + step <= mask.started_at)
         if (since := store.schema.known_from(*where)) is not None:  # a dimension that came later
-            recorded &= np.array([s >= since for s in starts], dtype=bool)
-        unknown = {
-            measure: np.array([s < since for s in starts], dtype=bool)
-            for measure in store.schema.measures
-            if (since := store.schema.known_from(measure)) is not None
-        }
-        return cls(values, recorded, masked, unknown)
+            usable &= starts >= since
+        known = {measure: store.schema.known_from(measure) for measure in store.schema.measures}
+        unknown = {measure: (starts < since).astype(bool) for measure, since in known.items() if since is not None}
+        return cls(values, events, usable.astype(bool), unknown)
 
 
-def _index(rows: pl.DataFrame, start: dt.datetime, grain: dt.timedelta) -> npt.NDArray[np.int64]:
+def _index(rows: pl.DataFrame, start: dt.datetime, step: dt.timedelta) -> npt.NDArray[np.int64]:
     offset = rows["bucket"] - start.astimezone(dt.UTC).replace(tzinfo=None)
-    return (offset.dt.total_microseconds() // int(grain / dt.timedelta(microseconds=1))).to_numpy().astype(np.int64)
+    return (offset.dt.total_microseconds() // int(step / dt.timedelta(microseconds=1))).to_numpy().astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The buckets, and where in a block their windows and bins lie; a block begins RECENT bins before `start`."""
+
+    start: dt.datetime
+    count: int
+    grain: int
+    """Steps a bucket."""
+    bin: int
+    """Steps a bin."""
+    lag: float
+
+    @property
+    def ends(self) -> npt.NDArray[np.int64]:
+        """The step after each bucket."""
+        return RECENT * self.bin + self.grain * np.arange(1, self.count + 1)
+
+    def sums(self, steps: npt.NDArray[np.float64], width: int, back: Sequence[int]) -> npt.NDArray[np.float64]:
+        """(buckets, len(back)): sums over the `width` steps that end so many steps before a bucket's end."""
+        total = np.concatenate([[0.0], np.cumsum(steps)])
+        last = self.ends[:, None] - np.array(back, dtype=int)[None, :]
+        inside = (last - width >= 0) & (last < len(total))
+        last = np.clip(last, width, len(total) - 1)
+        return np.where(inside, total[last] - total[last - width], np.nan)
+
+    def bins(self, block: _Block, metric: Metric, name: str | None, ends: Sequence[int]) -> npt.NDArray[np.float64]:
+        """A measure in the bins with these ends; NaN where a bin must not be used, or nobody had an event in it."""
+        value = self.sums(block.measure(name, 1 / self.grain), self.bin, ends)
+        spoilt = self.sums((~block.known(metric)).astype(float), self.bin, ends)
+        events = self.sums(block.events, self.bin, ends)
+        return np.where((spoilt == 0) & (events > 0), value, np.nan)
 
 
 def _scored(
     metric: Metric,
-    detector: object,
-    blocks: dict[str, list[_Block]],
-    start: dt.datetime,
-    n: int,
+    detector: Detector,
+    blocks: dict[int, _Block],
+    grid: _Grid,
     grain: dt.timedelta,
-    j: int,
+    bin_: dt.timedelta,
 ) -> pl.DataFrame:
-    numerator, denominator = metric.parts
-    blocks = {name: [block.of(metric) for block in parts] for name, parts in blocks.items()}
-    now = blocks["previous"][0]
-    value = now.values[numerator][PREVIOUS:]
-    exposure = np.ones(n) if denominator is None else now.values[denominator][PREVIOUS:]
-    columns: dict[str, object] = {"value": value, "exposure": exposure}
-    for name, parts in blocks.items():
-        width, skip = 2 * j + 1, 0
-        if name == "previous":
-            width = previous_windows(metric, grain)
-            skip = PREVIOUS - width
-        if parts and n:
-            numerators = [_sliding(np.where(b.usable, b.values[numerator], np.nan)[skip:], width, n) for b in parts]
-            columns[f"{name}_value"] = np.hstack(numerators)
-            denominators = [np.ones(len(b.usable)) if denominator is None else b.values[denominator] for b in parts]
-            columns[f"{name}_exposure"] = np.hstack([_sliding(d[skip:], width, n) for d in denominators])
-    frame = pl.DataFrame(columns).with_columns(kind=pl.lit(metric.kind))
-    scores = detector.score(frame)  # type: ignore[attr-defined]
-    yesterday = np.full(n, np.nan)
-    if blocks["yesterday"] and n:
-        block = blocks["yesterday"][0]
-        over = np.ones(len(block.recorded)) if denominator is None else block.values[denominator]
-        with np.errstate(all="ignore"):
-            yesterday = np.where(block.recorded, block.values[numerator] / over, np.nan)[j : j + n]
-    first = start.astimezone(dt.UTC).replace(tzinfo=None)
+    now, n = blocks[0], grid.count
+    columns: dict[str, object] = {}
+    for key, name in zip(("value", "exposure"), metric.parts, strict=True):
+        steps = now.measure(name, 1 / grid.grain)
+        columns[key] = grid.sums(steps, grid.grain, [0])[:, 0]
+        if key == "exposure":
+            lagged = grid.sums(steps, grid.grain, [math.floor(grid.lag), math.ceil(grid.lag)])
+            columns["lagged_exposure"] = lagged @ np.array([1 - grid.lag % 1, grid.lag % 1])
+        count = min(RECENT_WINDOWS, RECENT * grid.bin // grid.grain - 1)
+        spoilt = grid.sums((~now.known(metric)).astype(float), grid.grain, range(count * grid.grain, 0, -grid.grain))
+        previous = grid.sums(steps, grid.grain, range(count * grid.grain, 0, -grid.grain))
+        columns[f"previous_{key}"] = np.where(spoilt == 0, previous, np.nan)
+        recent = grid.bins(now, metric, name, range((RECENT - 1) * grid.bin, -1, -grid.bin))
+        recent[:, RECENT - -(-grid.grain // grid.bin) :] = np.nan
+        columns[f"recent_{key}"] = recent
+        ends = range((RECENT - 1) * grid.bin, -(AFTER + 1) * grid.bin, -grid.bin)
+        for days, block in blocks.items():
+            if days:
+                columns[f"day{days}_{key}"] = grid.bins(block, metric, name, ends)
+    seconds = {"width": grain.total_seconds(), "bin": bin_.total_seconds()}
+    own = {key: getattr(metric, key) for key in ("min_volume", "min_effect", "min_rise")}
+    constants = [pl.lit(metric.kind).alias("kind"), *(pl.lit(v).alias(k) for k, v in seconds.items())]
+    constants += [pl.lit(v, pl.Float64).alias(k) for k, v in own.items()]
+    scores = detector.score(pl.DataFrame(columns).with_columns(constants))
+    first = grid.start.astimezone(dt.UTC).replace(tzinfo=None)
     series = pl.DataFrame({"bucket": [first + i * grain for i in range(n)]}, schema={"bucket": pl.Datetime("us")})
-    shown = scores.select("observed", "expected", "lower", "upper").with_columns(yesterday=pl.Series(yesterday))
-    recorded = pl.Series(now.recorded[PREVIOUS:])
+    shown = scores.select("observed", "expected", "lower", "upper").with_columns(
+        yesterday=pl.Series(_plain(blocks.get(1), metric, grid))
+    )
+    recorded = pl.Series(grid.sums(now.events, grid.grain, [0])[:, 0] > 0)
     observed = pl.when(recorded).then(pl.col("observed"))  # no event from anybody: unknown rather than zero
     return series.hstack(shown.with_columns(observed=observed)).with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
-def _sliding(values: npt.NDArray[np.float64], width: int, n: int) -> npt.NDArray[np.float64]:
-    return np.lib.stride_tricks.sliding_window_view(values, width)[:n]
+def _plain(block: _Block | None, metric: Metric, grid: _Grid) -> npt.NDArray[np.float64]:
+    """What a metric was in each bucket of a block; NaN where nobody had an event."""
+    if block is None:
+        return np.full(grid.count, np.nan)
+    value, size = (grid.sums(block.measure(name, 1 / grid.grain), grid.grain, [0])[:, 0] for name in metric.parts)
+    events = grid.sums(block.events * block.usable, grid.grain, [0])[:, 0]
+    with np.errstate(all="ignore"):
+        return np.where(events > 0, value / size, np.nan)

@@ -8,9 +8,8 @@ The scheduled notebook, the replay and the researcher call the same function.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,28 +17,47 @@ import polars as pl
 from statsmodels.stats.multitest import multipletests
 
 from kmon.clock import EPOCH
-from kmon.config import Config, DetectorUse
+from kmon.config import Config, DetectorUse, Metric
 from kmon.detect.contract import SCORES, Detector, load_detector, scored
 from kmon.detect.fleet import Fleet, Mask, check_taken_over, observe
 from kmon.store import Store
 
 LOOKS = 5
 """How often a window is judged within its own length: more often adds tests, not evidence."""
+COMPANY = 500
+"""Other monitors that suffice to tell what is usual in the fleet."""
+MOST = 0.05
+"""The largest false discovery rate of a look, whatever the budget."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What one detector says of one fleet."""
+    """What one detector says of a fleet's windows of one width."""
 
     use: DetectorUse
     detector: Detector
     fleet: Fleet
+    width: dt.timedelta
     scores: pl.DataFrame
     """A row for each judged monitor and metric: `metric`, `row` (of the fleet), and the detector's scores."""
 
     def again(self, fleet: Fleet, metric: str, rows: list[int], config: Config) -> pl.DataFrame:
-        """Score some monitors of another fleet, such as this one less a known cause."""
-        return scored(self.detector, fleet.windows(config.metrics[metric], np.array(rows, dtype=np.int64)))
+        """Score some monitors of another fleet, such as this one less a known cause; in company, as they were."""
+        others = self.scores.filter((pl.col("metric") == metric) & ~pl.col("row").is_in(rows))["row"].to_numpy()
+        company = others[:: -(-len(others) // COMPANY) or 1]
+        chosen = np.concatenate([np.array(rows, dtype=np.int64), company])
+        return scored(self.detector, fleet.windows(config.metrics[metric], self.width, chosen))[: len(rows)]
+
+
+@dataclass(frozen=True)
+class Family:
+    """The tests of one sweep in the windows of one width, of which the false discovery rate is controlled."""
+
+    rate: float
+    """The false discovery rate; with nothing wrong anywhere the chance of any anomaly."""
+    tests: int
+    cutoff: float
+    """Anomalies are the judged and notable monitors with a p-value up to this; 0 where none is."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +66,35 @@ class Sweep:
 
     at: dt.datetime
     scored: tuple[Scored, ...]
-    cutoff: float
-    """Anomalies are the judged and notable monitors with a p-value up to this; 0 where none is."""
-    tests: int
+    families: Mapping[dt.timedelta, Family]
+    """By width, of those that were judged."""
     monitors: int
-    windows: tuple[dt.timedelta, ...]
-    """The widths that were judged."""
     flagged: tuple[pl.DataFrame, ...] = field(repr=False)
     """The anomalies, a frame for each of `scored`, with the columns of its scores."""
+
+    @property
+    def windows(self) -> tuple[dt.timedelta, ...]:
+        """The widths that were judged."""
+        return tuple(self.families)
+
+    @property
+    def tests(self) -> int:
+        return sum(family.tests for family in self.families.values())
+
+    @property
+    def cutoff(self) -> float:
+        """The largest of all widths."""
+        return max((family.cutoff for family in self.families.values()), default=0.0)
 
     @property
     def anomalies(self) -> int:
         """Of the detectors that may alert."""
         return sum(f.height for s, f in zip(self.scored, self.flagged, strict=True) if not s.use.shadow)
+
+
+def look_every(config: Config, width: dt.timedelta) -> dt.timedelta:
+    """The time between two looks at the windows of `width`: five in its own length, or as often as there are sweeps."""
+    return max(1, width / LOOKS // config.every) * config.every
 
 
 def due_windows(config: Config, at: dt.datetime, since: dt.datetime | None = None) -> list[dt.timedelta]:
@@ -69,10 +103,16 @@ def due_windows(config: Config, at: dt.datetime, since: dt.datetime | None = Non
     A sweep that is late or was left out delays what was due, and loses nothing of it. Without `since` all are due.
     """
 
-    def step(width: dt.timedelta) -> dt.timedelta:
-        return max(1, width / LOOKS // config.every) * config.every
+    def look(width: dt.timedelta, time: dt.datetime) -> int:
+        return (time - EPOCH) // look_every(config, width)
 
-    return [w for w in config.windows if since is None or (since - EPOCH) // step(w) < (at - EPOCH) // step(w)]
+    return [w for w in config.windows if since is None or look(w, since) < look(w, at)]
+
+
+def false_discovery_rate(config: Config, width: dt.timedelta) -> float:
+    """Of one look at the windows of `width`: the day's budget, in equal parts to the widths and to their looks."""
+    looks = dt.timedelta(days=1) / look_every(config, width)
+    return min(MOST, config.false_alerts_per_day / len(config.windows) / looks)
 
 
 def sweep(
@@ -90,31 +130,37 @@ def sweep(
     """
     check_taken_over(store, config, config.metrics.values(), (d for grouping in config.watch for d in grouping))
     detectors = [(use, load_detector(use, config.path.parent)) for use in config.detectors]
-    found: list[Scored] = []
-    monitors = 0
     widths = due_windows(config, at, since)
+    fleet = observe(store, config, at, masks=masks, least=_least(config, [d for _, d in detectors]))
+    found: list[Scored] = []
+    families: dict[dt.timedelta, Family] = {}
     for width in widths:
-        fleet = observe(store, config, at, width, masks=masks, least=_least(config))
-        if not fleet.usable[:, 0].any():  # not one event anywhere: the source is quiet, which is no partner's outage
+        if fleet.quiet(width):  # not one event anywhere: the source is quiet, which is no partner's outage
             continue
-        monitors += fleet.monitors.height
-        found += [Scored(use, detector, fleet, _scores(detector, fleet, config)) for use, detector in detectors]
-    p = np.concatenate([s.scores["p_value"].to_numpy() for s in found if not s.use.shadow] or [np.empty(0)])
-    cutoff = _cutoff(p, config.fdr)
-    flagged = tuple(s.scores.filter((pl.col("p_value") <= cutoff) & pl.col("notable")) for s in found)
-    return Sweep(at, tuple(found), cutoff, len(p), monitors, tuple(widths), flagged)
+        scores = [Scored(use, d, fleet, width, _scores(d, fleet, width, config)) for use, d in detectors]
+        p = np.concatenate([s.scores["p_value"].to_numpy() for s in scores if not s.use.shadow] or [np.empty(0)])
+        rate = false_discovery_rate(config, width)
+        families[width] = Family(rate, len(p), _cutoff(p, rate))
+        found += scores
+    flagged = tuple(
+        s.scores.filter((pl.col("p_value") <= families[s.width].cutoff) & pl.col("notable")) for s in found
+    )
+    return Sweep(at, tuple(found), families, fleet.monitors.height, flagged)
 
 
-def _scores(detector: Detector, fleet: Fleet, config: Config) -> pl.DataFrame:
+def _scores(detector: Detector, fleet: Fleet, width: dt.timedelta, config: Config) -> pl.DataFrame:
     """What `Scored` holds: all metrics one below the other, without the monitors that were not judged."""
-    height = fleet.monitors.height
-    rows = pl.Series("row", np.arange(height, dtype=np.int64))
-    parts = [
-        scored(detector, fleet.windows(metric)).hstack([pl.Series("metric", [name]).new_from_index(0, height), rows])
-        for name, metric in config.metrics.items()
-    ]
-    nothing = pl.DataFrame(schema={**SCORES, "metric": pl.String(), "row": pl.Int64()})
-    return pl.concat([nothing, *parts]).filter(pl.col("judged") & pl.col("p_value").is_between(0, 1))
+    parts = [pl.DataFrame(schema={**SCORES, "metric": pl.String(), "row": pl.Int64()})]
+    for name, metric in config.metrics.items():
+        rows = np.flatnonzero(fleet.volume(metric, width) >= _least_volume(metric, detector))
+        keys = {"metric": pl.Series([name]).new_from_index(0, len(rows)), "row": pl.Series(rows, dtype=pl.Int64)}
+        parts.append(scored(detector, fleet.windows(metric, width, rows)).with_columns(**keys))
+    return pl.concat(parts).filter(pl.col("judged") & pl.col("p_value").is_between(0, 1))
+
+
+def _least_volume(metric: Metric, detector: Detector) -> float:
+    """What a window must have, now or usually, so that the detector judges it."""
+    return metric.min_volume if metric.min_volume is not None else getattr(detector, "min_volume", 0.0)
 
 
 def _cutoff(p: npt.NDArray[np.float64], rate: float) -> float:
@@ -125,11 +171,11 @@ def _cutoff(p: npt.NDArray[np.float64], rate: float) -> float:
     return float(p[rejected].max()) if rejected.any() else 0.0
 
 
-def _least(config: Config) -> float:
+def _least(config: Config, detectors: Sequence[Detector]) -> float:
     """The events below which no metric can be judged: a metric's volume is never more than its events."""
-    volumes = [metric.min_volume for metric in config.metrics.values() if metric.min_volume is not None]
-    general = [cast(float, u.params.get("min_volume", 20.0)) if u.use == "compare" else 1.0 for u in config.detectors]
-    return max(1.0, min([*volumes, *general])) if _countable(config) else 1.0
+    if not _countable(config):
+        return 1.0
+    return max(1.0, min(_least_volume(m, d) for m in config.metrics.values() for d in detectors))
 
 
 def _countable(config: Config) -> bool:

@@ -29,11 +29,16 @@ MANY = 64
 
 @dataclass(frozen=True)
 class Span:
-    """`count` windows next to each other, the first one beginning at `start`."""
+    """`count` windows of one width next to each other, the first one beginning at `start`."""
 
     name: str
     start: dt.datetime
     count: int
+    width: dt.timedelta
+
+    @property
+    def end(self) -> dt.datetime:
+        return self.start + self.count * self.width
 
 
 class Store(Questions):
@@ -175,7 +180,6 @@ class Store(Questions):
     def windows(
         self,
         spans: Sequence[Span],
-        width: dt.timedelta,
         sets: Sequence[Sequence[str]],
         where: Where | None = None,
         least: float = 1,
@@ -185,17 +189,16 @@ class Store(Questions):
 
         Returns a row for each monitor and window that has events: `set` (index into `sets`), `slot` (0-based over all
         spans in their order), the dimensions as numbers (null where the set does not group by them), the measures.
-        Monitors with fewer than `least` events in each of the windows are left out; so is the value of a dimension
+        Monitors with fewer than `least` events in all spans of each name are left out; so is the value of a dimension
         that an event did not have. A window has no events, too, where they are kept in buckets that do not fit into it
         (`kmon.store.cells`). Only events that match `where` and none of `without` count.
         """
         self.refresh()
-        return self.sql(self.windows_sql(spans, width, sets, where or {}, least, without))
+        return self.sql(self.windows_sql(spans, sets, where or {}, least, without))
 
     def windows_sql(
         self,
         spans: Sequence[Span],
-        width: dt.timedelta,
         sets: Sequence[Sequence[str]],
         where: Where,
         least: float,
@@ -203,36 +206,37 @@ class Store(Questions):
     ) -> str:
         used = [d for d in self.schema.dimensions if any(d in grouping for grouping in sets)]
         many = [d for d in used if self.cardinality(d) > MANY]
+        enough = _enough(spans, least) if least > 1 else None  # a cell has an event at least
         parts = [
             part
             for screened in (None, *many)
-            if (part := self._grouped_sql(screened, many, sets, used, least)) is not None
+            if (part := self._grouped_sql(screened, many, sets, used, enough)) is not None
         ]
         kept = " AND ".join([self.condition(where), *(f"NOT ({self.condition(other)})" for other in without)])
-        ctes = [f"base AS MATERIALIZED ({self._slots_sql(spans, width, used, kept)})"]
+        ctes = [f"base AS MATERIALIZED ({self._slots_sql(spans, used, kept)})"]
         for dimension in many:
             column = sql.name(dimension)
+            having = f" HAVING {enough.format(over='')}" if enough else ""
             ctes.append(
-                f"{sql.name('kept_' + dimension)} AS (SELECT {column} FROM"
-                f" (SELECT {column}, slot, sum({EVENTS}) AS n FROM base GROUP BY ALL)"
-                f" WHERE {column} > 0 GROUP BY 1 HAVING max(n) >= {least})"
+                f"{sql.name('kept_' + dimension)} AS"
+                f" (SELECT {column} FROM base WHERE {column} > 0 GROUP BY {column}{having})"
             )
         return f"WITH {', '.join(ctes)} {' UNION ALL '.join(parts)}"
 
-    def _slots_sql(self, spans: Sequence[Span], width: dt.timedelta, used: list[str], kept: str) -> str:
+    def _slots_sql(self, spans: Sequence[Span], used: list[str], kept: str) -> str:
         """The tiers cut to the windows: each span is a range scan of its own, which the zone maps prune."""
-        seconds = int(width.total_seconds())
         scans, first = [], 0
         columns = "".join(f", {sql.name(d)}" for d in used)
         for span in spans:
+            seconds = int(span.width.total_seconds())
             slot = f"({first} + epoch(bucket - {sql.time(span.start)})::BIGINT // {seconds})::INTEGER AS slot"
             shown = f"{slot}{columns}, {', '.join(map(sql.name, self.schema.measures))}"
-            scans.append(scan_sql(shown, span.start, span.start + span.count * width, kept, width))
+            scans.append(scan_sql(shown, span.start, span.end, kept, span.width))
             first += span.count
         return f"SELECT slot{columns}, {self.schema.merged()} FROM ({' UNION ALL '.join(scans)}) GROUP BY ALL"
 
     def _grouped_sql(
-        self, screened: str | None, many: list[str], sets: Sequence[Sequence[str]], used: list[str], least: float
+        self, screened: str | None, many: list[str], sets: Sequence[Sequence[str]], used: list[str], enough: str | None
     ) -> str | None:
         """The sets whose most selective screen is `screened` (None: that have none), as one GROUPING SETS query."""
         mine = [i for i, g in enumerate(sets) if next((d for d in many if d in g), None) == screened]
@@ -254,10 +258,10 @@ class Store(Questions):
             f"SELECT {number} AS set, slot{', ' + shown if shown else ''}, {self.schema.merged()}"
             f" FROM {source} GROUP BY GROUPING SETS ({groups}) HAVING {present}"
         )
-        if least <= 1:  # a cell has an event at least
+        if enough is None:
             return grouped
-        monitor = ", ".join(["set", *map(sql.name, used)])
-        return f"SELECT * FROM ({grouped}) QUALIFY max({EVENTS}) OVER (PARTITION BY {monitor}) >= {least}"
+        monitor = f" OVER (PARTITION BY {', '.join(['set', *map(sql.name, used)])})"
+        return f"SELECT * FROM ({grouped}) QUALIFY {enough.format(over=monitor)}"
 
     def cardinality(self, dimension: str) -> int:
         """How many values of a dimension were ever seen."""
@@ -334,6 +338,16 @@ class Store(Questions):
             f"SELECT count(*) AS rows, coalesce(sum({EVENTS}), 0)::BIGINT AS events, {_BYTES.format(tier)} AS bytes"
             f" FROM {tier}"
         )
+
+
+def _enough(spans: Sequence[Span], least: float) -> str:
+    """Whether there are `least` events in the spans of some name; `over` is what they are summed over."""
+    first, slots = 0, dict[str, list[str]]()
+    for span in spans:
+        slots.setdefault(span.name, []).append(f"slot BETWEEN {first} AND {first + span.count - 1}")
+        first += span.count
+    sums = [f"sum({EVENTS}) FILTER ({' OR '.join(parts)}){{over}} >= {least}" for parts in slots.values()]
+    return " OR ".join(sums)
 
 
 _SIZE = (

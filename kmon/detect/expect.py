@@ -1,0 +1,389 @@
+"""What to expect of a window: one estimate from today's recent bins and the same hours of other days.
+
+    today   |----recent (RECENT bins)----|window|        level: how much there is today
+    a day   |------------the same hours---------|+AFTER  shape: how the window compares with the hours before it
+
+Counts: the other days give the shape, today the level. The level is a gamma variable whose prior is the other days'
+level, as much to be trusted as the fleet's levels agree from day to day, updated by today's count (Poisson-gamma
+regression with a discount, Harvey and Fernandes 1989). Shares: likewise with a beta variable. How far a normal window
+may still lie from that comes from the residuals of past bins, by moments, each monitor's shrunk towards the fleet's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from scipy import stats
+
+Floats = npt.NDArray[np.float64]
+RECENT = 24
+"""Bins before the end of the window, today and of each day."""
+AFTER = 6
+"""Bins after the end of the window, of each day but today."""
+HALF_LIFE = 9.0
+"""Bins after which a count tells half as much of today's level."""
+NEAR = 2
+"""Bins before and after the window's time of day that are the same time of day."""
+LEVEL_DRIFT = 0.01
+"""Relative variance of a monitor's level between the recent bins and the window: bounds what a large count tells."""
+TREND = 0.04
+"""Relative variance by which a count without another day moves within its window and the 12 bins before."""
+FEW = 5.0
+"""Events of other days below which they tell no shape."""
+PRIOR = 20.0
+"""Bins that the fleet's noise weighs against a monitor's own; events that its rate weighs against a monitor's own."""
+STEADY = 0.01
+"""Least relative variance of a level from day to day."""
+LIKELY = 2e-4
+"""The same of a rate."""
+SHAPELESS = 3e-3
+"""Relative variance that a day's shape is off by at best."""
+ROBUST = 4.0
+"""Squared residuals, in variances, count up to this: what is abnormal must not pass for noise."""
+_USUAL = float(stats.chi2.cdf(ROBUST, 3) + ROBUST * stats.chi2.sf(ROBUST, 1))
+"""Mean of a chi-squared variable cut at ROBUST."""
+_SAMPLE = 20_000
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Of the current window of each monitor."""
+
+    level: Floats
+    """Count per window, or rate or mean."""
+    noise: Floats
+    """Factor on the Poisson or binomial variance, at least 1; of a mean the variance of one event."""
+    drift: Floats
+    """Relative variance of the level: what does not shrink with the window's volume."""
+    volume: Floats
+    """Events in the references that it rests on."""
+    known: npt.NDArray[np.bool_]
+    """False while learning."""
+
+
+def overdispersion(squares: Floats, base: Floats, scale: Floats, *, most: float, guess: float = 0.0, weight: float = 0):
+    """The `phi` for which squared residuals are as large as the variance `base` + `phi` x `scale` says, robustly.
+
+    By moments, each square counting up to ROBUST variances. `guess` weighs as much as `weight` residuals.
+    """
+    fine = np.isfinite(squares) & (base > 0) & (scale > 0)
+    squares, base, scale = squares[fine], base[fine], scale[fine]
+    if len(squares) > _SAMPLE:
+        chosen = np.linspace(0, len(squares) - 1, _SAMPLE).astype(int)
+        squares, base, scale = squares[chosen], base[chosen], scale[chosen]
+    if not len(squares):
+        return guess
+    typical = float(np.median(base / scale))
+
+    def missing(phi: float) -> float:
+        own = np.minimum(squares / (base + phi * scale), ROBUST).sum() - _USUAL * len(squares)
+        return float(own + weight * _USUAL * ((typical + guess) / (typical + phi) - 1))
+
+    low, high = 0.0, most
+    if missing(low) <= 0 or missing(high) >= 0:
+        return low if missing(low) <= 0 else high
+    for _ in range(25):
+        middle = (low + high) / 2
+        low, high = (middle, high) if missing(middle) > 0 else (low, middle)
+    return (low + high) / 2
+
+
+@dataclass(frozen=True)
+class References:
+    """The arrays of a detector's input; NaN where a bin must not be used."""
+
+    bins: float
+    """The window's width, in bins."""
+    recent: tuple[Floats, Floats]
+    """Value and exposure: (monitors, RECENT)."""
+    days: tuple[tuple[Floats, Floats], ...]
+    """The same of each day: (monitors, RECENT + AFTER)."""
+    previous: tuple[Floats, Floats]
+    """The windows just before, of the same width: (monitors, any number)."""
+
+    @classmethod
+    def of(cls, windows: pl.DataFrame) -> References:
+        m = windows.height
+
+        def pair(name: str, count: int) -> tuple[Floats, Floats]:
+            if f"{name}_value" not in windows.columns:
+                return np.full((m, count), np.nan), np.full((m, count), np.nan)
+            value, exposure = (windows[f"{name}_{part}"].to_numpy().astype(float) for part in ("value", "exposure"))
+            good = np.isfinite(value) & np.isfinite(exposure)
+            return np.where(good, value, np.nan), np.where(good, exposure, np.nan)
+
+        names = [c.removesuffix("_value") for c in windows.columns if c.startswith("day") and c.endswith("_value")]
+        width, bin_ = (float(windows[name][0]) for name in ("width", "bin"))
+        days = tuple(pair(name, RECENT + AFTER) for name in names)
+        return cls(width / bin_, pair("recent", RECENT), days, pair("previous", 0))
+
+
+def expect(windows: pl.DataFrame, kind: str) -> Expectation:
+    """The expectation of every row of a detector's input."""
+    with np.errstate(all="ignore"):
+        references = References.of(windows)
+        if kind == "count":
+            return _counts(references)
+        return _rates(references) if kind == "rate" else _means(references)
+
+
+def _counts(given: References) -> Expectation:
+    recent = given.recent[0]
+    days = [value for value, _ in given.days]
+    m = len(recent)
+    decay = 0.5 ** (np.arange(RECENT - 1, -1, -1) / HALF_LIFE)
+    shapes = [_Shape.of(recent, day, decay, given.bins) for day in days]
+    weights = _skill(shapes)
+    window, before, today, seen, around, spread, squared = (
+        _weighted([getattr(s, name) for s in shapes], weights, m)
+        for name in ("window", "before", "today", "used", "around", "decay", "decay2")
+    )
+    used = np.sum([s.used for s in shapes], axis=0) if shapes else np.zeros(m)
+    effective = np.where(squared > 0, spread / np.maximum(squared, 1e-9), 1.0)  # plain counts in a decaying one
+    alone = _Alone.of(recent, decay, given.bins)
+    flat = (seen < 0.5) | (around + before * np.maximum(used, 1) < FEW)
+    fit = ~flat & (before > 0)
+    usual = today[fit].sum() / before[fit].sum() if fit.any() else 1.0
+    level = usual * (before + 0.5 / effective)
+    base = level / effective * (1 + usual / np.maximum(used, 1))
+    steady = max(STEADY, overdispersion((today - level)[fit] ** 2, base[fit], level[fit] ** 2, most=1.0))
+    moved = ((today - level) ** 2 - base) / level**2  # a holiday moves some, and them far
+    prior, counted = 1 / np.maximum(steady, moved), effective * today
+    discount = 1 / (1 + effective * level * LEVEL_DRIFT)
+    share = discount * effective * level / (prior + discount * effective * level)
+    factor = usual * (prior + discount * counted) / (prior + discount * effective * level)
+    drift = 1 / (prior + discount * counted) + 1 / (around + 0.5)
+    drift += share / (effective * before * np.maximum(used, 1) + 0.5)
+    expected = np.where(flat, alone.window, factor * window)
+    drift = np.where(flat, alone.drift, drift)
+
+    own = np.where(flat, 1.0, today / np.maximum(before, 1e-9))
+    profile = _weighted([s.profile for s in shapes], weights, m, RECENT + AFTER)
+    trace = np.where(flat[:, None], alone.rate[:, None], own[:, None] * profile[:, :RECENT])
+    residuals = [(recent - trace, trace)]
+    residuals += [((day - s.profile) / np.sqrt(0.8), s.profile) for day, s in zip(days, shapes, strict=True)]
+    off, mean = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
+    noise, phi = _noise(off, mean, mean**2)
+    phi = _at_width(given, recent - trace, trace, phi)
+    bins = np.isfinite(recent).sum(axis=1)
+    known = np.isfinite(expected) & ((seen >= 0.5) | (bins >= RECENT / 4))
+    return Expectation(expected, noise, drift + noise * phi, around + counted, known)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """How one day went from the hours before the window to the window."""
+
+    window: Floats
+    """Events in the window, had it been that day."""
+    before: Floats
+    """Events that day in the recent bins, decaying."""
+    today: Floats
+    """Events today in the same bins, decaying."""
+    around: Floats
+    """Events that `window` rests on."""
+    decay: Floats
+    decay2: Floats
+    used: Floats
+    """1 where the day can be used."""
+    profile: Floats
+    """(monitors, RECENT + AFTER): events a bin, smoothed."""
+    error: Floats
+    """Squared relative error of today's recent bins as that day's, in excess of what chance explains; and its base."""
+    error_base: Floats
+
+    @classmethod
+    def of(cls, recent: Floats, day: Floats, decay: Floats, bins: float) -> _Shape:
+        good, now = np.isfinite(day), np.isfinite(recent)
+        events = np.where(good, day, 0.0)
+        kernel = _kernel(bins)
+        covered = good @ kernel
+        around = events @ kernel
+        both = (good[:, :RECENT] & now) * decay
+        used = ((covered >= kernel.sum() / 2) & ((both > 0).sum(axis=1) >= 3)).astype(float)
+        profile = np.where(used[:, None] > 0, _smooth(day), np.nan)
+        before = (events[:, :RECENT] * both).sum(axis=1)
+        today = (np.where(now, recent, 0.0) * both).sum(axis=1)
+        trace = (today / np.maximum(before, 1e-9))[:, None] * profile[:, :RECENT]
+        off = np.where(both > 0, np.minimum((recent - trace) ** 2, ROBUST * (trace + 0.1 * trace**2)), 0.0)
+        excess = np.where(both > 0, off - trace, 0.0)
+        rate = (around + 0.5) / np.maximum(covered, 1e-9)
+        return cls(
+            window=rate * bins,
+            before=before,
+            today=today,
+            around=around,
+            decay=both.sum(axis=1),
+            decay2=(both**2).sum(axis=1),
+            used=used,
+            profile=profile,
+            error=np.nansum(excess, axis=1),
+            error_base=np.nansum(np.where(both > 0, trace**2, 0.0), axis=1),
+        )
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """What today alone says: the hour before goes on."""
+
+    window: Floats
+    rate: Floats
+    """Events a bin."""
+    drift: Floats
+
+    @classmethod
+    def of(cls, recent: Floats, decay: Floats, bins: float) -> _Alone:
+        good = np.isfinite(recent)
+        weight = good * decay
+        size = np.maximum(weight.sum(axis=1), 1e-9)
+        effective = size / np.maximum((weight**2).sum(axis=1), 1e-9)
+        events = (np.where(good, recent, 0.0) * weight).sum(axis=1)
+        rate = np.where(good.any(axis=1), (events + 0.5 / effective) / size, np.nan)
+        drift = 1 / (effective * events + 0.5) + TREND * (1 + bins / 12)
+        return cls(rate * bins, rate, drift)
+
+
+def _skill(shapes: Sequence[_Shape]) -> list[Floats]:
+    """Weights of the days, by how well each tells today's recent bins: a monitor's own error shrunk to the fleet's."""
+    found = []
+    for s in shapes:
+        fleet = max(0.0, float(s.error.sum() / max(s.error_base.sum(), 1e-9)))
+        typical = np.median(s.error_base[s.error_base > 0]) if (s.error_base > 0).any() else 1.0
+        own = (s.error + PRIOR * typical * fleet) / (s.error_base + PRIOR * typical)
+        found.append(s.used / (SHAPELESS + np.maximum(own, 0.0)))
+    return found
+
+
+def _weighted(parts: Sequence[Floats], weights: Sequence[Floats], m: int, columns: int | None = None) -> Floats:
+    """The weighted mean over the days that have it; 0 without any."""
+    total = np.zeros(m if columns is None else (m, columns))
+    size = np.zeros(m)
+    for part, weight in zip(parts, weights, strict=True):
+        total += np.where(weight > 0, weight, 0.0)[(...,) if columns is None else (..., None)] * np.nan_to_num(part)
+        size += weight
+    return np.asarray(total / np.maximum(size, 1e-300)[(...,) if columns is None else (..., None)])
+
+
+def _kernel(bins: float) -> Floats:
+    """How much of each bin of a day lies in the window or NEAR it."""
+    edge = np.arange(RECENT + AFTER, dtype=float)
+    begin, end = max(RECENT - bins - NEAR, 0.0), RECENT + NEAR
+    return np.clip(np.minimum(edge + 1, end) - np.maximum(edge, begin), 0.0, 1.0)
+
+
+def _smooth(values: Floats) -> Floats:
+    """The mean of five bins around each."""
+    good = np.isfinite(values)
+    padded = [np.pad(part, ((0, 0), (2, 2))) for part in (np.where(good, values, 0.0), good.astype(float))]
+    total, size = (np.lib.stride_tricks.sliding_window_view(part, 5, axis=1).sum(axis=2) for part in padded)
+    return np.asarray(total / np.maximum(size, 1))
+
+
+def _noise(off: Floats, mean: Floats, square: Floats) -> tuple[Floats, float]:
+    """Each monitor's noise, and the fleet's `phi`: its variance is noise x (mean + phi x square)."""
+    good = np.isfinite(off) & (mean > 0.05)
+    telling = good & (mean >= 3)
+    phi = overdispersion(off[telling] ** 2, mean[telling], square[telling], most=1.0)
+    chi2 = np.where(good, np.minimum(off**2 / (mean + phi * square), ROBUST**2), 0.0).sum(axis=1)
+    df = 0.9 * good.sum(axis=1)
+    return np.maximum((chi2 + PRIOR) / (df + PRIOR), 1.0), phi
+
+
+def _at_width(given: References, off: Floats, mean: Floats, phi: float) -> float:
+    """The fleet's `phi` of windows as long as this one, from past ones around the recent level."""
+    if given.bins < 1:
+        past = given.previous[0]
+        each = _stretched(mean, past.shape[1], given.bins) * given.bins
+        off, mean, kept = past - each, each, 1.0
+    else:
+        known = np.isfinite(off).any(axis=0)
+        off, mean = off[:, known], mean[:, known]
+        join = max(1, min(round(given.bins), off.shape[1] // 3))
+        off, mean = _joined(off, join), _joined(mean, join)
+        kept = 1 - 1 / max(off.shape[1], 2)  # the level was fitted to the same bins
+    telling = np.isfinite(off) & (mean >= 3)
+    return overdispersion(
+        off[telling] ** 2 / kept, mean[telling], mean[telling] ** 2, most=1.0, guess=phi, weight=5 * PRIOR
+    )
+
+
+def _stretched(mean: Floats, count: int, bins: float) -> Floats:
+    """Events a bin at each of the `count` windows of `bins` just before the current one."""
+    back = np.arange(count, 0, -1) * bins + bins / 2
+    column = np.clip(np.floor(RECENT - back).astype(int), 0, RECENT - 1)
+    return mean[:, column]
+
+
+def _joined(values: Floats, join: int) -> Floats:
+    count = values.shape[1] // join
+    return values[:, values.shape[1] - count * join :].reshape(len(values), count, join).sum(axis=2)
+
+
+def _rates(given: References) -> Expectation:
+    hits, trials, other_hits, other_trials = _pools(given)
+    everything = trials.sum() + other_trials.sum()
+    fleet = float(np.clip((hits.sum() + other_hits.sum()) / max(everything, 1.0), 1e-6, 1 - 1e-6))
+    usual = (other_hits + PRIOR * fleet) / (other_trials + PRIOR)
+    variance = usual * (1 - usual)
+    telling = (trials * variance >= FEW) & (other_trials * variance >= FEW)
+    moved = (hits / np.maximum(trials, 1e-9) - usual) ** 2
+    base = variance * (1 / np.maximum(trials, 1e-9) + 1 / (other_trials + PRIOR))
+    steady = max(LIKELY, overdispersion(moved[telling], base[telling], variance[telling], most=1.0))
+    own = np.fmax(steady, (moved - base) / variance)
+    prior = np.where(other_trials > 0, 1 / (own + 1 / (other_trials + PRIOR)), PRIOR)
+    discount = 1 / (1 + trials * steady / 2)
+    level = np.clip((prior * usual + discount * hits) / (prior + discount * trials), 1e-6, 1 - 1e-6)
+    off, size, square = _share_residuals(given, hits, trials, other_hits, other_trials)
+    noise, phi = _noise(off, size, square)
+    drift = 1 / (prior + discount * trials) + noise * phi
+    volume = trials + other_trials
+    return Expectation(level, noise, drift, volume, np.asarray(volume >= PRIOR))
+
+
+def _pools(given: References) -> tuple[Floats, Floats, Floats, Floats]:
+    """Value and exposure of all recent bins, and of the same of all days."""
+    m = len(given.recent[0])
+    value, exposure = (np.nansum(part, axis=1) for part in given.recent)
+    others = [[np.nansum(part, axis=1) for part in day] for day in given.days]
+    zero = np.zeros(m)
+    return value, exposure, sum((o[0] for o in others), zero), sum((o[1] for o in others), zero)
+
+
+def _share_residuals(
+    given: References, hits: Floats, trials: Floats, other_hits: Floats, other_trials: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Hits beyond the level of today or of the days, bin by bin; their binomial variance; that times the trials."""
+    parts = []
+    for (value, exposure), (total, size) in [
+        (given.recent, (hits, trials)),
+        *((day, (other_hits, other_trials)) for day in given.days),
+    ]:
+        level = ((total + 0.5) / (size + 1))[:, None]
+        parts.append((value - exposure * level, exposure * level * (1 - level), exposure**2 * level * (1 - level)))
+    off, variance, square = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+    return off, variance, square
+
+
+def _means(given: References) -> Expectation:
+    total, size, other_total, other_size = _pools(given)
+    now, usual = total / size, other_total / other_size
+    parts = [(value, exposure, level) for (value, exposure), level in ((given.recent, now), *((d, usual) for d in given.days))]
+    chi2, df = np.zeros(len(now)), np.zeros(len(now))
+    for value, exposure, level in parts:
+        good = np.isfinite(value) & (exposure > 0) & np.isfinite(level)[:, None]
+        chi2 += np.where(good, (value - exposure * level[:, None]) ** 2 / np.maximum(exposure, 1e-300), 0).sum(axis=1)
+        df += np.maximum(good.sum(axis=1) - 1, 0)
+    one = np.where(df >= 3, chi2 / np.maximum(df, 1), np.nan)
+    both = np.isfinite(now) & np.isfinite(usual) & np.isfinite(one)
+    moved, base = (now - usual) ** 2, one * (1 / size + 1 / other_size)
+    square = usual**2
+    steady = max(LIKELY, overdispersion(moved[both], base[both], square[both], most=1.0))
+    recent = np.where(np.isfinite(now), 1 / (one / size + steady / 2 * now**2), 0.0)
+    days = np.where(np.isfinite(usual), 1 / (one / other_size + steady * square), 0.0)
+    level = (np.nan_to_num(now) * recent + np.nan_to_num(usual) * days) / (recent + days)
+    drift = 1 / (recent + days) / level**2
+    return Expectation(level, one, drift, np.nan_to_num(size) + np.nan_to_num(other_size), np.isfinite(level) & np.isfinite(one))

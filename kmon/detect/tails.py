@@ -1,0 +1,81 @@
+"""Exact tail probabilities of over-dispersed counts and shares, vectorised.
+
+They are mid-p (Lancaster 1961): half of the probability of what was observed belongs to the tail, so that p-values are
+uniform on average under the null also where counts are small.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+Floats = npt.NDArray[np.float64]
+LEAST = 1e-9
+"""Relative variance below which there is none."""
+TERMS = 500
+"""Terms of a tail that are summed; the rest is a geometric series."""
+
+
+def negative_binomial(count: Floats, mean: Floats, excess: Floats) -> tuple[Floats, Floats]:
+    """Lower and upper tail of a count with the variance `mean` + `excess` x `mean`^2.
+
+    By the regularised incomplete beta function, which also interpolates between whole numbers (a sum of money).
+    """
+    mean = np.maximum(mean, 1e-12)
+    size = 1 / np.maximum(excess, LEAST / np.maximum(mean, 1.0))
+    hit, miss = size / (size + mean), mean / (size + mean)
+    some, floor = count > 0, np.maximum(count, 1e-300)
+    below = np.where(some, special.betainc(size, floor, hit), 0.0)
+    above = np.where(some, special.betainc(floor, size, miss), 1.0)
+    lower = (below + special.betainc(size, count + 1, hit)) / 2
+    upper = (above + special.betainc(count + 1, size, miss)) / 2
+    return lower, upper
+
+
+def beta_binomial(hits: Floats, trials: Floats, share: Floats, spread: Floats) -> tuple[Floats, Floats]:
+    """Lower and upper tail of `hits` of `trials`, each with the chance `share`.
+
+    The variance is n p q (1 + (n - 1) x `spread`): `spread` is the correlation within one window. The nearer tail is
+    summed downward from what was observed, term by term; in the middle of a large one the beta distribution of the
+    same variance stands for it.
+    """
+    share = np.clip(share, 1e-9, 1 - 1e-9)
+    size = 1 / np.clip(spread, LEAST, 0.999) - 1
+    hits = np.clip(hits, 0, trials)
+    falls = hits <= trials * share
+    a, b = share * size, (1 - share) * size
+    near = [np.where(falls, x, y) for x, y in ((hits, trials - hits), (a, b), (b, a))]
+    tail = _summed(near[0], trials, near[1], near[2])
+    variance = (1 + (trials - 1) / (size + 1)) / np.maximum(trials, 1)
+    like = 1 / np.maximum(variance, 1e-12) - 1
+    middle = (trials * np.sqrt(variance * share * (1 - share)) > TERMS / 5) & (tail > 1e-3)
+    smooth = special.betainc(share * like, (1 - share) * like, hits / np.maximum(trials, 1))
+    tail = np.where(middle, np.where(falls, smooth, 1 - smooth), tail)
+    return np.where(falls, tail, 1 - tail), np.where(falls, 1 - tail, tail)
+
+
+def _summed(x: Floats, n: Floats, a: Floats, b: Floats) -> Floats:
+    """P(X < x) + P(X = x) / 2 of beta-binomials."""
+    log = special.betaln(x + a, n - x + b) - special.betaln(a, b)
+    log += special.gammaln(n + 1) - special.gammaln(x + 1) - special.gammaln(n - x + 1)
+    first = np.exp(log)
+    total, term, k = first / 2, first.copy(), x.copy()
+
+    def ratio(row: npt.NDArray[np.int64]) -> Floats:
+        """Of the term below to the term at k."""
+        at, size = k[row], n[row]
+        return np.asarray(at * (size - at + b[row]) / ((size - at + 1) * np.maximum(at - 1 + a[row], 1e-300)))
+
+    going = np.flatnonzero((k >= 1) & (term > 0))
+    for _ in range(TERMS):
+        if not len(going):
+            return np.minimum(total, 1.0)
+        term[going] *= ratio(going)
+        total[going] += term[going]
+        k[going] -= 1
+        going = going[(k[going] >= 1) & (term[going] > 1e-12 * total[going])]
+    if len(going):
+        rest = np.minimum(ratio(going), 1 - 1e-9)
+        total[going] += term[going] * rest / (1 - rest)
+    return np.minimum(total, 1.0)
