@@ -5,7 +5,9 @@ weighed by the likelihood ratio of "inside, the level changed by one common fact
 1997, in the expectation-based form of Neill 2009), less the length of its description (Rissanen 1978): naming one of
 many values costs more than naming one of few, and a parent costs less than its child. The best scope is a cause; its
 leaves are taken away, and the search repeats on what remains. Over-dispersion makes each leaf's count an effective one
-(Rao and Scott 1992), so that a large leaf that merely wanders cannot outvote all the others.
+(Rao and Scott 1992), so that a large leaf that merely wanders cannot outvote all the others. Where the leaves of the
+strongest cause do not follow its one factor, the yardstick is too fine by what they scatter, and weaker causes must
+show so much more (quasi-likelihood, McCullagh and Nelder 1989, section 9.2): a large incident has many small echoes.
 
 The search goes by breadth and leaves out what cannot win: no scope has more evidence than its leaves have by
 themselves, as the Kullback-Leibler divergence is jointly convex.
@@ -21,6 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from scipy.optimize import brentq
+from scipy.special import expit, logit
 
 from kmon.errors import UsageError
 
@@ -30,14 +34,16 @@ Bools = npt.NDArray[np.bool_]
 
 LEAST = 10.0
 """Evidence (nats, less the description) that a cause has: chance alone gives so much once in e^10 searches or so."""
-MINOR = 0.2
-"""Causes with less than this share of the strongest one's evidence are not told."""
 MOST = 10
 """Causes told apart in one search."""
 ALIKE = 2 / 3
 """Everything changed if the rest did by this share (on the log scale) of what the most telling scope did."""
 HALF = 0.5
 """Events that a scope is expected to show at least: what was never seen may still be seen."""
+TINY = 1e-9
+"""A rate that is never expected, or its complement that is always."""
+FAR = 60.0
+"""More than any change of the log-odds."""
 DENSE = 4
 """Groups a row up to which sums are taken without listing the groups first."""
 
@@ -69,7 +75,6 @@ def root_causes(
     *,
     spread: float = 0.0,
     least: float = LEAST,
-    minor: float = MINOR,
     most: int = MOST,
 ) -> list[RootCause]:
     """The smallest set of scopes that explains how `leaves` differ from what was expected, the strongest first.
@@ -92,9 +97,11 @@ def root_causes(
     found: list[_Scope] = []
     floor = least
     while len(found) < most and cube.height and (best := cube.strongest(floor)) is not None:
+        inside = cube.inside(best)
+        if not found:
+            floor = least * _misfit(cube.take(inside))
         found.append(best)
-        cube = cube.take(~cube.inside(best))
-        floor = max(least, minor * found[0].gain)
+        cube = cube.take(~inside)
     return _told(whole, found)
 
 
@@ -281,11 +288,35 @@ def _gains(cube: _Cube, rows: Ints, groups: Ints, count: int) -> tuple[Floats, F
 
 def _bounds(cube: _Cube) -> Floats:
     """What each leaf can at most add to the evidence of a scope."""
-    observed, expected = cube.observed / cube.dispersion, np.maximum(cube.expected / cube.dispersion, 1e-9)
+    observed, expected = cube.observed / cube.dispersion, np.maximum(cube.expected / cube.dispersion, TINY)
     if cube.exposure is None:
         return _divergence(observed, expected, None)
     exposure = cube.exposure / cube.dispersion
-    return _divergence(observed, np.minimum(expected, exposure * (1 - 1e-9)), exposure)
+    return _divergence(observed, np.minimum(expected, exposure * (1 - TINY)), exposure)
+
+
+def _misfit(cube: _Cube) -> float:
+    """Pearson's chi-square a degree of freedom of leaves around one common factor (of the odds, for a rate); 1 or more.
+
+    Of the leaves that are expected to show an event: the others' chi-square says little.
+    """
+    observed, expected = cube.observed / cube.dispersion, cube.expected / cube.dispersion
+    if cube.exposure is None:
+        fitted = variance = expected * observed.sum() / max(float(expected.sum()), HALF)
+    else:
+        exposure = cube.exposure / cube.dispersion
+        odds = logit(np.clip(expected / exposure, TINY, 1 - TINY))
+        total = float(
+            np.clip(observed.sum(), min(HALF, exposure.sum() / 2), max(exposure.sum() - HALF, exposure.sum() / 2))
+        )
+        shift = brentq(lambda x: float((exposure * expit(odds + x)).sum()) - total, -FAR, FAR, xtol=1e-3)
+        fitted = exposure * expit(odds + shift)
+        variance = fitted * (1 - fitted / exposure)
+    telling = variance >= 1
+    if telling.sum() < 2:
+        return 1.0
+    chi2 = (observed[telling] - fitted[telling]) ** 2 / variance[telling]
+    return max(1.0, float(chi2.sum() / (telling.sum() - 1)))
 
 
 def _divergence(observed: Floats, expected: Floats, exposure: Floats | None) -> Floats:

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ DRIFT = 0.003
 SEED = 20260301
 CUBES = 40
 """Simulated cubes of each sort."""
+SPREADS = (0.0, 0.003, 0.02)
+UNEVEN = 0.3
+"""How unlike a cause's factor is from leaf to leaf, where it is not the same for all."""
 LARGE = (100_000, 6)
 """Leaves and dimensions of the large cube."""
 
@@ -72,10 +76,10 @@ def run(options: Options) -> list[Row]:
     if not found:
         rows.append(missing("rca_*, element F1", "", f"no real incidents in {folder}: set KMON_DATA to their folder"))
     count = options.scaled(CUBES, 2)
-    for kind in ("count", "rate"):
-        for causes in (1, 2, 3):
-            options.say(f"simulating cubes: {kind}s, {causes} causes")
-            rows += _quality(f"simulated {kind}s, causes: {causes}", judged(simulated(kind, causes, count)))
+    for kind, causes, uneven in product(("count", "rate"), (1, 2, 3), (0.0, UNEVEN)):
+        name = f"simulated {kind}s, causes: {causes}{', uneven' if uneven else ''}"
+        options.say(name)
+        rows += _quality(name, judged(simulated(kind, causes, count, uneven)))
     quiet = judged(case for kind in ("count", "rate") for case in simulated(kind, 0, count))
     false = sum(len(verdict.causes) for verdict in quiet)
     rows.append(told("simulated, nothing abnormal: causes told", false, "causes", f"of {len(quiet)} cubes"))
@@ -123,14 +127,18 @@ def _windows(rows: pl.DataFrame, dimensions: Sequence[str]) -> tuple[Floats, Flo
     return value, exposure
 
 
-def simulated(kind: str, causes: int, count: int) -> Iterator[Case]:
+def simulated(kind: str, causes: int, count: int, uneven: float = 0.0) -> Iterator[Case]:
     """Cubes of several sizes and spreads in turn, with so many simultaneous causes."""
     random = np.random.default_rng([SEED, len(kind), causes])
     for number in range(count):
         leaves, dimensions = SIZES[number % len(SIZES)]
-        world = World(kind, leaves, dimensions, causes, spread=(0.0, 0.003, 0.02)[number % 3])
-        drawn, truth = cube(world, random)
-        yield Case(f"{kind}-{causes}-{number}", drawn, world.names, truth, world.spread)
+        spread = SPREADS[number % len(SPREADS)]
+        yield _simulated(World(kind, leaves, dimensions, causes, spread, uneven), random)
+
+
+def _simulated(world: World, random: np.random.Generator) -> Case:
+    drawn = cube(world, random)
+    return Case(f"{world.kind}, {world.causes}", drawn.leaves, world.names, drawn.truth, drawn.spread)
 
 
 def judged(cases: Iterable[Case]) -> list[Verdict]:
@@ -187,11 +195,10 @@ def _large(options: Options) -> list[Row]:
     for kind in ("count", "rate"):
         options.say(f"simulating a large cube of {kind}s")
         world = World(kind, options.scaled(leaves, 100), dimensions, 3, spread=0.003)
-        drawn, truth = cube(world, np.random.default_rng(SEED))
-        case = Case("large", drawn, world.names, truth, world.spread)
+        case = _simulated(world, np.random.default_rng(SEED))
         verdicts = judged([case] * options.repeats)
-        name = f"{drawn.height:,} leaves x {dimensions} dimensions, {kind}s"
-        note = f"best of {options.repeats}; {len(verdicts[0].causes)} causes told of {len(truth)}"
+        name = f"{case.leaves.height:,} leaves x {dimensions} dimensions, {kind}s"
+        note = f"best of {options.repeats}; {len(verdicts[0].causes)} causes told of {len(case.truth)}"
         rows += [
             told(f"{name}, a case", min(verdict.milliseconds for verdict in verdicts), "ms", note),
             told(f"{name}, element F1", element_f1(verdicts[:1]), ""),

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from kmon.rootcause import spread_between
+
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
@@ -36,15 +38,29 @@ class World:
     dimensions: int
     causes: int
     spread: float
-    """See `kmon.rootcause.root_causes`."""
+    """Of the leaves' levels between windows, see `kmon.rootcause.root_causes`."""
+    uneven: float = 0.0
+    """Standard deviation, from leaf to leaf, of the logarithm of a cause's factor."""
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(CARDINALITIES)[: self.dimensions]
 
 
-def cube(world: World, random: np.random.Generator) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
-    """Leaves as `kmon.rootcause.root_causes` takes them, and the scopes that changed.
+@dataclass(frozen=True)
+class Cube:
+    """A world as it was drawn."""
+
+    leaves: pl.DataFrame
+    """As `kmon.rootcause.root_causes` takes them."""
+    truth: list[dict[str, Any]]
+    """The scopes that changed."""
+    spread: float
+    """As the history shows it."""
+
+
+def cube(world: World, random: np.random.Generator) -> Cube:
+    """Draw leaves, their history, and what changed.
 
     A cause multiplies the count, or the odds of the rate, inside a scope of one to three dimensions: down to 0 to 0.6,
     or up to 1.6 to 4. Causes share less than half of their volume with each other.
@@ -58,10 +74,11 @@ def cube(world: World, random: np.random.Generator) -> tuple[pl.DataFrame, list[
     rate = np.clip(random.beta(3, 7, leaves.height), 0.02, 0.98)
     factor = np.ones(leaves.height)
     for _, inside in scopes:
-        factor[inside] *= random.uniform(0, 0.6) if random.random() < 0.5 else random.uniform(1.6, 4)
+        change = random.uniform(0, 0.6) if random.random() < 0.5 else random.uniform(1.6, 4)
+        factor[inside] *= change * random.lognormal(0, world.uneven, inside.sum())
     draw = _counts if world.kind == "count" else _rates
-    drawn = draw(volume, rate, factor, world.spread, random)
-    return leaves.hstack(pl.DataFrame(drawn)), [scope for scope, _ in scopes]
+    drawn, spread = draw(volume, rate, factor, world.spread, random)
+    return Cube(leaves.hstack(pl.DataFrame(drawn)), [scope for scope, _ in scopes], spread)
 
 
 def _leaves(world: World, random: np.random.Generator) -> pl.DataFrame:
@@ -97,30 +114,33 @@ def _scopes(
     return scopes
 
 
-def _counts(volume: Floats, _: Floats, factor: Floats, spread: float, random: np.random.Generator) -> dict[str, Floats]:
-    """Poisson counts around levels that wander (gamma)."""
+def _counts(
+    volume: Floats, _: Floats, factor: Floats, spread: float, random: np.random.Generator
+) -> tuple[dict[str, Floats], float]:
+    """Poisson counts around levels that wander (gamma), and the spread that their history shows."""
 
-    def wander(mean: Floats) -> Floats:
-        return mean if not spread else mean * random.gamma(1 / spread, spread, len(mean))
+    def drawn(mean: Floats) -> Floats:
+        return random.poisson(mean * random.gamma(1 / spread, spread, len(mean)) if spread else mean).astype(float)
 
-    before = np.mean([random.poisson(wander(volume)) for _ in range(HISTORY)], axis=0)
-    return {"observed": random.poisson(wander(volume * factor)).astype(float), "expected": before}
+    before = np.array([drawn(volume) for _ in range(HISTORY)]).T
+    return {"observed": drawn(volume * factor), "expected": before.mean(axis=1)}, spread_between(before)
 
 
 def _rates(
     volume: Floats, rate: Floats, factor: Floats, spread: float, random: np.random.Generator
-) -> dict[str, Floats]:
-    """Binomial numerators around rates that wander (beta)."""
+) -> tuple[dict[str, Floats], float]:
+    """Binomial numerators around rates that wander (beta), and the spread that their history shows."""
 
-    def wander(mean: Floats) -> Floats:
+    def drawn(exposure: Floats, mean: Floats) -> Floats:
         size = 1 / spread - 1 if spread else 0
-        return mean if not spread else random.beta(np.maximum(mean * size, 1e-9), (1 - mean) * size)
+        level = random.beta(np.maximum(mean * size, 1e-9), (1 - mean) * size) if spread else mean
+        return random.binomial(exposure.astype(np.int64), level).astype(float)
 
-    trials = [random.poisson(volume / rate) for _ in range(HISTORY + 1)]
-    hits = np.sum([random.binomial(n, wander(rate)) for n in trials[1:]], axis=0)
-    odds = factor * rate / (1 - rate)
-    now = random.binomial(trials[0], wander(odds / (1 + odds)))
-    seen = np.sum(trials[1:], axis=0)
+    exposure = random.poisson(volume / rate, (HISTORY + 1, len(volume))).astype(float)
+    before = np.array([drawn(part, rate) for part in exposure[1:]])
+    hits, seen = before.sum(axis=0), exposure[1:].sum(axis=0)
     usual = (hits + hits.sum() / seen.sum()) / (seen + 1)  # a leaf without history has everything's rate
-    exposure = trials[0].astype(float)
-    return {"observed": now.astype(float), "exposure": exposure, "expected": usual * exposure}
+    odds = factor * rate / (1 - rate)
+    observed = drawn(exposure[0], odds / (1 + odds))
+    leaves = {"observed": observed, "exposure": exposure[0], "expected": usual * exposure[0]}
+    return leaves, spread_between(before.T, exposure[1:].T)
