@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from kmon.errors import UsageError
@@ -36,14 +35,14 @@ LEAST = 10.0
 """Evidence (nats, less the description) that a cause has: chance alone gives so much once in e^10 searches or so."""
 MOST = 10
 """Causes told apart in one search."""
-ALIKE = 2 / 3
+ALIKE = 0.75
 """Everything changed if the rest did by this share (on the log scale) of what the most telling scope did."""
 HALF = 0.5
 """Events that a scope is expected to show at least: what was never seen may still be seen."""
 TINY = 1e-9
 """A rate that is never expected, or its complement that is always."""
-FAR = 60.0
-"""More than any change of the log-odds."""
+MEDIAN_CHI2 = 0.455
+"""Of the chi-square distribution with one degree of freedom."""
 DENSE = 4
 """Groups a row up to which sums are taken without listing the groups first."""
 
@@ -296,27 +295,31 @@ def _bounds(cube: _Cube) -> Floats:
 
 
 def _misfit(cube: _Cube) -> float:
-    """Pearson's chi-square a degree of freedom of leaves around one common factor (of the odds, for a rate); 1 or more.
+    """How far leaves scatter around one common factor (of the odds, for a rate): chi-square a degree of freedom, >= 1.
 
-    Of the leaves that are expected to show an event: the others' chi-square says little.
+    By medians, so that another cause that crosses this one does not count as scatter, and of the leaves that are
+    expected to show an event.
     """
     observed, expected = cube.observed / cube.dispersion, cube.expected / cube.dispersion
     if cube.exposure is None:
-        fitted = variance = expected * observed.sum() / max(float(expected.sum()), HALF)
+        fitted = variance = expected * _weighted_median((observed + HALF) / (expected + HALF), expected)
     else:
         exposure = cube.exposure / cube.dispersion
-        odds = logit(np.clip(expected / exposure, TINY, 1 - TINY))
-        total = float(
-            np.clip(observed.sum(), min(HALF, exposure.sum() / 2), max(exposure.sum() - HALF, exposure.sum() / 2))
-        )
-        shift = brentq(lambda x: float((exposure * expit(odds + x)).sum()) - total, -FAR, FAR, xtol=1e-3)
-        fitted = exposure * expit(odds + shift)
+        usual = logit(np.clip(expected / exposure, TINY, 1 - TINY))
+        shifts = np.log((observed + HALF) / (exposure - observed + HALF)) - usual
+        fitted = exposure * expit(usual + _weighted_median(shifts, exposure))
         variance = fitted * (1 - fitted / exposure)
     telling = variance >= 1
     if telling.sum() < 2:
         return 1.0
     chi2 = (observed[telling] - fitted[telling]) ** 2 / variance[telling]
-    return max(1.0, float(chi2.sum() / (telling.sum() - 1)))
+    return max(1.0, float(np.median(chi2)) / MEDIAN_CHI2)
+
+
+def _weighted_median(values: Floats, weights: Floats) -> float:
+    order = np.argsort(values)
+    total = weights[order].cumsum()
+    return float(values[order][np.searchsorted(total, total[-1] / 2)])
 
 
 def _divergence(observed: Floats, expected: Floats, exposure: Floats | None) -> Floats:

@@ -41,6 +41,8 @@ class World:
     """Of the leaves' levels between windows, see `kmon.rootcause.root_causes`."""
     uneven: float = 0.0
     """Standard deviation, from leaf to leaf, of the logarithm of a cause's factor."""
+    everywhere: bool = False
+    """The one cause lies in no dimension: everything changes."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -97,6 +99,8 @@ def _scopes(
     world: World, leaves: pl.DataFrame, volume: Floats, random: np.random.Generator
 ) -> list[tuple[dict[str, Any], Bools]]:
     """Scopes whose change can be told, each drawn from a random leaf's values, and the leaves inside."""
+    if world.everywhere:
+        return [({}, np.ones(leaves.height, dtype=bool))]
     scopes: list[tuple[dict[str, Any], Bools]] = []
     for _ in range(TRIES):
         if len(scopes) == world.causes:
