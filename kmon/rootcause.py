@@ -148,6 +148,7 @@ class _Cube:
     codes: Ints
     """(dimensions, leaves)"""
     observed: Floats
+    """Effective: divided by the dispersion, as are the next two."""
     expected: Floats
     exposure: Floats | None
     dispersion: Floats
@@ -169,7 +170,9 @@ class _Cube:
         dispersion = leaves["dispersion"].to_numpy() * (1 + spread * size)
         costs = np.array([np.log(len(names) * len(value)) for value in values])
         table = np.array(codes, dtype=np.int64).reshape(len(names), leaves.height)
-        cube = cls(tuple(names), tuple(values), costs, table, observed, expected, exposure, dispersion)
+        exposure = None if exposure is None else exposure / dispersion
+        effective = (observed / dispersion, expected / dispersion, exposure)
+        cube = cls(tuple(names), tuple(values), costs, table, *effective, dispersion)
         # sums in one order whatever the order of the rows, so that rounding decides no tie
         return cube.take(np.lexsort((dispersion, expected, observed, *table)))
 
@@ -206,7 +209,7 @@ class _Cube:
         if not rest.height:
             return True
         _, effects = _gains(rest, np.arange(rest.height), np.zeros(rest.height, dtype=np.int64), 1)
-        return bool(effects[0] / scope.effect >= ALIKE)
+        return bool(effects[0] * np.sign(scope.effect) >= ALIKE * abs(scope.effect))
 
     def _rising(self, floor: float) -> Iterator[_Scope]:
         """The whole, then scopes by breadth, each with a higher gain than any before it but the whole."""
@@ -273,10 +276,9 @@ def _subsets(dimensions: int) -> Iterator[tuple[int, ...]]:
 
 def _gains(cube: _Cube, rows: Ints, groups: Ints, count: int) -> tuple[Floats, Floats]:
     """Evidence (nats) and effect (log of observed over expected) of each group of the rows."""
-    weight = 1 / cube.dispersion[rows]
 
     def summed(part: Floats) -> Floats:
-        return np.bincount(groups, weights=part[rows] * weight, minlength=count).astype(np.float64)
+        return np.bincount(groups, weights=part[rows], minlength=count).astype(np.float64)
 
     observed, expected = summed(cube.observed), np.maximum(summed(cube.expected), HALF)
     exposure = None if cube.exposure is None else summed(cube.exposure)
@@ -287,11 +289,10 @@ def _gains(cube: _Cube, rows: Ints, groups: Ints, count: int) -> tuple[Floats, F
 
 def _bounds(cube: _Cube) -> Floats:
     """What each leaf can at most add to the evidence of a scope."""
-    observed, expected = cube.observed / cube.dispersion, np.maximum(cube.expected / cube.dispersion, TINY)
-    if cube.exposure is None:
-        return _divergence(observed, expected, None)
-    exposure = cube.exposure / cube.dispersion
-    return _divergence(observed, np.minimum(expected, exposure * (1 - TINY)), exposure)
+    expected = np.maximum(cube.expected, TINY)
+    if cube.exposure is not None:
+        expected = np.minimum(expected, cube.exposure * (1 - TINY))
+    return _divergence(cube.observed, expected, cube.exposure)
 
 
 def _misfit(cube: _Cube) -> float:
@@ -300,11 +301,10 @@ def _misfit(cube: _Cube) -> float:
     By medians, so that another cause that crosses this one does not count as scatter, and of the leaves that are
     expected to show an event.
     """
-    observed, expected = cube.observed / cube.dispersion, cube.expected / cube.dispersion
-    if cube.exposure is None:
+    observed, expected, exposure = cube.observed, cube.expected, cube.exposure
+    if exposure is None:
         fitted = variance = expected * _weighted_median((observed + HALF) / (expected + HALF), expected)
     else:
-        exposure = cube.exposure / cube.dispersion
         usual = logit(np.clip(expected / exposure, TINY, 1 - TINY))
         shifts = np.log((observed + HALF) / (exposure - observed + HALF)) - usual
         fitted = exposure * expit(usual + _weighted_median(shifts, exposure))
@@ -341,23 +341,28 @@ def _told(whole: _Cube, found: Sequence[_Scope]) -> list[RootCause]:
         inside = rest.inside(scope)
         parts.append(rest.take(inside))
         rest = rest.take(~inside)
-    changes = [float((part.observed - part.expected).sum()) for part in (*parts, rest)]
+    changes = [_total(part, part.observed - part.expected) for part in (*parts, rest)]
     total = sum(map(abs, changes)) or 1.0
     shares = [abs(change) / total for change in changes]
     causes = []
     for number, (scope, part) in enumerate(zip(found, parts, strict=True)):
-        size = 1.0 if part.exposure is None else float(part.exposure.sum())
+        size = 1.0 if part.exposure is None else _total(part, part.exposure)
         named = zip(scope.dimensions, scope.codes, strict=True)
         causes.append(
             RootCause(
                 scope={whole.names[d]: whole.values[d][code] for d, code in named},
                 direction="up" if scope.effect > 0 else "down",
                 evidence=scope.gain,
-                observed=float(part.observed.sum()) / size,
-                expected=float(part.expected.sum()) / size,
+                observed=_total(part, part.observed) / size,
+                expected=_total(part, part.expected) / size,
                 change=changes[number],
                 share=shares[number],
                 remaining=sum(shares[number + 1 :]),
             )
         )
     return causes
+
+
+def _total(cube: _Cube, effective: Floats) -> float:
+    """In events."""
+    return float((effective * cube.dispersion).sum())
