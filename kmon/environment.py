@@ -48,6 +48,11 @@ def kafka_cache() -> str | None:
     return os.environ.get("KMON_KAFKA_CACHE") or None
 
 
+def data_folder() -> str | None:
+    """The folder of public data sets, which do not come with kmon, or None: then the checkout's neighbour."""
+    return os.environ.get("KMON_DATA") or None
+
+
 def for_child(*, config: str, store: str, token: str | None = None) -> dict[str, str]:
     """The environment of a child process: this one's, plus where configuration and store are and how to read them."""
     return {**os.environ, "KMON_CONFIG": config, "KMON_STORE": store} | ({"KMON_STORE_TOKEN": token} if token else {})
