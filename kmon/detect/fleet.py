@@ -273,11 +273,13 @@ def observe(
     bin_ = bin_for(config.windows)
     spans = spans_for(at, bin_, grain_for(at, config.windows), oldest)
     sets = [*(grouping for grouping in config.watch if grouping), ()]
-    rows = store.windows(spans, sets, scope, least, without)
+    measures = {part for metric in config.metrics.values() for part in metric.parts if part is not None}
+    rows = store.windows(spans, sets, scope, least, without, measures)
     dimensions = [d for d in store.schema.dimensions if d in rows.columns]
     everything = rows.filter(pl.col("set") == len(sets) - 1)
     if () not in config.watch:
         rows = rows.filter(pl.col("set") < len(sets) - 1)
+    rows = _with_enough(rows, ["set", *dimensions], spans, least)
     monitors = rows.select("set", *dimensions).unique(maintain_order=True)
     indexed = rows.join(monitors.with_row_index("row"), on=["set", *dimensions], how="left", nulls_equal=True)
     row, slot = indexed["row"].to_numpy(), indexed["slot"].to_numpy()
@@ -294,6 +296,17 @@ def observe(
     fleet = Fleet(at, bin_, tuple(spans), monitors, values, usable, recorded, unknown)
     _mask(fleet, store, masks)
     return fleet
+
+
+def _with_enough(rows: pl.DataFrame, monitor: list[str], spans: Sequence[Span], least: float) -> pl.DataFrame:
+    """The rows of the monitors that have `least` events in all spans of some name; the store left out most others."""
+    if least <= 1:
+        return rows
+    names = pl.Series([span.name for span in spans for _ in range(span.count)], dtype=pl.Categorical)
+    part = names.to_physical().gather(rows["slot"])
+    sums = rows.select(*monitor, EVENTS, part=part).group_by(*monitor, "part").agg(pl.col(EVENTS).sum())
+    enough = sums.filter(pl.col(EVENTS) >= least).select(monitor).unique()
+    return rows.join(enough, on=monitor, how="semi", nulls_equal=True, maintain_order="left")
 
 
 def _recorded(everything: pl.DataFrame, spans: Sequence[Span], bin_: dt.timedelta) -> npt.NDArray[np.bool_]:

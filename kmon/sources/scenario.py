@@ -109,12 +109,14 @@ def epoch_ms(at: dt.datetime) -> int:
 
 
 def schedule(count: int, start: dt.datetime, end: dt.datetime, partners: int, rate: float,
-             seed: int) -> list[SimulatedIncident]:  # fmt: skip
+             seed: int, first: dt.datetime | None = None) -> list[SimulatedIncident]:  # fmt: skip
     """`count` real incidents in [start, end), every kind before any repeats, and harmless ones if it is half a day.
 
-    They spare the first day of a span over 30 hours, else the first 40 %, and do not overlap each other. By start.
+    They begin at `first` or later, by default after the first day of a span over 30 hours, else after the first 40 %,
+    and do not overlap each other. By start.
     """
-    first = start + (dt.timedelta(days=1) if end - start > dt.timedelta(hours=30) else 0.4 * (end - start))
+    spared = dt.timedelta(days=1) if end - start > dt.timedelta(hours=30) else 0.4 * (end - start)
+    first = first or start + spared
     plans = []
     for attempt in range(_ATTEMPTS):
         targets = _Targets(

@@ -25,7 +25,7 @@ from kmon.sources.traffic import CHUNK, Simulation
 
 __all__ = [
     "CHUNK", "LEAD", "MONDAY", "SimulatedIncident", "Simulation", "Simulator", "encode", "incident", "live_schedule",
-    "reference", "schedule", "write",
+    "record", "reference", "schedule", "write",
 ]  # fmt: skip
 
 MONDAY = dt.datetime(2026, 3, 2, tzinfo=dt.UTC)
@@ -67,6 +67,18 @@ def write(
     end = start + chunks * CHUNK
     listed = schedule(incidents, start, end, partners, rate, seed)
     simulation = Simulation(partners, rate, start, seed, listed)
+    files, total = record(simulation, out, chunks, progress)
+    span = {"start": _rfc3339(start), "end": _rfc3339(end)}
+    truth = {"seed": seed, "partners": partners, "rate": rate, **span, "incidents": [_told(one) for one in listed]}
+    (out / "truth.json").write_text(json.dumps(truth, indent=1) + "\n")
+    reference(partners, seed).write_csv(out / "partners.csv")
+    return {"files": list(map(str, files)), "events": total, "incidents": len(listed), **span}
+
+
+def record(
+    simulation: Simulation, out: Path, chunks: int, progress: Callable[[int, int], None] | None = None
+) -> tuple[list[Path], int]:
+    """Write the first `chunks` of a simulation; the files in the order of arrival, and how many events they have."""
     out.mkdir(parents=True, exist_ok=True)
     total, files = 0, []
     for first in range(0, chunks, _FILE_CHUNKS):
@@ -78,12 +90,8 @@ def write(
                 total += len(events)
                 if progress:
                     progress(index + 1, chunks)
-        files.append(str(path))
-    span = {"start": _rfc3339(start), "end": _rfc3339(end)}
-    truth = {"seed": seed, "partners": partners, "rate": rate, **span, "incidents": [_told(one) for one in listed]}
-    (out / "truth.json").write_text(json.dumps(truth, indent=1) + "\n")
-    reference(partners, seed).write_csv(out / "partners.csv")
-    return {"files": files, "events": total, "incidents": len(listed), **span}
+        files.append(path)
+    return files, total
 
 
 def _told(one: SimulatedIncident) -> dict[str, Any]:

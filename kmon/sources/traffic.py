@@ -25,7 +25,7 @@ _CHUNK_MS = CHUNK // dt.timedelta(milliseconds=1)
 _BLOCK_MS = _CHUNK_MS // _BLOCKS
 _TAIL = dt.timedelta(minutes=4)
 """More than the funnel's delays and the lateness together: 120 s + 60 s + 20 s."""
-_VOLATILITY = 0.12
+VOLATILITY = 0.12
 """Coefficient of variation of a partner's intensity, beyond its shape."""
 _MIX_SIZE = 4096
 _LATENCY = np.log(np.array([120, 380, 210], dtype=np.float32))[:, None]
@@ -70,7 +70,9 @@ class Simulation:
         seed: int,
         incidents: Sequence[SimulatedIncident] = (),
         live: Callable[[dt.datetime, dt.datetime], list[SimulatedIncident]] | None = None,
+        volatility: float = VOLATILITY,
     ) -> None:
+        self._volatility = volatility
         self.market = world.market(partners, rate, seed)
         self.start, self.seed, self.incidents, self.live = start, seed, tuple(incidents), live
         self._names = pl.Series([f"p{k + 1}" for k in range(partners)])
@@ -177,7 +179,7 @@ class Simulation:
     def _mood(self, block: int) -> Floats:
         """Each partner's intensity in a block relative to its shape: lognormal, mean 1, slowly varying."""
         knots = [self._rng(3, block + k + 8).standard_normal(self.market.partners, np.float32) for k in range(3)]
-        return np.exp(_VOLATILITY * np.sum(knots, axis=0, dtype=np.float64) / math.sqrt(3) - _VOLATILITY**2 / 2)
+        return np.exp(self._volatility * np.sum(knots, axis=0, dtype=np.float64) / math.sqrt(3) - self._volatility**2 / 2)
 
     def _draw(self, rng: np.random.Generator, cell: Ints, ms: Ints) -> _Visits:
         """Sessions of given cells and times (epoch ms), with everything else drawn."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -184,59 +184,61 @@ class Store(Questions):
         where: Where | None = None,
         least: float = 1,
         without: Sequence[Where] = (),
+        measures: Collection[str] | None = None,
     ) -> pl.DataFrame:
         """The measures of every monitor of the grouping `sets` in every window of `spans`.
 
         Returns a row for each monitor and window that has events: `set` (index into `sets`), `slot` (0-based over all
         spans in their order), the dimensions as numbers (null where the set does not group by them), the measures.
-        Monitors with fewer than `least` events in all spans of each name are left out; so is the value of a dimension
-        that an event did not have. A window has no events, too, where they are kept in buckets that do not fit into it
+        The values of a dimension that has many are left out where they have fewer than `least` events in all spans of
+        each name, and so is the value that an event did not have. `measures` are the only ones, default all. A window has no events, too, where they are kept in buckets that do not fit into it
         (`kmon.store.cells`). Only events that match `where` and none of `without` count.
         """
         self.refresh()
-        return self.sql(self.windows_sql(spans, sets, where or {}, least, without))
+        return self.sql(self.windows_sql(spans, sets, where or {}, least, without, measures))
 
     def windows_sql(
         self,
         spans: Sequence[Span],
         sets: Sequence[Sequence[str]],
         where: Where,
-        least: float,
+        least: float = 1,
         without: Sequence[Where] = (),
+        measures: Collection[str] | None = None,
     ) -> str:
         used = [d for d in self.schema.dimensions if any(d in grouping for grouping in sets)]
         many = [d for d in used if self.cardinality(d) > MANY]
-        enough = _enough(spans, least) if least > 1 else None  # a cell has an event at least
+        names = [m for m in self.schema.measures if measures is None or m in measures or m == EVENTS]
         parts = [
             part
             for screened in (None, *many)
-            if (part := self._grouped_sql(screened, many, sets, used, enough)) is not None
+            if (part := self._grouped_sql(screened, many, sets, used, names)) is not None
         ]
         kept = " AND ".join([self.condition(where), *(f"NOT ({self.condition(other)})" for other in without)])
-        ctes = [f"base AS MATERIALIZED ({self._slots_sql(spans, used, kept)})"]
+        ctes = [f"base AS MATERIALIZED ({self._slots_sql(spans, used, kept, names)})"]
         for dimension in many:
             column = sql.name(dimension)
-            having = f" HAVING {enough.format(over='')}" if enough else ""
+            having = f" HAVING {_enough(spans, least)}" if least > 1 else ""  # a cell has an event at least
             ctes.append(
                 f"{sql.name('kept_' + dimension)} AS"
                 f" (SELECT {column} FROM base WHERE {column} > 0 GROUP BY {column}{having})"
             )
         return f"WITH {', '.join(ctes)} {' UNION ALL '.join(parts)}"
 
-    def _slots_sql(self, spans: Sequence[Span], used: list[str], kept: str) -> str:
+    def _slots_sql(self, spans: Sequence[Span], used: list[str], kept: str, measures: list[str]) -> str:
         """The tiers cut to the windows: each span is a range scan of its own, which the zone maps prune."""
         scans, first = [], 0
         columns = "".join(f", {sql.name(d)}" for d in used)
         for span in spans:
             seconds = int(span.width.total_seconds())
             slot = f"({first} + epoch(bucket - {sql.time(span.start)})::BIGINT // {seconds})::INTEGER AS slot"
-            shown = f"{slot}{columns}, {', '.join(map(sql.name, self.schema.measures))}"
+            shown = f"{slot}{columns}, {', '.join(map(sql.name, measures))}"
             scans.append(scan_sql(shown, span.start, span.end, kept, span.width))
             first += span.count
-        return f"SELECT slot{columns}, {self.schema.merged()} FROM ({' UNION ALL '.join(scans)}) GROUP BY ALL"
+        return f"SELECT slot{columns}, {self.schema.merged(measures)} FROM ({' UNION ALL '.join(scans)}) GROUP BY ALL"
 
     def _grouped_sql(
-        self, screened: str | None, many: list[str], sets: Sequence[Sequence[str]], used: list[str], enough: str | None
+        self, screened: str | None, many: list[str], sets: Sequence[Sequence[str]], used: list[str], measures: list[str]
     ) -> str | None:
         """The sets whose most selective screen is `screened` (None: that have none), as one GROUPING SETS query."""
         mine = [i for i, g in enumerate(sets) if next((d for d in many if d in g), None) == screened]
@@ -254,14 +256,10 @@ class Store(Questions):
             if screened is None
             else f"base SEMI JOIN {sql.name('kept_' + screened)} USING ({sql.name(screened)})"
         )
-        grouped = (
-            f"SELECT {number} AS set, slot{', ' + shown if shown else ''}, {self.schema.merged()}"
+        return (
+            f"SELECT {number} AS set, slot{', ' + shown if shown else ''}, {self.schema.merged(measures)}"
             f" FROM {source} GROUP BY GROUPING SETS ({groups}) HAVING {present}"
         )
-        if enough is None:
-            return grouped
-        monitor = f" OVER (PARTITION BY {', '.join(['set', *map(sql.name, used)])})"
-        return f"SELECT * FROM ({grouped}) QUALIFY {enough.format(over=monitor)}"
 
     def cardinality(self, dimension: str) -> int:
         """How many values of a dimension were ever seen."""
@@ -341,12 +339,12 @@ class Store(Questions):
 
 
 def _enough(spans: Sequence[Span], least: float) -> str:
-    """Whether there are `least` events in the spans of some name; `over` is what they are summed over."""
+    """Whether there are `least` events in the spans of some name."""
     first, slots = 0, dict[str, list[str]]()
     for span in spans:
         slots.setdefault(span.name, []).append(f"slot BETWEEN {first} AND {first + span.count - 1}")
         first += span.count
-    sums = [f"sum({EVENTS}) FILTER ({' OR '.join(parts)}){{over}} >= {least}" for parts in slots.values()]
+    sums = [f"sum({EVENTS}) FILTER ({' OR '.join(parts)}) >= {least}" for parts in slots.values()]
     return " OR ".join(sums)
 
 

@@ -1,0 +1,227 @@
+"""How well detection finds what is wrong in simulated traffic, judged by its truth.
+
+simulate a day of history and half a day with incidents  ►  replay it as if live  ►  compare the incidents with the truth
+
+Every run is another world: other noise, other strengths, other incidents. A true incident counts as *detectable* if an
+optimal test would need less than 12 minutes: ln(1/alpha) over the Kullback-Leibler divergence a minute (Lorden 1971),
+alpha being one false alarm a day per 100,000 monitors that are looked at every minute. It is found if an incident whose
+scope contains its scope, or lies in it, fires while it lasts; an incident that belongs to none of the true ones is
+false. What is only information (a campaign) counts as neither.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from kmon.bench.rows import Row, reaching, told, under
+from kmon.bench.workplace import Options, configured, folder
+from kmon.ledger import Incident, Ledger
+from kmon.replay import replay
+from kmon.sources.scenario import SimulatedIncident, schedule
+from kmon.sources.simulate import CHUNK, MONDAY, Simulation, record
+from kmon.store import EmbeddedStore, sql
+
+SIZES = {"small": (300, 10.0), "medium": (2000, 20.0), "large": (6000, 60.0)}
+"""Partners and events a second."""
+SEEDS = 20
+HISTORY, JUDGED = dt.timedelta(hours=26), dt.timedelta(hours=12)
+INCIDENTS = 5
+"""In the judged time."""
+ALPHA = 1 / (100_000 * 1440)
+DETECTABLE = dt.timedelta(minutes=12)
+AFTERWARDS = dt.timedelta(minutes=10)
+"""After the end of a true incident its alarm is late, not false."""
+MINUTE = dt.timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class World:
+    """One simulated stretch of time."""
+
+    size: str
+    seed: int
+    incidents: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.size}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What became of one true incident."""
+
+    truth: SimulatedIncident
+    bound: float
+    """Minutes that an optimal test needs."""
+    incidents: tuple[Incident, ...]
+    """Those that belong to it, in the order in which they fired."""
+
+    @property
+    def detectable(self) -> bool:
+        return self.bound < min(DETECTABLE, self.truth.end - self.truth.start) / MINUTE
+
+    @property
+    def delay(self) -> float:
+        """Minutes until the first one fired."""
+        return (self.incidents[0].detected_at - self.truth.start) / MINUTE
+
+    @property
+    def exact(self) -> bool:
+        return any(incident.scope == self.truth.scope for incident in self.incidents)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One world after its replay."""
+
+    world: World
+    found: tuple[Found, ...]
+    false: tuple[Incident, ...]
+    monitors: int
+    """Combinations with an event in the judged time."""
+    sweeps: int
+    seconds: float
+
+
+def run(options: Options) -> list[Row]:
+    """All sizes with incidents, then without."""
+    seeds = options.scaled(SEEDS)
+    worlds = [World(size, seed, n) for n in (INCIDENTS, 0) for size in SIZES for seed in range(1, seeds + 1)]
+    rows = []
+    judged = list(_all(worlds, options))
+    for size in SIZES:
+        rows += _quality(size, [j for j in judged if j.world.size == size and j.world.incidents])
+    rows += _quality("all sizes", [j for j in judged if j.world.incidents])
+    rows += _calm([j for j in judged if not j.world.incidents])
+    return rows
+
+
+def _all(worlds: Sequence[World], options: Options) -> Iterator[Judged]:
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        waiting = [pool.submit(judge, world) for world in worlds]
+        for number, future in enumerate(as_completed(waiting), 1):
+            done = future.result()
+            options.say(f"{number} of {len(worlds)} worlds: {done.world.label}")
+            yield done
+
+
+def judge(world: World) -> Judged:
+    """Simulate, replay and compare."""
+    partners, rate = SIZES[world.size]
+    random = np.random.default_rng([world.seed, partners])
+    start = MONDAY + dt.timedelta(hours=int(random.integers(0, 24)), days=int(random.integers(0, 7)))
+    begin, end = start + HISTORY, start + HISTORY + JUDGED
+    seed = int(random.integers(1, 1_000_000))
+    drawn = schedule(world.incidents, start, end, partners, rate, seed, first=begin)
+    truth = [_varied(one, random) for one in drawn]
+    volatility = float(random.uniform(0.05, 0.3))
+    simulation = Simulation(partners, rate, start, seed, truth, volatility=volatility)
+    with folder() as work:
+        config = configured(work)
+        files, _ = record(simulation, work / "recorded", (HISTORY + JUDGED) // CHUNK)
+        with EmbeddedStore(work / "kmon.duckdb", config) as store, Ledger.beside(work / "kmon.duckdb") as ledger:
+            summary = replay(config, store, ledger, files, every=config.every, detect_from=begin)
+            told_ = ledger.incidents()
+            monitors = _active(store, config.watch, begin, end)
+    calm = Simulation(partners, rate, start, seed, (), volatility=volatility)
+    found = [_found(t, _bound(calm, t), told_) for t in truth if not t.harmless]
+    belonging = {i.id for one in found for i in one.incidents}
+    false = [i for i in told_ if i.severity != "info" and i.id not in belonging]
+    return Judged(world, tuple(found), tuple(false), monitors, summary.sweeps, summary.seconds)
+
+
+def _varied(one: SimulatedIncident, random: np.random.Generator) -> SimulatedIncident:
+    """With another strength: half of what a total failure leaves, or of a rise, is still an incident."""
+    return one if one.harmless else replace(one, strength=1 + (one.strength - 1) * float(random.uniform(0.7, 1.0)))
+
+
+def _found(truth: SimulatedIncident, bound: float, incidents: Sequence[Incident]) -> Found:
+    def related(incident: Incident) -> bool:
+        mine, its = incident.scope.items(), truth.scope.items()
+        return truth.start <= incident.detected_at <= truth.end + AFTERWARDS and (mine <= its or its <= mine)
+
+    return Found(truth, bound, tuple(sorted(filter(related, incidents), key=lambda i: i.detected_at)))
+
+
+def _bound(calm: Simulation, one: SimulatedIncident) -> float:
+    """Minutes until an optimal test knows: the divergence adds up from the beginning, as strong as it is by then."""
+    numerator, denominator = _PARTS[one.metric]
+    first, last = (one.start - calm.start) // CHUNK, (one.end - calm.start) // CHUNK
+    events = pl.concat([calm.chunk(k) for k in range(first, last + 1)])
+    inside = [pl.col(d) == v for d, v in one.scope.items() if d in events.columns]
+    events = events.filter(pl.all_horizontal(inside) if inside else pl.lit(value=True))
+    minutes = (last - first + 1) * (CHUNK / MINUTE)
+    hits = events.filter(numerator).height / minutes
+    size = events.filter(denominator).height / minutes if denominator is not None else 0.0
+    needed, known, after = math.log(1 / ALPHA), 0.0, 0
+    while known < needed and one.start + after * MINUTE < one.end:
+        at = int((one.start + (after + 0.5) * MINUTE).timestamp() * 1000)
+        known += _divergence(hits, size, float(one.level(np.array([at]))[0]))
+        after += 1
+    return after - (known - needed) / max(known / max(after, 1), 1e-9) if known >= needed else math.inf
+
+
+_OPERATION, _STATUS = pl.col("operation"), pl.col("status")
+_PARTS = {
+    "sessions": (_OPERATION == "session", None),
+    "orders": ((_OPERATION == "order") & (_STATUS == "ok"), None),
+    "conversion": ((_OPERATION == "order") & (_STATUS == "ok"), _OPERATION == "session"),
+    "approval": ((_OPERATION == "authorization") & (_STATUS == "ok"), _OPERATION == "authorization"),
+    "error_rate": (_STATUS == "error", pl.lit(value=True)),
+}
+"""The events that a metric of the truth counts: numerator and denominator."""
+
+
+def _divergence(hits: float, size: float, level: float) -> float:
+    """Nats a minute between `level` times the usual and the usual."""
+    if not size:
+        return hits * (level * math.log(level) - level + 1) if level > 0 else hits
+    before = min(max(hits / size, 1e-6), 1 - 1e-6)
+    after = min(max(before * level, 1e-6), 1 - 1e-6)
+    return size * (after * math.log(after / before) + (1 - after) * math.log((1 - after) / (1 - before)))
+
+
+def _active(store: EmbeddedStore, sets: Sequence[Sequence[str]], begin: dt.datetime, end: dt.datetime) -> int:
+    """How many combinations had an event."""
+    within = f"bucket >= {sql.time(begin)} AND bucket < {sql.time(end)}"
+    return sum(
+        store.sql(f"SELECT DISTINCT {', '.join(map(sql.name, grouping))} FROM cells WHERE {within}").height
+        if grouping
+        else 1
+        for grouping in sets
+    )
+
+
+def _quality(size: str, judged: Sequence[Judged]) -> list[Row]:
+    real = [f for j in judged for f in j.found if f.detectable]
+    caught = [f for f in real if f.incidents]
+    false = sum(len(j.false) for j in judged)
+    true = sum(bool(f.incidents) for j in judged for f in j.found)
+    ratios = [f.delay / max(f.bound, 1e-9) for f in caught]
+    note = f"{len(real)} detectable, {false} false"
+    return [
+        reaching(f"{size}: recall", len(caught) / max(1, len(real)), "", 0.95, note=note),
+        reaching(f"{size}: precision", true / max(1, true + false), "", 0.9),
+        under(f"{size}: delay over the bound, median", float(np.median(ratios)) if ratios else math.nan, "", 1.5),
+        reaching(f"{size}: exact scope", sum(f.exact for f in caught) / max(1, len(caught)), "", 0.9),
+        under(f"{size}: incidents per true one", sum(len(f.incidents) for f in caught) / max(1, len(caught)), "", 1.5),
+        told(f"{size}: a sweep", 1000 * sum(j.seconds for j in judged) / max(1, sum(j.sweeps for j in judged)), "ms", "with ingestion"),
+    ]
+
+
+def _calm(judged: Sequence[Judged]) -> list[Row]:
+    """False incidents where nothing is wrong."""
+    days = sum(j.monitors * (JUDGED / dt.timedelta(days=1)) for j in judged) / 100_000
+    false = sum(len(j.false) for j in judged)
+    note = f"{false} in {days:.2f} days of 100,000 active monitors"
+    return [under("false incidents a day per 100,000 monitors", false / max(days, 1e-9), "", 1.0, note)]
