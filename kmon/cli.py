@@ -347,6 +347,50 @@ def series(
 
 
 @app.command()
+def why(
+    metric: str,
+    where: Wheres = None,
+    at: Annotated[Optional[str], typer.Option(help="Default the newest complete instant.")] = None,
+    config: ConfigPath = DEFAULT,
+    store: StorePath = None,
+    format: Output = "table",
+) -> None:
+    """Why a monitor fired, or did not."""
+    from kmon import arguments
+    from kmon.config import show_duration
+    from kmon.ledger import open_ledger
+    from kmon.store import open_for_reading
+    from kmon.why import why as answer
+
+    loaded = _load(config)
+    scope = arguments.scope(loaded, where)
+    arguments.known("metric", metric, loaded.metrics)
+    with open_for_reading(loaded, store) as opened, open_ledger(loaded, store) as ledger:
+        found = answer(loaded, opened, ledger, metric, scope, arguments.moment(at))
+    if format == "json":
+        show.print_json(found.public())
+        return
+    show.out.print(show.visible(found.sentence), markup=False)
+    columns = ["window", "verdict", "seen", "expected", "from", "to", "p-value", "cut-off", "level from", "shape from", ""]
+    rows = [
+        (
+            show_duration(w.width),
+            w.outcome,
+            w.observed if w.observed is not None else w.value,
+            *(w.expected, w.lower, w.upper, w.p_value, w.cutoff),
+            f"{w.recent_bins} bins",
+            ", ".join(f"{day} {weight:.0%}" for day, weight in (w.days or {}).items()) or "-",
+            w.reason,
+        )
+        for w in found.windows
+    ]
+    show.table(columns, rows)
+    masks = [(i.id, show.scope(i.scope), show.clock(i.started_at), show.clock(i.resolved_at)) for i in found.masked]
+    if masks:
+        show.table(["no reference: incident", "where", "from (UTC)", "to"], masks)
+
+
+@app.command()
 def query(sql: str, config: ConfigPath = DEFAULT, store: StorePath = None, format: Output = "table") -> None:
     """Ad-hoc SQL, read-only; the view 'rollup' has everything."""
     from kmon.store import open_for_reading

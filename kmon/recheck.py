@@ -35,7 +35,7 @@ class Recheck:
         if gone or len(numbers) < len(incident.scope):
             return "unjudged"
         scored = sorted((s for s in self._sweep.scored if s.detector.name == incident.detector), key=lambda s: s.width)
-        row = _row(scored[0].fleet, numbers) if scored else None
+        row = row_of(scored[0].fleet, numbers) if scored else None
         if row is None:
             return "unjudged"
         verdicts = (self._verdict(one, incident, row) for one in scored)
@@ -82,7 +82,7 @@ class Recheck:
         return "abnormal" if abs(level - incident.observed) < abs(level - incident.expected) else "normal"
 
 
-def _row(fleet: Fleet, numbers: dict[str, int]) -> int | None:
+def row_of(fleet: Fleet, numbers: dict[str, int]) -> int | None:
     """The row of the monitor with these dimension values; None where it is none."""
     dimensions = [c for c in fleet.monitors.columns if c != "set"]
     same = [pl.col(d).eq_missing(pl.lit(numbers.get(d), pl.UInt32)) for d in dimensions]

@@ -22,7 +22,7 @@ from kmon.config import Config, page_key, show_duration
 from kmon.detect import Fleet, Sweep, observe
 from kmon.detect import sweep as run_sweep
 from kmon.errors import UsageError
-from kmon.explain import explain
+from kmon.explain import Cause, explain
 from kmon.impact import beginning, loss
 from kmon.incidents import REOPENED, Decision, decide
 from kmon.ledger import Anomaly, Delivery, Incident, Ledger, SweepRecord, open_ledger
@@ -96,7 +96,7 @@ def run(config: Config, *, store: str | None = None, at: str | dt.datetime | Non
         if moment.tzinfo is None:
             message = f"{moment.isoformat()} has no time zone: write for example {moment.isoformat()}Z"
             raise UsageError(message)
-        moment = _floor(moment, config.every)
+        moment = floor(moment, config.every)
         mark = opened.watermark(config.events.lateness, config.events.idle)
         if mark is None or moment > mark:
             complete = f"only up to {mark:%Y-%m-%d %H:%M:%S} UTC" if mark else "nowhere: the store has no events yet"
@@ -104,7 +104,8 @@ def run(config: Config, *, store: str | None = None, at: str | dt.datetime | Non
         return watch.look(moment, thorough=True)
 
 
-def _floor(at: dt.datetime, every: dt.timedelta) -> dt.datetime:
+def floor(at: dt.datetime, every: dt.timedelta) -> dt.datetime:
+    """The last multiple of `every` up to `at`."""
     return EPOCH + (at - EPOCH) // every * every
 
 
@@ -128,11 +129,9 @@ class Watch:
             if at is None:
                 return Outcome(None, None, (), (), time.monotonic() - began, reason)
         seen = self._ledger.newest_record()
-        recent = [i for i in self._ledger.overlapping(at - MONTH, at) if not self._is_normal_now(i)]
-        known = [i for i in recent if i.resolved_at is None or i.resolved_at > at]  # later, where this looks back
         since = last.at if last and last.at < at and not thorough else None
-        sweep = run_sweep(self._store, self._config, at, since=since, masks=[_spoilt(i) for i in recent])
-        causes = explain(sweep, self._config, self._scope, self._inside, [i.scope for i in known])
+        sweep, causes, recent = self.examine(at, since)
+        known = [i for i in recent if _open_at(i, at)]
         recheck = Recheck(self._store, self._config, sweep)
         lately = at - max(*self._config.windows, REOPENED)
         ended = [i for i in recent if i.resolved_at is not None and lately < i.resolved_at <= at]
@@ -147,6 +146,16 @@ class Watch:
         self._ledger.record(record, [d.incident for d in decisions], anomalies, outbox, seen=seen)
         return Outcome(at, sweep, tuple(decisions), tuple(outbox), seconds, scores=self._scores(sweep))
 
+    def examine(self, at: dt.datetime, since: dt.datetime | None = None) -> tuple[Sweep, list[Cause], list[Incident]]:
+        """The sweep at `at` and the causes of its anomalies, with nothing recorded; and the incidents that it masked.
+
+        Those are the ones that are not normal by now.
+        """
+        recent = [i for i in self._ledger.overlapping(at - MONTH, at) if not self._is_normal_now(i)]
+        sweep = run_sweep(self._store, self._config, at, since=since, masks=[_spoilt(i) for i in recent])
+        known = [i.scope for i in recent if _open_at(i, at)]
+        return sweep, explain(sweep, self._config, self._scope, self._inside, known), recent
+
     def _is_normal_now(self, incident: Incident) -> bool:
         """Whether it lasted so long that its minutes are references like any other."""
         ended = incident.resolved_at
@@ -156,7 +165,7 @@ class Watch:
         mark = self._store.watermark(self._config.events.lateness, self._config.events.idle)
         if mark is None:
             return None, "the store has no events yet"
-        at = _floor(mark, self._config.every)
+        at = floor(mark, self._config.every)
         if last is not None and at <= last.at:
             due = last.at + self._config.every
             return None, f"nothing new: the next sweep is due when the data is complete up to {due:%H:%M:%S} UTC"
@@ -234,6 +243,11 @@ class Watch:
                     for row in flagged.iter_rows(named=True)
                 ]
         return found
+
+
+def _open_at(incident: Incident, at: dt.datetime) -> bool:
+    """Whether it was not resolved by then, also where that came later."""
+    return incident.resolved_at is None or incident.resolved_at > at
 
 
 def _spoilt(incident: Incident) -> Incident:

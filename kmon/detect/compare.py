@@ -177,20 +177,21 @@ class _Now:
         return np.clip(level - z * sd, 0, 1), np.clip(level + z * sd, 0, 1)
 
     def gain(self, expected: Expectation) -> Floats:
-        """Log-likelihood of the observed level over that of the expected one, in nats; without the drift.
+        """Log-likelihood of the observed level over that of the expected one, in nats, by chance alone.
 
-        It grows with the volume, so that of a scope and its parts the one tells most that holds the whole change.
+        Without noise and drift, which differ from monitor to monitor: so that of a scope, its parts and what it is a
+        part of the one tells most that holds the whole change and little else.
         """
         value, exposure, level = self.value, self.exposure, expected.level
         if self.kind == "count":
             gained = _xlogy(value, value / np.maximum(level, 1e-9)) - value + level
         elif self.kind == "mean":
-            gained = exposure * (value / exposure - level) ** 2 / 2
+            gained = exposure * (value / exposure - level) ** 2 / expected.noise / 2
         else:
             p = np.clip(level, 1e-6, 1 - 1e-6)
             missed = exposure - value
             gained = _xlogy(value, value / (exposure * p)) + _xlogy(missed, missed / (exposure * (1 - p)))
-        return np.asarray(gained / expected.noise)
+        return np.asarray(gained)
 
 
 def _usual_exposure(windows: pl.DataFrame, exposure: Floats) -> Floats:

@@ -63,6 +63,8 @@ class Expectation:
     """Events in the references that it rests on."""
     known: npt.NDArray[np.bool_]
     """False while learning."""
+    weights: Floats
+    """(days, monitors): how much each day counts, 1 in all; 0 where no day is used."""
 
 
 def overdispersion(squares: Floats, base: Floats, scale: Floats, *, most: float, guess: float = 0.0, weight: float = 0):
@@ -171,7 +173,7 @@ def _counts(given: References) -> Expectation:
     phi = _at_width(given, recent - trace, trace, phi)
     bins = np.isfinite(recent).sum(axis=1)
     known = np.isfinite(expected) & ((seen >= 0.5) | (bins >= RECENT / 4))
-    return Expectation(expected, noise, drift + noise * phi, around + counted, known)
+    return Expectation(expected, noise, drift + noise * phi, around + counted, known, _shares(weights, m))
 
 
 @dataclass(frozen=True)
@@ -268,6 +270,12 @@ def _weighted(parts: Sequence[Floats], weights: Sequence[Floats], m: int, column
     return np.asarray(total / np.maximum(size, 1e-300)[(...,) if columns is None else (..., None)])
 
 
+def _shares(weights: Sequence[Floats], m: int) -> Floats:
+    """The weights of the days, 1 in all."""
+    stacked = np.array(weights).reshape(len(weights), m)
+    return np.asarray(stacked / np.maximum(stacked.sum(axis=0), 1e-300))
+
+
 def _kernel(bins: float) -> Floats:
     """How much of each bin of a day lies in the window or NEAR it."""
     edge = np.arange(RECENT + AFTER, dtype=float)
@@ -341,7 +349,8 @@ def _rates(given: References) -> Expectation:
     noise, phi = _noise(off, size, square)
     drift = 1 / (prior + discount * trials) + noise * phi
     volume = trials + other_trials
-    return Expectation(level, noise, drift, volume, np.asarray(volume >= PRIOR))
+    weights = _shares([np.nansum(exposure, axis=1) for _, exposure in given.days], len(trials))
+    return Expectation(level, noise, drift, volume, np.asarray(volume >= PRIOR), weights)
 
 
 def _pools(given: References) -> tuple[Floats, Floats, Floats, Floats]:
@@ -386,4 +395,5 @@ def _means(given: References) -> Expectation:
     days = np.where(np.isfinite(usual), 1 / (one / other_size + steady * square), 0.0)
     level = (np.nan_to_num(now) * recent + np.nan_to_num(usual) * days) / (recent + days)
     drift = 1 / (recent + days) / level**2
-    return Expectation(level, one, drift, np.nan_to_num(size) + np.nan_to_num(other_size), np.isfinite(level) & np.isfinite(one))
+    weights = _shares([np.nansum(exposure, axis=1) for _, exposure in given.days], len(now))
+    return Expectation(level, one, drift, size + other_size, np.isfinite(level) & np.isfinite(one), weights)

@@ -1,0 +1,245 @@
+"""Why a monitor fired or did not: the sweep at one instant again, and all that was known of that monitor.
+
+sweep and explain as at that time  ►  the monitor's verdict in each width  ►  what became of it  ►  in words
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from kmon.config import Config, show_duration
+from kmon.detect import Scored, Sweep
+from kmon.detect.expect import RECENT, expect
+from kmon.detect.fleet import numbers_of
+from kmon.errors import UsageError
+from kmon.explain import Cause
+from kmon.ledger import Incident, Ledger, show_time
+from kmon.recheck import row_of
+from kmon.store import Store
+from kmon.watch import Watch, floor, show_scope
+
+Outcome = Literal["fired", "explained", "suppressed", "normal", "not judged"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The monitor in the windows of one width."""
+
+    width: dt.timedelta
+    detector: str
+    outcome: Outcome
+    reason: str
+    value: float
+    """The count, or the numerator."""
+    exposure: float
+    """The denominator; 1 for a count."""
+    observed: float | None = None
+    expected: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    p_value: float | None = None
+    cutoff: float | None = None
+    """The largest p-value that would have been an anomaly."""
+    tests: int = 0
+    """Of the same width in that sweep."""
+    recent_bins: int = 0
+    """Of the last two hours, in which the level was seen; of RECENT."""
+    masked_bins: int = 0
+    """Of them, not used: inside the window, a known incident, or nothing was recorded."""
+    days: dict[str, float] | None = None
+    """By day that was used: its weight."""
+
+
+@dataclass(frozen=True)
+class Why:
+    """The answer."""
+
+    metric: str
+    where: dict[str, str]
+    at: dt.datetime
+    outcome: Outcome
+    sentence: str
+    windows: tuple[Window, ...]
+    masked: tuple[Incident, ...]
+    """Known incidents whose minutes were no references."""
+    cause: dict[str, str] | None
+    """The scope that explains the change, where that is another one."""
+    incident: str | None
+    """The incident that it belongs to."""
+
+    def public(self) -> dict[str, Any]:
+        """As JSON."""
+        windows = [{**asdict(w), "width": show_duration(w.width)} for w in self.windows]
+        masked = [
+            {"id": i.id, "scope": i.scope, "started_at": show_time(i.started_at), "resolved_at": show_time(i.resolved_at)}
+            for i in self.masked
+        ]
+        told = {key: getattr(self, key) for key in ("metric", "where", "outcome", "sentence", "cause", "incident")}
+        return {**told, "at": show_time(self.at), "windows": windows, "masked": masked}
+
+
+def why(
+    config: Config,
+    store: Store,
+    ledger: Ledger,
+    metric: str,
+    where: dict[str, str],
+    at: dt.datetime | None = None,
+) -> Why:
+    """What the sweep at `at` (default the newest complete instant) says of one monitor, and what was made of it.
+
+    UsageError where no grouping set of `watch` produces the monitor, or where the data is not complete at `at`.
+    """
+    if not any(set(grouping) == set(where) for grouping in config.watch):
+        sets = "; ".join(", ".join(g) or "everything" for g in config.watch)
+        message = f"{', '.join(where) or 'everything'} is not watched: the grouping sets are {sets}"
+        raise UsageError(message)
+    mark = store.watermark(config.events.lateness, config.events.idle)
+    moment = floor(at or mark, config.every) if at or mark else None
+    if mark is None or moment is None or moment > mark:
+        complete = f"up to {mark:%Y-%m-%d %H:%M:%S} UTC only" if mark else "nowhere: the store has no events yet"
+        message = f"that time was not judged: the data is complete {complete}"
+        raise UsageError(message)
+    known = _Then(ledger, moment)
+    sweep, causes, recent = Watch(config, store, known, deliver=False).examine(moment)  # type: ignore[arg-type]
+    scope = {d: where[d] for d in config.dimensions if d in where}
+    cause = _cause_of(causes, metric, scope)
+    windows = tuple(_window(config, store, sweep, scored, metric, scope, cause) for scored in sweep.scored)
+    masks = tuple(i for i in recent if _weighs_on(i.scope, scope))
+    incident = next((i for i in ledger.overlapping(moment, moment) if cause and _weighs_on(i.scope, cause.scope)), None)
+    outcome, sentence = _told(metric, scope, moment, windows, cause, incident)
+    other = cause.scope if cause and cause.scope != scope else None
+    return Why(metric, scope, moment, outcome, sentence, windows, masks, other, incident.id if incident else None)
+
+
+class _Then:
+    """The ledger as it was at an instant: what fired later is no reason for what was judged then."""
+
+    def __init__(self, ledger: Ledger, at: dt.datetime) -> None:
+        self._ledger, self._at = ledger, at
+
+    def overlapping(self, start: dt.datetime, end: dt.datetime) -> list[Incident]:
+        return [
+            i if i.resolved_at is None or i.resolved_at <= self._at else replace(i, resolved_at=None)
+            for i in self._ledger.overlapping(start, end)
+            if i.detected_at < self._at
+        ]
+
+
+def _weighs_on(incident: dict[str, str], scope: dict[str, str]) -> bool:
+    return incident.items() <= scope.items() or scope.items() <= incident.items()
+
+
+def _cause_of(causes: Sequence[Cause], metric: str, scope: dict[str, str]) -> Cause | None:
+    """The cause that explains the monitor: its own, or the one that lists it."""
+    for cause in causes:
+        if any(child.metric == metric and child.scope == scope for child in cause.children):
+            return cause
+    return None
+
+
+def _window(
+    config: Config,
+    store: Store,
+    sweep: Sweep,
+    scored: Scored,
+    metric: str,
+    scope: dict[str, str],
+    cause: Cause | None,
+) -> Window:
+    fleet, width, name = scored.fleet, scored.width, scored.detector.name
+    numbers = numbers_of(store, scope)
+    row = row_of(fleet, numbers) if len(numbers) == len(scope) else None
+    if row is None:
+        reason = "too few events in the last two hours and at this time of the other days"
+        return Window(width, name, "not judged", reason, 0.0, 0.0)
+    rows = scored.scores.filter(pl.col("metric") == metric)["row"].to_numpy()
+    company = np.unique(np.append(rows, row))
+    given = fleet.windows(config.metrics[metric], width, company)
+    place = int(np.searchsorted(company, row))
+    mine = given.row(place, named=True)
+    known = {"value": mine["value"], "exposure": mine["exposure"]}
+    used = int(np.isfinite(np.array(mine["recent_value"], dtype=float)).sum())
+    found = scored.scores.filter((pl.col("metric") == metric) & (pl.col("row") == row))
+    if not found.height:
+        return Window(width, name, "not judged", _unjudged(mine, used), **known, recent_bins=used)
+    expectation = expect(given, config.metrics[metric].kind)
+    days = {day: round(float(expectation.weights[i, place]), 3) for i, day in enumerate(fleet.days)}
+    score, family = found.row(0, named=True), sweep.families[width]
+    cutoff = max(family.cutoff, family.rate / max(family.tests, 1))
+    outcome, reason = _judged(config, scored, score, cutoff, scope, cause)
+    shown = {key: score[key] for key in ("observed", "expected", "lower", "upper", "p_value")}
+    return Window(
+        width,
+        name,
+        outcome,
+        reason,
+        **known,
+        **shown,
+        cutoff=cutoff,
+        tests=family.tests,
+        recent_bins=used,
+        masked_bins=RECENT - used,
+        days={day: weight for day, weight in days.items() if weight > 0},
+    )
+
+
+def _unjudged(mine: dict[str, Any], used: int) -> str:
+    if not used and not any(np.isfinite(np.array(v, dtype=float)).any() for k, v in mine.items() if k.startswith("day")):
+        return "learning: there is no history to compare it with yet"
+    if mine["value"] != mine["value"]:
+        return "all of the last two hours lies inside known incidents"
+    return "too little is expected in a window as short as this to tell anything"
+
+
+def _judged(
+    config: Config, scored: Scored, score: dict[str, Any], cutoff: float, scope: dict[str, str], cause: Cause | None
+) -> tuple[Outcome, str]:
+    if score["p_value"] > cutoff:
+        return "normal", f"as likely as {score['p_value']:.2g}; an anomaly is less likely than {cutoff:.2g}"
+    if not score["notable"]:
+        return "suppressed", f"certain, but too small a change ({score['effect']:+.0%}) to tell anybody"
+    if scored.use.shadow:
+        return "suppressed", "the detector is on trial: it scores, and alerts nobody"
+    if cause is not None and cause.scope == scope:
+        return "fired", "its own change explains it"
+    if cause is not None:
+        return "explained", f"by {show_scope(cause.scope)}"
+    return "suppressed", "an anomaly only in the company of others that are explained"
+
+
+_ORDER: tuple[Outcome, ...] = ("fired", "explained", "suppressed", "normal", "not judged")
+
+
+def _told(
+    metric: str,
+    scope: dict[str, str],
+    at: dt.datetime,
+    windows: Sequence[Window],
+    cause: Cause | None,
+    incident: Incident | None,
+) -> tuple[Outcome, str]:
+    """What the most telling window says, in a sentence."""
+    what = f"{metric} of {show_scope(scope)} at {at:%Y-%m-%d %H:%M:%S} UTC"
+    if not windows:
+        return "not judged", f"{what} was not judged: there was not one event anywhere, the source was quiet"
+    best = min(windows, key=lambda w: (_ORDER.index(w.outcome), w.p_value if w.p_value is not None else 1.0))
+    if best.observed is None or best.expected is None or best.lower is None or best.upper is None:
+        return best.outcome, f"{what} was not judged: {best.reason}"
+    seen = (
+        f"in {show_duration(best.width)} {_number(best.observed)} was seen and {_number(best.expected)} expected"
+        f" ({_number(best.lower)} to {_number(best.upper)} is normal)"
+    )
+    verb = {"fired": "fired", "explained": "did not fire by itself", "suppressed": "did not fire", "normal": "is normal"}
+    belongs = f"; it belongs to {incident.id}" if incident is not None and cause is not None else ""
+    return best.outcome, f"{what} {verb[best.outcome]}: {seen}; {best.reason}{belongs}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
