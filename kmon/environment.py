@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 SLACK_API_URL = "https://slack.com/api/"
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -31,6 +32,11 @@ def store_token() -> str | None:
 def ledger_url() -> str | None:
     """The SQLAlchemy URL of the ledger, or None: then it lies beside the store."""
     return os.environ.get("KMON_LEDGER_URL") or None
+
+
+def data_folder() -> Path:
+    """Where public data sets lie, which do not come with kmon: KMON_DATA, or beside the checkout."""
+    return Path(os.environ.get("KMON_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
 def config_path() -> str | None:
