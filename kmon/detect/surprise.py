@@ -91,7 +91,7 @@ class Surprise:
 
     @property
     def memory_days(self) -> int:
-        """So many days, and `around` + 200 points, before a point decide its score."""
+        """So many days before a point decide its score; at steps of over a minute, `around` + 200 points more."""
         return self.days + self.fit_days + 1
 
     def score(

@@ -84,6 +84,13 @@ def test_a_bounded_history_gives_what_the_whole_gives(step, days):
         assert np.isnan(part[:, :-k]).all()
 
 
+def test_four_weeks_of_minutes_are_enough():
+    t, v = series(32, step=60)
+    v[-700:-690] += 60
+    part = scores(t[-28 * 1440 :], v[-28 * 1440 :], last=60)
+    np.testing.assert_allclose(part[:, -60:], scores(t, v)[:, -60:], rtol=1e-9, atol=1e-9)
+
+
 def test_point_by_point_gives_what_the_whole_gives():
     t, v = series(days=8)
     whole = scores(t, v)
