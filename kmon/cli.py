@@ -520,20 +520,28 @@ def lab(
 
 @app.command()
 def bench(
-    name: Annotated[Literal["ingest", "latency", "query", "storage", "soak"], typer.Argument(metavar="NAME")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the benchmark.")],
     scale: Annotated[float, typer.Option(min=0.0001, max=10, help="Of the amount of data; 1 is Klarna's.")] = 1.0,
     minutes: Annotated[float, typer.Option(min=0.05, help="How long the soak takes; the long version is 60.")] = 2.0,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each contestant; the best one counts.")] = 3,
     rivals: Annotated[bool, typer.Option(help="Compare with what 'make rivals' installed, too.")] = True,
+    data: Annotated[
+        Optional[Path], typer.Option(exists=True, file_okay=False, help="Folder of public data sets; default KMON_DATA.")
+    ] = None,
     format: Annotated[
         Literal["table", "json", "markdown"], typer.Option("--format", "-f", help="For people, programs or docs.")
     ] = "table",
 ) -> None:
-    """Measure kmon against its limits and others: ingest, latency, query, storage or soak."""
+    """Measure kmon against its limits and others: ingest, latency, query, storage, soak, or detect and its parts.
+
+    The parts of detect are detect-simulator, detect-series and detect-rootcause.
+    """
+    from kmon import arguments
     from kmon import bench as bench_
 
+    arguments.known("benchmark", name, bench_.BENCHES)
     with show.progress(f"bench {name}") as (bar, task):
-        options = bench_.Options(scale, minutes, repeats, rivals, say=lambda text: bar.update(task, note=text))
+        options = bench_.Options(scale, minutes, repeats, rivals, data, say=lambda text: bar.update(task, note=text))
         rows = bench_.BENCHES[name](options)
     bench_.print_rows(rows, format, f"kmon bench {name}: {bench_.machine()}")
 

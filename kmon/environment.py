@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 SLACK_API_URL = "https://slack.com/api/"
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -33,6 +34,11 @@ def ledger_url() -> str | None:
     return os.environ.get("KMON_LEDGER_URL") or None
 
 
+def data_folder() -> Path:
+    """Where public data sets lie, which do not come with kmon: KMON_DATA, or beside the checkout."""
+    return Path(os.environ.get("KMON_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+
 def config_path() -> str | None:
     """The configuration that served notebooks use when they are not told one."""
     return os.environ.get("KMON_CONFIG") or None
@@ -46,11 +52,6 @@ def store_address() -> str | None:
 def kafka_cache() -> str | None:
     """The folder with the jars of the test kit's Kafka, or None: then the checkout's ``.cache/kafka``."""
     return os.environ.get("KMON_KAFKA_CACHE") or None
-
-
-def data_folder() -> str | None:
-    """The folder of public data sets, which do not come with kmon, or None: then the checkout's neighbour."""
-    return os.environ.get("KMON_DATA") or None
 
 
 def for_child(*, config: str, store: str, token: str | None = None) -> dict[str, str]:

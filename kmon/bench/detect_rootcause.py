@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-import kmon
 from kmon import environment
 from kmon.bench.rows import Row, missing, reaching, told, under
 from kmon.bench.simulated_cubes import SIZES, World, cube
@@ -69,7 +68,7 @@ class Verdict:
 def run(options: Options) -> list[Row]:
     """Real incidents, then simulated ones, then cubes in which everything or nothing changed, then a large cube."""
     rows = []
-    folder = data_folder()
+    folder = options.data or environment.data_folder()
     found = sorted(p for p in folder.glob("rca_*.parquet") if _truth_of(p).exists())
     for path in found:
         options.say(f"reading {path.name}")
@@ -89,11 +88,6 @@ def run(options: Options) -> list[Row]:
     false = sum(len(verdict.causes) for verdict in quiet)
     rows.append(told("simulated, nothing changed, causes told", false, "", f"{len(quiet)} cubes"))
     return [*rows, *_large(options)]
-
-
-def data_folder() -> Path:
-    """Where public data sets lie."""
-    return Path(environment.data_folder() or Path(kmon.__file__).parents[2] / "shared" / "data")
 
 
 def incidents(path: Path, prior: float = PRIOR, drift: float = DRIFT) -> Iterator[Case]:

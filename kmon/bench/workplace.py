@@ -33,6 +33,8 @@ class Options:
     """How often each contestant runs, in turn; the best run counts, as neighbours only ever slow one down."""
     rivals: bool = True
     """Whether others take part."""
+    data: Path | None = None
+    """Folder of public data sets; None: KMON_DATA, or where a checkout has it."""
     say: Say = field(default=lambda _: None)
     """Is told what goes on."""
 

@@ -1,9 +1,10 @@
-"""Detection: what is abnormal now, over all monitors (`sweep`) or along one of them (`expected_series`)."""
+"""Detection: what is abnormal now, over all monitors (`sweep`), along one (`expected_series`), or in any series."""
 
 from kmon.detect.compare import Compare
 from kmon.detect.contract import SCORES, Detector, detector, load_detector
 from kmon.detect.fleet import Fleet, Mask, observe
 from kmon.detect.series import expected_measures, expected_series
+from kmon.detect.surprise import SeriesScores, Surprise
 from kmon.detect.sweeps import Family, Scored, Sweep, due_windows, sweep
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "Fleet",
     "Mask",
     "Scored",
+    "SeriesScores",
+    "Surprise",
     "Sweep",
     "detector",
     "due_windows",
