@@ -23,7 +23,7 @@ from kmon.bench import nab
 from kmon.bench.rows import Row, missing, reaching, told, under
 from kmon.bench.segments import Found, Pool
 from kmon.bench.workplace import Options
-from kmon.detect.oddities import before, level, same_time
+from kmon.detect.surprise.oddities import before, level, same_time
 from kmon.detect.surprise import DAY, Surprise, onsets
 
 Floats = npt.NDArray[np.float64]
