@@ -20,12 +20,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Dialect, RowMapping
 
 from kmon import environment
+from kmon.calibrate import LEVELS, Key, Tail, Tails
 from kmon.config import Config
 from kmon.errors import LedgerError
 
 Status = Literal["firing", "acked", "snoozed", "resolved"]
 Severity = Literal["critical", "warning", "info"]
 Direction = Literal["down", "up"]
+DAY = dt.timedelta(days=1)
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 OPEN: tuple[Status, ...] = ("firing", "acked", "snoozed")
 
@@ -268,6 +270,15 @@ sweeps_table = sa.Table(
     *(_column(name, _int) for name in ("monitors", "tests", "anomalies")),
     _column("cutoff", _float),
 )
+tails_table = sa.Table(
+    "tails",
+    _metadata,
+    _column("at", _Time, index=True),
+    _column("metric", _text),
+    _column("window", _Seconds),
+    _column("tests", _int),
+    *(_column(f"beyond_{i}", _int) for i in range(len(LEVELS))),
+)
 _NEWEST = sa.select(sa.func.max(sweeps_table.c.ran_at).label("ran_at"))
 runs_table = sa.Table(
     "runs",
@@ -382,6 +393,7 @@ class Ledger:
         anomalies: Sequence[Anomaly] = (),
         outbox: Sequence[Delivery] = (),
         *,
+        tails: Tails | None = None,
         seen: dt.datetime | None = None,
     ) -> None:
         """Write one sweep's outcome in one transaction; writing the same sweep again replaces its record.
@@ -398,6 +410,17 @@ class Ledger:
             for table, rows in ((anomalies_table, anomalies), (outbox_table, outbox)):
                 if rows:
                     connection.execute(sa.insert(table), [_row(row) for row in rows])
+            _put_tails(connection, sweep.at, tails or {})
+
+    def tails(self, at: dt.datetime) -> dict[Key, Tail]:
+        """What the sweeps of the day before `at` saw of the p-values of normal monitors."""
+        t = tails_table
+        sums = [sa.func.sum(t.c[name]).label(name) for name in ("tests", *_BEYOND)]
+        statement = sa.select(t.c.metric, t.c.window, *sums).where(t.c.at < at, t.c.at >= at - DAY)
+        return {
+            (row["metric"], row["window"].total_seconds()): Tail(row["tests"], tuple(row[name] for name in _BEYOND))
+            for row in self._rows(statement.group_by(t.c.metric, t.c.window))
+        }
 
     def anomalies(self, incident: str) -> list[Anomaly]:
         """What one incident explained, in time order."""
@@ -473,6 +496,22 @@ class Ledger:
 
 def _row(record: Any) -> dict[str, Any]:
     return {f.name: getattr(record, f.name) for f in fields(record)}
+
+
+_BEYOND = [f"beyond_{i}" for i in range(len(LEVELS))]
+
+
+def _put_tails(connection: Connection, at: dt.datetime, tails: Tails) -> None:
+    """Those of one sweep, in place of what it may have written before; two days of them are kept."""
+    t = tails_table
+    connection.execute(sa.delete(t).where(sa.or_(t.c.at == at, t.c.at < at - 2 * DAY)))
+    rows = [
+        {"at": at, "metric": metric, "window": dt.timedelta(seconds=seconds), "tests": tail.tests}
+        | dict(zip(_BEYOND, tail.beyond, strict=True))
+        for (metric, seconds), tail in tails.items()
+    ]
+    if rows:
+        connection.execute(sa.insert(t), rows)
 
 
 def _upsert(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], key: str) -> None:

@@ -143,7 +143,7 @@ class Watch:
         counts = (sweep.monitors, sweep.tests, sweep.anomalies, sweep.cutoff)
         record = SweepRecord(at, dt.datetime.now(dt.UTC), seconds, *counts)
         anomalies = [*_anomalies(at, decisions), *self._shadows(sweep)]
-        self._ledger.record(record, [d.incident for d in decisions], anomalies, outbox, seen=seen)
+        self._ledger.record(record, [d.incident for d in decisions], anomalies, outbox, tails=sweep.tails, seen=seen)
         return Outcome(at, sweep, tuple(decisions), tuple(outbox), seconds, scores=self._scores(sweep))
 
     def examine(self, at: dt.datetime, since: dt.datetime | None = None) -> tuple[Sweep, list[Cause], list[Incident]]:
@@ -152,7 +152,8 @@ class Watch:
         Those are the ones that are not normal by now.
         """
         recent = [i for i in self._ledger.overlapping(at - MONTH, at) if not self._is_normal_now(i)]
-        sweep = run_sweep(self._store, self._config, at, since=since, masks=[_spoilt(i) for i in recent])
+        masks, tails = [_spoilt(i) for i in recent], self._ledger.tails(at)
+        sweep = run_sweep(self._store, self._config, at, since=since, masks=masks, tails=tails)
         known = [i.scope for i in recent if _open_at(i, at)]
         return sweep, explain(sweep, self._config, self._scope, self._inside, known), recent
 

@@ -155,6 +155,11 @@ class Fleet:
         return self._between(self.values[measure], width)
 
     @property
+    def untouched(self) -> npt.NDArray[np.bool_]:
+        """The monitors that no known incident touches today."""
+        return (self.usable | ~self.recorded)[:, : self._today].all(axis=1)
+
+    @property
     def days(self) -> list[str]:
         return [name for name in dict.fromkeys(span.name for span in self.spans) if name != TODAY]
 

@@ -1,6 +1,6 @@
 """The sweep: one pass of the detectors over all monitors at one instant.
 
-    observe  ►  score  ►  control the false discovery rate  ►  anomalies
+    observe  ►  score  ►  calibrate  ►  control the false discovery rate  ►  anomalies
 
 The scheduled notebook, the replay and the researcher call the same function.
 """
@@ -18,6 +18,7 @@ from statsmodels.stats.multitest import multipletests
 
 from kmon.clock import EPOCH
 from kmon.config import Config, DetectorUse, Metric
+from kmon.calibrate import Key, Tail, Tails
 from kmon.detect.contract import SCORES, Detector, load_detector, scored
 from kmon.detect.fleet import Fleet, Mask, check_taken_over, observe
 from kmon.store import Store
@@ -39,14 +40,17 @@ class Scored:
     fleet: Fleet
     width: dt.timedelta
     scores: pl.DataFrame
-    """A row for each judged monitor and metric: `metric`, `row` (of the fleet), and the detector's scores."""
+    """A row for each judged monitor and metric: `metric`, `row` (of the fleet), the detector's scores with calibrated
+    p-values, and `raw`, the p-value as the detector said it."""
+    tails: Tails
 
     def again(self, fleet: Fleet, metric: str, rows: list[int], config: Config) -> pl.DataFrame:
         """Score some monitors of another fleet, such as this one less a known cause; in company, as they were."""
         others = self.scores.filter((pl.col("metric") == metric) & ~pl.col("row").is_in(rows))["row"].to_numpy()
         company = others[:: -(-len(others) // COMPANY) or 1]
         chosen = np.concatenate([np.array(rows, dtype=np.int64), company])
-        return scored(self.detector, fleet.windows(config.metrics[metric], self.width, chosen))[: len(rows)]
+        again = scored(self.detector, fleet.windows(config.metrics[metric], self.width, chosen))[: len(rows)]
+        return _calibrated(again, self.tails.get((metric, self.width.total_seconds())))
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Sweep:
     monitors: int
     flagged: tuple[pl.DataFrame, ...] = field(repr=False)
     """The anomalies, a frame for each of `scored`, with the columns of its scores."""
+    tails: Tails = field(default_factory=dict, repr=False)
+    """What the p-values of normal monitors were before they were calibrated, for the sweeps to come."""
 
     @property
     def windows(self) -> tuple[dt.timedelta, ...]:
@@ -122,11 +128,13 @@ def sweep(
     *,
     since: dt.datetime | None = None,
     masks: Sequence[Mask] = (),
+    tails: Tails | None = None,
 ) -> Sweep:
     """Judge every monitor on the windows that end at `at` and were due after the sweep at `since`, default all.
 
     `at` is event time, at or before the watermark: what is not complete is not judged. `masks` are the known
-    incidents, whose minutes serve nobody inside them as a reference. Reads the store, writes nothing.
+    incidents, whose minutes serve nobody inside them as a reference; `tails` what the sweeps of the last day saw of
+    normal monitors. Reads the store, writes nothing.
     """
     check_taken_over(store, config, config.metrics.values(), (d for grouping in config.watch for d in grouping))
     detectors = [(use, load_detector(use, config.path.parent)) for use in config.detectors]
@@ -137,7 +145,8 @@ def sweep(
     for width in widths:
         if fleet.quiet(width):  # not one event anywhere: the source is quiet, which is no partner's outage
             continue
-        scores = [Scored(use, d, fleet, width, _scores(d, fleet, width, config)) for use, d in detectors]
+        known = tails or {}
+        scores = [Scored(use, d, fleet, width, _scores(d, fleet, width, config, known), known) for use, d in detectors]
         p = np.concatenate([s.scores["p_value"].to_numpy() for s in scores if not s.use.shadow] or [np.empty(0)])
         rate = false_discovery_rate(config, width)
         families[width] = Family(rate, len(p), _cutoff(p, rate))
@@ -145,16 +154,37 @@ def sweep(
     flagged = tuple(
         s.scores.filter((pl.col("p_value") <= families[s.width].cutoff) & pl.col("notable")) for s in found
     )
-    return Sweep(at, tuple(found), families, fleet.monitors.height, flagged)
+    return Sweep(at, tuple(found), families, fleet.monitors.height, flagged, _tails(found, families))
 
 
-def _scores(detector: Detector, fleet: Fleet, width: dt.timedelta, config: Config) -> pl.DataFrame:
+def _calibrated(scores: pl.DataFrame, tail: Tail | None) -> pl.DataFrame:
+    """Scores of one metric with calibrated p-values beside the detector's own."""
+    raw = scores["p_value"].to_numpy()
+    p = raw if tail is None else tail.calibrated(raw)
+    return scores.with_columns(raw=pl.col("p_value"), p_value=pl.Series(p, dtype=pl.Float64))
+
+
+def _tails(found: Sequence[Scored], families: Mapping[dt.timedelta, Family]) -> dict[Key, Tail]:
+    """The p-values that the first detector gave to monitors which no known incident touches, and which are no anomaly."""
+    tails: dict[Key, Tail] = {}
+    for scored in found:
+        if scored.use is not found[0].use:
+            continue
+        calm = scored.fleet.untouched[scored.scores["row"].to_numpy()]
+        normal = scored.scores.filter(pl.Series(calm) & (pl.col("p_value") > families[scored.width].cutoff))
+        for (metric,), part in normal.group_by("metric"):
+            tails[str(metric), scored.width.total_seconds()] = Tail.of(part["raw"].to_numpy())
+    return tails
+
+
+def _scores(detector: Detector, fleet: Fleet, width: dt.timedelta, config: Config, tails: Tails) -> pl.DataFrame:
     """What `Scored` holds: all metrics one below the other, without the monitors that were not judged."""
-    parts = [pl.DataFrame(schema={**SCORES, "metric": pl.String(), "row": pl.Int64()})]
+    parts = [pl.DataFrame(schema={**SCORES, "raw": pl.Float64(), "metric": pl.String(), "row": pl.Int64()})]
     for name, metric in config.metrics.items():
         rows = np.flatnonzero(fleet.volume(metric, width) >= _least_volume(metric, detector))
         keys = {"metric": pl.Series([name]).new_from_index(0, len(rows)), "row": pl.Series(rows, dtype=pl.Int64)}
-        parts.append(scored(detector, fleet.windows(metric, width, rows)).with_columns(**keys))
+        scores = scored(detector, fleet.windows(metric, width, rows))
+        parts.append(_calibrated(scores, tails.get((name, width.total_seconds()))).with_columns(**keys))
     return pl.concat(parts).filter(pl.col("judged") & pl.col("p_value").is_between(0, 1))
 
 
