@@ -52,12 +52,15 @@ def beginning(store: Store, config: Config, incident: Incident, at: dt.datetime)
     return begin + int(np.argmax(since)) * grain
 
 
-def loss(store: Store, measures: Sequence[str], incident: Incident, at: dt.datetime) -> dict[str, float]:
-    """Observed minus expected of `measures` in the incident's scope, from its beginning to `at`.
+def loss(store: Store, config: Config, incident: Incident, at: dt.datetime) -> dict[str, float]:
+    """Observed minus expected of the measures of `incidents.impact` in its scope, from its beginning to `at`.
 
     Expected is the same time yesterday at today's level, the level being that of the hour before against yesterday's;
-    without a yesterday it is the rate of the hour before.
+    without a yesterday it is the rate of the hour before. The measure of `incidents.money` is what the missing events
+    were worth on average in the day before: large orders come by chance.
     """
+    money = config.incidents.money
+    measures = dict.fromkeys((*config.incidents.impact, *((money.measure, money.of) if money else ())))
     if not measures:
         return {}
     start, end = incident.started_at, at
@@ -72,4 +75,14 @@ def loss(store: Store, measures: Sequence[str], incident: Incident, at: dt.datet
             level = before[measure] / yesterday_before[measure]
             expected = yesterday[measure] * min(max(level, 1 / SHIFT), SHIFT)
         found[measure] = round(observed[measure] - expected, 2)
+    if money is not None:
+        day = store.totals(incident.scope, start - DAY, start)
+        found[money.measure] = round(found[money.of] * day[money.measure] / max(day[money.of], 1), 2)
     return found
+
+
+def an_hour(incident: Incident, measure: str, at: dt.datetime) -> float | None:
+    """What an incident costs of a measure an hour, positive where something is missing; None where that is unknown."""
+    change = incident.impact.get(measure)
+    lasted = max(at - incident.started_at, MINUTE)
+    return None if change is None else -change * (HOUR / lasted)

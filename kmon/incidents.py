@@ -72,11 +72,13 @@ def decide(
     return decisions
 
 
-def severity_of(config: Config, metric: str, direction: str, effect: float) -> Severity:
-    """Info for a change in the welcome direction, otherwise by its size."""
-    good = config.metrics[metric].good
-    if good == direction:
+def severity_of(config: Config, metric: str, direction: str, effect: float, cost: float | None = None) -> Severity:
+    """Info for a change in the welcome direction; otherwise by what it costs an hour, or else by its size."""
+    if config.metrics[metric].good == direction:
         return "info"
+    money = config.incidents.money
+    if money is not None and cost is not None:
+        return "critical" if cost >= money.critical else "warning"
     return "critical" if abs(effect) >= config.incidents.critical else "warning"
 
 

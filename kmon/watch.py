@@ -23,9 +23,9 @@ from kmon.detect import Fleet, Sweep, observe
 from kmon.detect import sweep as run_sweep
 from kmon.errors import UsageError
 from kmon.explain import Cause, explain
-from kmon.impact import beginning, loss
-from kmon.incidents import REOPENED, Decision, decide
-from kmon.ledger import Anomaly, Delivery, Incident, Ledger, SweepRecord, open_ledger
+from kmon.impact import an_hour, beginning, loss
+from kmon.incidents import REOPENED, Decision, decide, severity_of
+from kmon.ledger import Anomaly, Delivery, Incident, Ledger, Severity, SweepRecord, open_ledger
 from kmon.partners import Partners
 from kmon.recheck import Recheck
 from kmon.store import Store, open_for_reading
@@ -206,8 +206,18 @@ class Watch:
         if decision.action == "new":
             incident = replace(incident, started_at=beginning(self._store, self._config, incident, at))
         if decision.action in ("new", "reopened", "joined", "still"):
-            incident = replace(incident, impact=loss(self._store, self._config.incidents.impact, incident, at))
+            incident = replace(incident, impact=loss(self._store, self._config, incident, at))
+            incident = replace(incident, severity=self._severity(incident, at))
         return replace(decision, incident=self._addressed(incident))
+
+    def _severity(self, incident: Incident, at: dt.datetime) -> Severity:
+        """By what it costs an hour as far as it is known by now."""
+        money = self._config.incidents.money
+        if money is None:
+            return incident.severity
+        effect = (incident.observed - incident.expected) / (abs(incident.expected) or 1.0)
+        cost = an_hour(incident, money.measure, at)
+        return severity_of(self._config, incident.metric, incident.direction, effect, cost)
 
     def _addressed(self, incident: Incident) -> Incident:
         scope = {page_key(dimension): value for dimension, value in incident.scope.items()}

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from kmon.impact import beginning, loss
+from kmon.config import Config
 from tests.detect.worlds import AT, DAY, MINUTE, config, shop, traffic
 from tests.test_incidents import incident
 
@@ -35,6 +36,11 @@ def test_the_beginning_is_found_to_the_minute(
     assert abs(start - (AT - ago * MINUTE)) <= MINUTE
 
 
+def told(measures: list[str], **money: object) -> Config:
+    """A configuration that tells the loss in `measures`."""
+    return config(incidents={"impact": measures, **({"money": money} if money else {})})
+
+
 @pytest.mark.parametrize("yesterday", [True, False])
 def test_the_loss_is_what_is_missing_since_then(yesterday: bool) -> None:
     """9 cells of 8 sessions a minute, of which half buy: 36 orders a minute for ten minutes."""
@@ -42,7 +48,7 @@ def test_the_loss_is_what_is_missing_since_then(yesterday: bool) -> None:
     began = AT - 10 * MINUTE
     events = traffic(8.0, pl.when(ill).then(0.0).otherwise(0.5), minutes=90, days=[1, 0] if yesterday else [0])
     with shop(events) as store:
-        found = loss(store, ["orders", "sessions"], replace(incident(), started_at=began), AT)
+        found = loss(store, told(["orders", "sessions"]), replace(incident(), started_at=began), AT)
     assert found["orders"] == pytest.approx(-360, rel=0.15)
     assert abs(found["sessions"]) < 80
 
@@ -51,7 +57,7 @@ def test_a_level_far_from_yesterdays_is_not_believed() -> None:
     """Yesterday's hour before was nearly empty: today is not a hundred times yesterday."""
     sparse = pl.when(pl.col("today").not_() & (pl.col("ago") > 10)).then(0.05).otherwise(8.0)
     with shop(traffic(sparse, minutes=90)) as store:
-        found = loss(store, ["sessions"], replace(incident(), started_at=AT - 10 * MINUTE), AT)
+        found = loss(store, told(["sessions"]), replace(incident(), started_at=AT - 10 * MINUTE), AT)
     day = store_total(sparse)
     assert found["sessions"] == pytest.approx(day[0] - 2 * day[1])
 
@@ -69,4 +75,4 @@ def store_total(rate: pl.Expr) -> tuple[float, float]:
 
 def test_nothing_to_tell() -> None:
     with shop(traffic().head(10)) as store:
-        assert loss(store, [], incident(), AT) == {}
+        assert loss(store, told([]), incident(), AT) == {}

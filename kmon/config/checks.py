@@ -50,6 +50,9 @@ def inconsistencies(config: Config) -> Iterator[tuple[Loc, str]]:
     for i, grouping in enumerate(config.watch):
         yield from _unknown(("watch", i), grouping, dimensions)
     yield from _unknown(("incidents", "impact"), config.incidents.impact, measures)
+    if (money := config.incidents.money) is not None:
+        for key in ("measure", "of"):
+            yield from _unknown(("incidents", "money", key), (getattr(money, key),), measures)
     for i, route in enumerate(config.routes):
         yield from _unknown(("routes", i, "sinks"), route.sinks, ("a sink", config.sinks))
         yield from _unknown(("routes", i, "match", "metric"), route.match.metric or (), ("a metric", metrics))

@@ -270,6 +270,17 @@ class DetectorUse(Model):
     """Score and record, never alert."""
 
 
+class Loss(Model):
+    """What an incident costs: the missing events of one measure, at what such an event was worth the day before."""
+
+    measure: Name
+    """What they are worth, such as the amount of orders."""
+    of: Name
+    """The measure that counts the events, such as orders."""
+    critical: float = Field(default=1000.0, gt=0)
+    """An incident that costs so much an hour is critical, a smaller one a warning, whatever its relative change."""
+
+
 class Incidents(Model):
     """How anomalies become incidents."""
 
@@ -281,6 +292,8 @@ class Incidents(Model):
     """The measures in which the loss is told, observed minus expected since the start."""
     critical: float = Field(default=0.5, gt=0, le=1)
     """A relative change of at least this much in the bad direction is critical; a smaller one a warning."""
+    money: Loss | None = None
+    """Severity comes from what is lost, where it can be told; default from the relative change."""
 
 
 class Match(Model):
