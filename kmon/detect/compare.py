@@ -75,7 +75,9 @@ class Compare:
         p = np.minimum(np.where(falls, lower, upper) * 2, 1.0)
         own = {key: _threshold(windows, key, default) for key, default in self._thresholds(now.kind).items()}
         volume = np.fmax(observed, level) if now.kind == "count" else now.exposure
-        judged = expected.known & (now.exposure > 0) & (volume >= own["min_volume"]) & np.isfinite(observed)
+        judged: npt.NDArray[np.bool_] = (
+            expected.known & (now.exposure > 0) & (volume >= own["min_volume"]) & np.isfinite(observed)
+        )
         judged &= np.isfinite(p)
         low, high = now.interval(expected, float(stats.norm.isf((1 - self.coverage) / 2)))
         evidence = np.where(judged, now.gain(expected), 0.0)
@@ -99,7 +101,9 @@ class Compare:
         return {"min_volume": self.min_volume, "min_effect": fall, "min_rise": self.min_rise}
 
 
-def _large(now: _Now, expected: Expectation, observed: Floats, falls: Floats, own: dict[str, Floats]) -> Floats:
+def _large(
+    now: _Now, expected: Expectation, observed: Floats, falls: npt.NDArray[np.bool_], own: dict[str, Floats]
+) -> npt.NDArray[np.bool_]:
     """Whether the change is worth telling, of those that are certain.
 
     A count that fell by a third and is low by chance has not fallen by half: it gets a standard deviation of doubt.
@@ -132,7 +136,8 @@ class _Now:
     @classmethod
     def of(cls, windows: pl.DataFrame, kind: str) -> _Now:
         value, exposure = (windows[name].to_numpy().astype(float) for name in ("value", "exposure"))
-        earlier = windows["lagged_exposure"].to_numpy().astype(float) if "lagged_exposure" in windows.columns else exposure
+        lagged = "lagged_exposure" if "lagged_exposure" in windows.columns else "exposure"
+        earlier = windows[lagged].to_numpy().astype(float)
         least, most = np.fmin(exposure, earlier), np.fmax(exposure, earlier)
         usual = _usual_exposure(windows, exposure)
         if kind == "rate":  # an order can come in the window after its session
@@ -149,9 +154,11 @@ class _Now:
             deviation = self.value / self.exposure - null
             z = deviation / np.sqrt(expected.noise / self.exposure + expected.drift * expected.level**2)
             return stats.norm.cdf(z), stats.norm.sf(z)
-        lower, _ = tails.beta_binomial(np.minimum(self.value, self.least), self.least, null, self._spread(expected, self.least))
-        _, upper = tails.beta_binomial(np.minimum(self.value, self.most), self.most, null, self._spread(expected, self.most))
-        return lower, upper
+
+        def both(trials: Floats) -> tuple[Floats, Floats]:
+            return tails.beta_binomial(np.minimum(self.value, trials), trials, null, self._spread(expected, trials))
+
+        return both(self.least)[0], both(self.most)[1]
 
     def _excess(self, expected: Expectation) -> Floats:
         """Relative variance of a count beyond Poisson's."""

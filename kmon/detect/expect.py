@@ -65,7 +65,9 @@ class Expectation:
     """False while learning."""
 
 
-def overdispersion(squares: Floats, base: Floats, scale: Floats, *, most: float, guess: float = 0.0, weight: float = 0):
+def overdispersion(
+    squares: Floats, base: Floats, scale: Floats, *, most: float, guess: float = 0.0, weight: float = 0
+) -> float:
     """The `phi` for which squared residuals are as large as the variance `base` + `phi` x `scale` says, robustly.
 
     By moments, each square counting up to ROBUST variances. `guess` weighs as much as `weight` residuals.
@@ -272,7 +274,7 @@ def _kernel(bins: float) -> Floats:
     """How much of each bin of a day lies in the window or NEAR it."""
     edge = np.arange(RECENT + AFTER, dtype=float)
     begin, end = max(RECENT - bins - NEAR, 0.0), RECENT + NEAR
-    return np.clip(np.minimum(edge + 1, end) - np.maximum(edge, begin), 0.0, 1.0)
+    return np.asarray(np.clip(np.minimum(edge + 1, end) - np.maximum(edge, begin), 0.0, 1.0))
 
 
 def _smooth(values: Floats) -> Floats:
@@ -320,7 +322,7 @@ def _stretched(mean: Floats, count: int, bins: float) -> Floats:
 
 def _joined(values: Floats, join: int) -> Floats:
     count = values.shape[1] // join
-    return values[:, values.shape[1] - count * join :].reshape(len(values), count, join).sum(axis=2)
+    return np.asarray(values[:, values.shape[1] - count * join :].reshape(len(values), count, join).sum(axis=2))
 
 
 def _rates(given: References) -> Expectation:
@@ -371,7 +373,7 @@ def _share_residuals(
 def _means(given: References) -> Expectation:
     total, size, other_total, other_size = _pools(given)
     now, usual = total / size, other_total / other_size
-    parts = [(value, exposure, level) for (value, exposure), level in ((given.recent, now), *((d, usual) for d in given.days))]
+    parts = [(*given.recent, now), *((*day, usual) for day in given.days)]
     chi2, df = np.zeros(len(now)), np.zeros(len(now))
     for value, exposure, level in parts:
         good = np.isfinite(value) & (exposure > 0) & np.isfinite(level)[:, None]
@@ -386,4 +388,5 @@ def _means(given: References) -> Expectation:
     days = np.where(np.isfinite(usual), 1 / (one / other_size + steady * square), 0.0)
     level = (np.nan_to_num(now) * recent + np.nan_to_num(usual) * days) / (recent + days)
     drift = 1 / (recent + days) / level**2
-    return Expectation(level, one, drift, np.nan_to_num(size) + np.nan_to_num(other_size), np.isfinite(level) & np.isfinite(one))
+    known = np.isfinite(level) & np.isfinite(one)
+    return Expectation(level, one, drift, np.nan_to_num(size) + np.nan_to_num(other_size), known)

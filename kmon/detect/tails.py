@@ -70,7 +70,7 @@ def _summed(x: Floats, n: Floats, a: Floats, b: Floats) -> Floats:
     going = np.flatnonzero((k >= 1) & (term > 0))
     for _ in range(TERMS):
         if not len(going):
-            return np.minimum(total, 1.0)
+            break
         term[going] *= ratio(going)
         total[going] += term[going]
         k[going] -= 1
@@ -78,4 +78,4 @@ def _summed(x: Floats, n: Floats, a: Floats, b: Floats) -> Floats:
     if len(going):
         rest = np.minimum(ratio(going), 1 - 1e-9)
         total[going] += term[going] * rest / (1 - rest)
-    return np.minimum(total, 1.0)
+    return np.asarray(np.minimum(total, 1.0))
