@@ -30,7 +30,7 @@ _DIRECTIONS = pl.Series(["up", "down"])
 class Compare:
     """Predictive tests: how likely is a window as low, or as high, as this one?
 
-    Counts: negative binomial (a Poisson count of a gamma level). Rates: beta-binomial. Means: a normal mean, by the
+    Counts: negative binomial (a Poisson count of a gamma level). Rates: beta-binomial. Means: Student's t, by the
     variance of one event. The null is not one level but all within `tolerance` of the expected one, as no level stays
     exactly where it was (a minimum-effect test, Murphy and Myors 1999).
     """
@@ -79,7 +79,7 @@ class Compare:
             expected.known & (now.exposure > 0) & (volume >= own["min_volume"]) & np.isfinite(observed)
         )
         judged &= np.isfinite(p)
-        low, high = now.interval(expected, float(stats.norm.isf((1 - self.coverage) / 2)))
+        low, high = now.interval(expected, self.coverage)
         evidence = np.where(judged, now.gain(expected), 0.0)
         return pl.DataFrame(
             {
@@ -153,7 +153,7 @@ class _Now:
         if self.kind == "mean":
             deviation = self.value / self.exposure - null
             z = deviation / np.sqrt(expected.noise / self.exposure + expected.drift * expected.level**2)
-            return stats.norm.cdf(z), stats.norm.sf(z)
+            return stats.t.cdf(z, expected.freedom), stats.t.sf(z, expected.freedom)
 
         def both(trials: Floats) -> tuple[Floats, Floats]:
             return tails.beta_binomial(np.minimum(self.value, trials), trials, null, self._spread(expected, trials))
@@ -169,9 +169,9 @@ class _Now:
         n = np.maximum(trials, 1.0)
         return np.where(n > 1, ((expected.noise - 1) / n + expected.drift) / (1 - 1 / np.maximum(n, 1 + 1e-9)), 0.0)
 
-    def interval(self, expected: Expectation, z: float) -> tuple[Floats, Floats]:
+    def interval(self, expected: Expectation, coverage: float) -> tuple[Floats, Floats]:
         """Where a normal window falls."""
-        level = expected.level
+        level, z = expected.level, stats.t.isf((1 - coverage) / 2, expected.freedom)
         if self.kind == "count":  # of the gamma distribution with this variance (Wilson and Hilferty 1931)
             shape = 1 / (1 / np.maximum(level, 1e-9) + self._excess(expected))
             middle, width = 1 - 1 / (9 * shape), z / (3 * np.sqrt(shape))

@@ -63,6 +63,8 @@ class Expectation:
     """Events in the references that it rests on."""
     known: npt.NDArray[np.bool_]
     """False while learning."""
+    freedom: float | Floats = np.inf
+    """Degrees of freedom of the noise of a mean, which is its own monitor's alone."""
 
 
 def overdispersion(
@@ -389,4 +391,4 @@ def _means(given: References) -> Expectation:
     level = (np.nan_to_num(now) * recent + np.nan_to_num(usual) * days) / (recent + days)
     drift = 1 / (recent + days) / level**2
     known = np.isfinite(level) & np.isfinite(one)
-    return Expectation(level, one, drift, np.nan_to_num(size) + np.nan_to_num(other_size), known)
+    return Expectation(level, one, drift, np.nan_to_num(size) + np.nan_to_num(other_size), known, np.maximum(df, 1.0))
