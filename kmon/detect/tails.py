@@ -50,6 +50,7 @@ def beta_binomial(hits: Floats, trials: Floats, share: Floats, spread: Floats) -
     variance = (1 + (trials - 1) / (size + 1)) / np.maximum(trials, 1)
     like = 1 / np.maximum(variance, 1e-12) - 1
     middle = (trials * np.sqrt(variance * share * (1 - share)) > TERMS / 5) & (tail > 1e-3)
+    middle &= near[0] > TERMS  # else all terms were summed
     smooth = special.betainc(share * like, (1 - share) * like, hits / np.maximum(trials, 1))
     tail = np.where(middle, np.where(falls, smooth, 1 - smooth), tail)
     return np.where(falls, tail, 1 - tail), np.where(falls, 1 - tail, tail)
