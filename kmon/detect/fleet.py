@@ -117,9 +117,10 @@ class Fleet:
                 counts = np.broadcast_to(self._lengths(width), usable.shape)
             else:
                 counts = self.values[measure][pick]
-            columns[key] = self._between(counts, width)
+            whole = np.ones(len(pick))  # a count's exposure, without the rounding of its parts
+            columns[key] = whole if measure is None else self._between(counts, width)
             if key == "exposure":
-                columns["lagged_exposure"] = self._between(counts, width, LAG)
+                columns["lagged_exposure"] = whole if measure is None else self._between(counts, width, LAG)
             used = np.where(usable, counts, np.nan)
             columns[f"previous_{key}"] = self._previous(used, width)
             columns[f"recent_{key}"] = self._recent(used, width)
