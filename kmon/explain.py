@@ -171,7 +171,8 @@ class _Pending:
         for (metric,), part in self.flagged.group_by("metric", maintain_order=True):
             again = self.scored.again(self._rest.fleet, str(metric), part["row"].to_list(), self._config)
             same = again["notable"] & (again["direction"] == part["direction"])
-            gone.append(part.select("metric", "row").with_columns(gone=~(same & (again["p_value"] <= self.family.cutoff))))
+            still = same & (again["p_value"] <= self.family.cutoff)
+            gone.append(part.select("metric", "row").with_columns(gone=~still))
         marked = self.flagged.join(pl.concat(gone), on=["metric", "row"], how="left", maintain_order="left")
         return self._remove(marked["gone"] & ~marked["alone"])
 

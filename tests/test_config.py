@@ -203,12 +203,6 @@ def test_the_columns_of_a_measure():
     assert columns_of("sum(a * \"B\") FILTER (c = 'd' AND a > 0)") == ["a", "B", "c"]
 
 
-@pytest.mark.parametrize(("every", "alerts", "fdr"), [("1m", 1, 1 / 1440), ("10s", 1, 1 / 8640), ("5m", 1000, 0.05)])
-def test_the_false_discovery_rate_of_a_sweep(write, every, alerts, fdr):
-    config = load_config(write(BASE + f"every: {every}\nfalse_alerts_per_day: {alerts}\n"))
-    assert config.fdr == pytest.approx(fdr)
-
-
 @pytest.mark.parametrize(
     ("apps", "url"),
     [("{}", "http://localhost:5006"), ("{host: 10.0.0.1, port: 80}", "http://10.0.0.1:80"), ("{url: 'https://x/y/'}", "https://x/y")],

@@ -30,7 +30,7 @@ _DIRECTIONS = pl.Series(["up", "down"])
 class Compare:
     """Predictive tests: how likely is a window as low, or as high, as this one?
 
-    Counts: negative binomial (a Poisson count of a gamma level). Rates: beta-binomial. Means: a normal mean, by the
+    Counts: negative binomial (a Poisson count of a gamma level). Rates: beta-binomial. Means: Student's t, by the
     variance of one event. The null is not one level but all within `tolerance` of the expected one, as no level stays
     exactly where it was (a minimum-effect test, Murphy and Myors 1999).
     """
@@ -75,9 +75,11 @@ class Compare:
         p = np.minimum(np.where(falls, lower, upper) * 2, 1.0)
         own = {key: _threshold(windows, key, default) for key, default in self._thresholds(now.kind).items()}
         volume = np.fmax(observed, level) if now.kind == "count" else now.exposure
-        judged = expected.known & (now.exposure > 0) & (volume >= own["min_volume"]) & np.isfinite(observed)
+        judged: npt.NDArray[np.bool_] = (
+            expected.known & (now.exposure > 0) & (volume >= own["min_volume"]) & np.isfinite(observed)
+        )
         judged &= np.isfinite(p)
-        low, high = now.interval(expected, float(stats.norm.isf((1 - self.coverage) / 2)))
+        low, high = now.interval(expected, self.coverage)
         evidence = np.where(judged, now.gain(expected), 0.0)
         return pl.DataFrame(
             {
@@ -99,7 +101,9 @@ class Compare:
         return {"min_volume": self.min_volume, "min_effect": fall, "min_rise": self.min_rise}
 
 
-def _large(now: _Now, expected: Expectation, observed: Floats, falls: Floats, own: dict[str, Floats]) -> Floats:
+def _large(
+    now: _Now, expected: Expectation, observed: Floats, falls: npt.NDArray[np.bool_], own: dict[str, Floats]
+) -> npt.NDArray[np.bool_]:
     """Whether the change is worth telling, of those that are certain.
 
     A count that fell by a third and is low by chance has not fallen by half: it gets a standard deviation of doubt.
@@ -132,7 +136,8 @@ class _Now:
     @classmethod
     def of(cls, windows: pl.DataFrame, kind: str) -> _Now:
         value, exposure = (windows[name].to_numpy().astype(float) for name in ("value", "exposure"))
-        earlier = windows["lagged_exposure"].to_numpy().astype(float) if "lagged_exposure" in windows.columns else exposure
+        lagged = "lagged_exposure" if "lagged_exposure" in windows.columns else "exposure"
+        earlier = windows[lagged].to_numpy().astype(float)
         least, most = np.fmin(exposure, earlier), np.fmax(exposure, earlier)
         usual = _usual_exposure(windows, exposure)
         if kind == "rate":  # an order can come in the window after its session
@@ -148,10 +153,12 @@ class _Now:
         if self.kind == "mean":
             deviation = self.value / self.exposure - null
             z = deviation / np.sqrt(expected.noise / self.exposure + expected.drift * expected.level**2)
-            return stats.norm.cdf(z), stats.norm.sf(z)
-        lower, _ = tails.beta_binomial(np.minimum(self.value, self.least), self.least, null, self._spread(expected, self.least))
-        _, upper = tails.beta_binomial(np.minimum(self.value, self.most), self.most, null, self._spread(expected, self.most))
-        return lower, upper
+            return stats.t.cdf(z, expected.freedom), stats.t.sf(z, expected.freedom)
+
+        def both(trials: Floats) -> tuple[Floats, Floats]:
+            return tails.beta_binomial(np.minimum(self.value, trials), trials, null, self._spread(expected, trials))
+
+        return both(self.least)[0], both(self.most)[1]
 
     def _excess(self, expected: Expectation) -> Floats:
         """Relative variance of a count beyond Poisson's."""
@@ -162,9 +169,9 @@ class _Now:
         n = np.maximum(trials, 1.0)
         return np.where(n > 1, ((expected.noise - 1) / n + expected.drift) / (1 - 1 / np.maximum(n, 1 + 1e-9)), 0.0)
 
-    def interval(self, expected: Expectation, z: float) -> tuple[Floats, Floats]:
+    def interval(self, expected: Expectation, coverage: float) -> tuple[Floats, Floats]:
         """Where a normal window falls."""
-        level = expected.level
+        level, z = expected.level, stats.t.isf((1 - coverage) / 2, expected.freedom)
         if self.kind == "count":  # of the gamma distribution with this variance (Wilson and Hilferty 1931)
             shape = 1 / (1 / np.maximum(level, 1e-9) + self._excess(expected))
             middle, width = 1 - 1 / (9 * shape), z / (3 * np.sqrt(shape))

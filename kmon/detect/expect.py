@@ -44,6 +44,8 @@ SHAPELESS = 3e-3
 """Relative variance that a day's shape is off by at best."""
 ROBUST = 4.0
 """Squared residuals, in variances, count up to this: what is abnormal must not pass for noise."""
+WILD = 1.5
+"""Noise from which on a monitor's own is sought in earnest."""
 _USUAL = float(stats.chi2.cdf(ROBUST, 3) + ROBUST * stats.chi2.sf(ROBUST, 1))
 """Mean of a chi-squared variable cut at ROBUST."""
 _SAMPLE = 20_000
@@ -65,9 +67,13 @@ class Expectation:
     """False while learning."""
     weights: Floats
     """(days, monitors): how much each day counts, 1 in all; 0 where no day is used."""
+    freedom: float | Floats = np.inf
+    """Degrees of freedom of the noise of a mean, which is its own monitor's alone."""
 
 
-def overdispersion(squares: Floats, base: Floats, scale: Floats, *, most: float, guess: float = 0.0, weight: float = 0):
+def overdispersion(
+    squares: Floats, base: Floats, scale: Floats, *, most: float, guess: float = 0.0, weight: float = 0
+) -> float:
     """The `phi` for which squared residuals are as large as the variance `base` + `phi` x `scale` says, robustly.
 
     By moments, each square counting up to ROBUST variances. `guess` weighs as much as `weight` residuals.
@@ -148,6 +154,16 @@ def _counts(given: References) -> Expectation:
     effective = np.where(squared > 0, spread / np.maximum(squared, 1e-9), 1.0)  # plain counts in a decaying one
     alone = _Alone.of(recent, decay, given.bins)
     flat = (seen < 0.5) | (around + before * np.maximum(used, 1) < FEW)
+    own = np.where(flat, 1.0, today / np.maximum(before, 1e-9))
+    profile = _weighted([s.profile for s in shapes], weights, m, RECENT + AFTER)
+    trace = np.where(flat[:, None], alone.rate[:, None], own[:, None] * profile[:, :RECENT])
+    residuals = [(recent - trace, trace)]
+    residuals += [((day - s.profile) / np.sqrt(0.8), s.profile) for day, s in zip(days, shapes, strict=True)]
+    off, mean = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
+    noise, phi = _noise(off, mean, mean**2)
+    phi = _at_width(given, recent - trace, trace, phi)
+
+    effective, around = effective / noise, around / noise  # what varies more tells less
     fit = ~flat & (before > 0)
     usual = today[fit].sum() / before[fit].sum() if fit.any() else 1.0
     level = usual * (before + 0.5 / effective)
@@ -161,16 +177,7 @@ def _counts(given: References) -> Expectation:
     drift = 1 / (prior + discount * counted) + 1 / (around + 0.5)
     drift += share / (effective * before * np.maximum(used, 1) + 0.5)
     expected = np.where(flat, alone.window, factor * window)
-    drift = np.where(flat, alone.drift, drift)
-
-    own = np.where(flat, 1.0, today / np.maximum(before, 1e-9))
-    profile = _weighted([s.profile for s in shapes], weights, m, RECENT + AFTER)
-    trace = np.where(flat[:, None], alone.rate[:, None], own[:, None] * profile[:, :RECENT])
-    residuals = [(recent - trace, trace)]
-    residuals += [((day - s.profile) / np.sqrt(0.8), s.profile) for day, s in zip(days, shapes, strict=True)]
-    off, mean = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
-    noise, phi = _noise(off, mean, mean**2)
-    phi = _at_width(given, recent - trace, trace, phi)
+    drift = np.where(flat, noise * alone.drift, drift)
     bins = np.isfinite(recent).sum(axis=1)
     known = np.isfinite(expected) & ((seen >= 0.5) | (bins >= RECENT / 4))
     return Expectation(expected, noise, drift + noise * phi, around + counted, known, _shares(weights, m))
@@ -280,7 +287,7 @@ def _kernel(bins: float) -> Floats:
     """How much of each bin of a day lies in the window or NEAR it."""
     edge = np.arange(RECENT + AFTER, dtype=float)
     begin, end = max(RECENT - bins - NEAR, 0.0), RECENT + NEAR
-    return np.clip(np.minimum(edge + 1, end) - np.maximum(edge, begin), 0.0, 1.0)
+    return np.asarray(np.clip(np.minimum(edge + 1, end) - np.maximum(edge, begin), 0.0, 1.0))
 
 
 def _smooth(values: Floats) -> Floats:
@@ -296,9 +303,15 @@ def _noise(off: Floats, mean: Floats, square: Floats) -> tuple[Floats, float]:
     good = np.isfinite(off) & (mean > 0.05)
     telling = good & (mean >= 3)
     phi = overdispersion(off[telling] ** 2, mean[telling], square[telling], most=1.0)
-    chi2 = np.where(good, np.minimum(off**2 / (mean + phi * square), ROBUST**2), 0.0).sum(axis=1)
-    df = 0.9 * good.sum(axis=1)
-    return np.maximum((chi2 + PRIOR) / (df + PRIOR), 1.0), phi
+    squares = np.where(good, off**2 / (mean + phi * square), 0.0)
+    count = 0.9 * good.sum(axis=1)
+    noise = np.maximum((np.minimum(squares, ROBUST**2).sum(axis=1) + PRIOR) / (count + PRIOR), 1.0)
+    wild = np.flatnonzero(noise > WILD)
+    squares, own, due = squares[wild], noise[wild], _USUAL * (count[wild] + PRIOR)
+    for _ in range(25):  # each square counts up to ROBUST of the monitor's own variances
+        own = np.maximum((np.minimum(squares, ROBUST * own[:, None]).sum(axis=1) + PRIOR * _USUAL) / due, 1.0)
+    noise[wild] = own
+    return noise, phi
 
 
 def _at_width(given: References, off: Floats, mean: Floats, phi: float) -> float:
@@ -328,7 +341,7 @@ def _stretched(mean: Floats, count: int, bins: float) -> Floats:
 
 def _joined(values: Floats, join: int) -> Floats:
     count = values.shape[1] // join
-    return values[:, values.shape[1] - count * join :].reshape(len(values), count, join).sum(axis=2)
+    return np.asarray(values[:, values.shape[1] - count * join :].reshape(len(values), count, join).sum(axis=2))
 
 
 def _rates(given: References) -> Expectation:
@@ -380,7 +393,7 @@ def _share_residuals(
 def _means(given: References) -> Expectation:
     total, size, other_total, other_size = _pools(given)
     now, usual = total / size, other_total / other_size
-    parts = [(value, exposure, level) for (value, exposure), level in ((given.recent, now), *((d, usual) for d in given.days))]
+    parts = [(*given.recent, now), *((*day, usual) for day in given.days)]
     chi2, df = np.zeros(len(now)), np.zeros(len(now))
     for value, exposure, level in parts:
         good = np.isfinite(value) & (exposure > 0) & np.isfinite(level)[:, None]
@@ -396,4 +409,5 @@ def _means(given: References) -> Expectation:
     level = (np.nan_to_num(now) * recent + np.nan_to_num(usual) * days) / (recent + days)
     drift = 1 / (recent + days) / level**2
     weights = _shares([np.nansum(exposure, axis=1) for _, exposure in given.days], len(now))
-    return Expectation(level, one, drift, size + other_size, np.isfinite(level) & np.isfinite(one), weights)
+    known = np.isfinite(level) & np.isfinite(one)
+    return Expectation(level, one, drift, size + other_size, known, weights, np.maximum(df, 1.0))

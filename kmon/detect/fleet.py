@@ -103,9 +103,7 @@ class Fleet:
 
     # ---- the detectors' input ----------------------------------------------------------------------------------------
 
-    def windows(
-        self, metric: Metric, width: dt.timedelta, rows: npt.NDArray[np.int64] | None = None
-    ) -> pl.DataFrame:
+    def windows(self, metric: Metric, width: dt.timedelta, rows: npt.NDArray[np.int64] | None = None) -> pl.DataFrame:
         """The detectors' input for one metric in the windows of `width`, of all monitors or of some `rows`."""
         pick = np.arange(self.monitors.height) if rows is None else rows
         numerator, denominator = metric.parts
@@ -113,15 +111,16 @@ class Fleet:
         for part in metric.parts:
             if part is not None and part in self.unknown:
                 usable = usable & ~self.unknown[part]
-        columns: dict[str, object] = {}
+        columns: dict[str, Floats] = {}
         for key, measure in (("value", numerator), ("exposure", denominator)):
             if measure is None:
                 counts = np.broadcast_to(self._lengths(width), usable.shape)
             else:
                 counts = self.values[measure][pick]
-            columns[key] = self._between(counts, width)
+            whole = np.ones(len(pick))  # a count's exposure, without the rounding of its parts
+            columns[key] = whole if measure is None else self._between(counts, width)
             if key == "exposure":
-                columns["lagged_exposure"] = self._between(counts, width, LAG)
+                columns["lagged_exposure"] = whole if measure is None else self._between(counts, width, LAG)
             used = np.where(usable, counts, np.nan)
             columns[f"previous_{key}"] = self._previous(used, width)
             columns[f"recent_{key}"] = self._recent(used, width)
@@ -129,8 +128,8 @@ class Fleet:
                 columns[f"{name}_{key}"] = self._day(used, name)
         if metric.kind == "count":
             # where known incidents hide all that came just before, other days alone would take a holiday for an outage
-            hidden = self.recorded[: self._today].any() & np.isnan(np.asarray(columns["recent_value"])).all(axis=1)
-            columns["value"] = np.where(hidden, np.nan, columns["value"])
+            unseen = np.isnan(columns["recent_value"]).all(axis=1)
+            columns["value"] = np.where(unseen & self.recorded[: self._today].any(), np.nan, columns["value"])
         own = {key: getattr(metric, key) for key in ("min_volume", "min_effect", "min_rise")}
         constants = [
             pl.Series("kind", [metric.kind]),
@@ -148,7 +147,7 @@ class Fleet:
             return now
         usual = [self.values[measure][:, : self._today].sum(axis=1) / RECENT]
         usual += [self.values[measure][:, self._slots(name)].sum(axis=1) / (RECENT + AFTER + 1) for name in self.days]
-        return np.maximum(now, np.max(usual, axis=0) * (width / self.bin))
+        return np.asarray(np.maximum(now, np.max(usual, axis=0) * (width / self.bin)))
 
     def total(self, measure: str, width: dt.timedelta) -> Floats:
         """What each monitor has of a measure in its current window."""
@@ -188,10 +187,9 @@ class Fleet:
     def _between(self, counts: Floats, width: dt.timedelta, ago: dt.timedelta = dt.timedelta(0)) -> Floats:
         """The sum over the `width` that ended `ago` before now; slots count in part where it cuts them."""
         coarse, fine = self.spans[:2]
-        edges = np.concatenate([
-            np.arange(coarse.count) * (coarse.width / self.bin), (RECENT - FINE) + np.arange(fine.count) * (fine.width / self.bin),
-        ])  # fmt: skip
-        size = np.concatenate([np.full(coarse.count, 1.0), np.full(fine.count, fine.width / self.bin)])
+        small = fine.width / self.bin
+        edges = np.concatenate([np.arange(coarse.count) * 1.0, RECENT - FINE + np.arange(fine.count) * small])
+        size = np.concatenate([np.full(coarse.count, 1.0), np.full(fine.count, small)])
         high = RECENT - ago / self.bin
         low = max(high - width / self.bin, 0.0)
         part = np.clip((np.minimum(edges + size, high) - np.maximum(edges, low)) / size, 0.0, 1.0)
@@ -217,18 +215,18 @@ class Fleet:
             join = width // self.bin
             bins = self._bins(counts)[:, : RECENT - -(-width // self.bin)]
             count = bins.shape[1] // join
-            return bins[:, bins.shape[1] - count * join :].reshape(len(counts), count, join).sum(axis=2)
+            return np.asarray(bins[:, bins.shape[1] - count * join :].reshape(len(counts), count, join).sum(axis=2))
         fine = counts[:, RECENT - FINE : self._today]
         join = width // self._grain
         count = min(fine.shape[1] // join - 1, RECENT_WINDOWS)
         first = fine.shape[1] - (count + 1) * join
-        return fine[:, first : fine.shape[1] - join].reshape(len(counts), count, join).sum(axis=2)
+        return np.asarray(fine[:, first : fine.shape[1] - join].reshape(len(counts), count, join).sum(axis=2))
 
     def _day(self, counts: Floats, name: str) -> Floats:
         """A day's bins, moved by what `at` lies behind the last whole bin."""
         bins = counts[:, self._slots(name)]
         late = ((self.at - EPOCH) % self.bin) / self.bin
-        return bins[:, :-1] if not late else (1 - late) * bins[:, :-1] + late * bins[:, 1:]
+        return np.asarray((1 - late) * bins[:, :-1] + late * bins[:, 1:]) if late else bins[:, :-1]
 
     def quiet(self, width: dt.timedelta) -> bool:
         """Whether there is not one event of anybody in the window."""
@@ -347,7 +345,8 @@ def _forget_before(
 
 def slot_starts(spans: Sequence[Span]) -> npt.NDArray[np.datetime64]:
     """Where each slot begins, over all spans in their order; UTC without a zone."""
-    return np.array([_naive(span.start + i * span.width) for span in spans for i in range(span.count)], "datetime64[us]")
+    starts = [_naive(span.start + i * span.width) for span in spans for i in range(span.count)]
+    return np.array(starts, "datetime64[us]")
 
 
 def _mask(fleet: Fleet, store: Store, masks: Sequence[Mask]) -> None:

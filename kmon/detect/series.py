@@ -92,18 +92,24 @@ class _Block:
         values: dict[str, npt.NDArray[np.float64]],
         events: npt.NDArray[np.float64],
         usable: npt.NDArray[np.bool_],
+        counted: npt.NDArray[np.bool_],
         unknown: dict[str, npt.NDArray[np.bool_]],
     ) -> None:
-        self.values, self.events, self.usable, self._unknown = values, events, usable, unknown
+        self.values, self.events = values, events
+        self._usable, self._counted, self._unknown = usable, counted, unknown
 
     def measure(self, name: str | None, part: float) -> npt.NDArray[np.float64]:
         """A measure step by step; of a count's exposure, which has no name, the `part` of a bucket that a step is."""
         return np.full(len(self.events), part) if name is None else self.values[name]
 
-    def known(self, metric: Metric) -> npt.NDArray[np.bool_]:
-        """The usable steps since the metric's measures were counted."""
+    def counted(self, metric: Metric) -> npt.NDArray[np.bool_]:
+        """The steps since the monitor's dimensions and the metric's measures were known."""
         unknown = [self._unknown[part] for part in metric.parts if part in self._unknown]
-        return self.usable & ~np.any(unknown, axis=0) if unknown else self.usable
+        return self._counted & ~np.any(unknown, axis=0) if unknown else self._counted
+
+    def known(self, metric: Metric) -> npt.NDArray[np.bool_]:
+        """Those of them that may serve as references."""
+        return self._usable & self.counted(metric)
 
     @classmethod
     def read(
@@ -131,11 +137,11 @@ class _Block:
         for mask in masks:
             if all(where.get(d) == v for d, v in mask.scope.items()):
                 usable &= (starts >= (mask.resolved_at or end)) | (starts + step <= mask.started_at)
-        if (since := store.schema.known_from(*where)) is not None:  # a dimension that came later
-            usable &= starts >= since
+        since = store.schema.known_from(*where)  # of a dimension that came later
+        counted = np.ones(n, dtype=bool) if since is None else (starts >= since).astype(bool)
         known = {measure: store.schema.known_from(measure) for measure in store.schema.measures}
         unknown = {measure: (starts < since).astype(bool) for measure, since in known.items() if since is not None}
-        return cls(values, events, usable.astype(bool), unknown)
+        return cls(values, events, usable.astype(bool), counted, unknown)
 
 
 def _index(rows: pl.DataFrame, start: dt.datetime, step: dt.timedelta) -> npt.NDArray[np.int64]:
@@ -168,6 +174,10 @@ class _Grid:
         last = np.clip(last, width, len(total) - 1)
         return np.where(inside, total[last] - total[last - width], np.nan)
 
+    def recorded(self, block: _Block, metric: Metric) -> npt.NDArray[np.bool_]:
+        """The buckets in which somebody had an event, and the metric was counted."""
+        return np.asarray(self.sums(block.events * block.counted(metric), self.grain, [0])[:, 0] > 0)
+
     def bins(self, block: _Block, metric: Metric, name: str | None, ends: Sequence[int]) -> npt.NDArray[np.float64]:
         """A measure in the bins with these ends; NaN where a bin must not be used, or nobody had an event in it."""
         value = self.sums(block.measure(name, 1 / self.grain), self.bin, ends)
@@ -188,7 +198,7 @@ def _scored(
     columns: dict[str, object] = {}
     for key, name in zip(("value", "exposure"), metric.parts, strict=True):
         steps = now.measure(name, 1 / grid.grain)
-        columns[key] = grid.sums(steps, grid.grain, [0])[:, 0]
+        columns[key] = np.ones(n) if name is None else grid.sums(steps, grid.grain, [0])[:, 0]
         if key == "exposure":
             lagged = grid.sums(steps, grid.grain, [math.floor(grid.lag), math.ceil(grid.lag)])
             columns["lagged_exposure"] = lagged @ np.array([1 - grid.lag % 1, grid.lag % 1])
@@ -213,16 +223,18 @@ def _scored(
     shown = scores.select("observed", "expected", "lower", "upper").with_columns(
         yesterday=pl.Series(_plain(blocks.get(1), metric, grid))
     )
-    recorded = pl.Series(grid.sums(now.events, grid.grain, [0])[:, 0] > 0)
+    recorded = pl.Series(grid.recorded(now, metric))
     observed = pl.when(recorded).then(pl.col("observed"))  # no event from anybody: unknown rather than zero
     return series.hstack(shown.with_columns(observed=observed)).with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
 def _plain(block: _Block | None, metric: Metric, grid: _Grid) -> npt.NDArray[np.float64]:
-    """What a metric was in each bucket of a block; NaN where nobody had an event."""
+    """What a metric was in each bucket of a block; NaN where that is not known."""
     if block is None:
         return np.full(grid.count, np.nan)
-    value, size = (grid.sums(block.measure(name, 1 / grid.grain), grid.grain, [0])[:, 0] for name in metric.parts)
-    events = grid.sums(block.events * block.usable, grid.grain, [0])[:, 0]
+    value, size = (
+        np.ones(grid.count) if name is None else grid.sums(block.measure(name, 1), grid.grain, [0])[:, 0]
+        for name in metric.parts
+    )
     with np.errstate(all="ignore"):
-        return np.where(events > 0, value / size, np.nan)
+        return np.where(grid.recorded(block, metric), value / size, np.nan)

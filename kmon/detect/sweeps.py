@@ -151,9 +151,7 @@ def sweep(
         rate = false_discovery_rate(config, width)
         families[width] = Family(rate, len(p), _cutoff(p, rate))
         found += scores
-    flagged = tuple(
-        s.scores.filter((pl.col("p_value") <= families[s.width].cutoff) & pl.col("notable")) for s in found
-    )
+    flagged = tuple(s.scores.filter((pl.col("p_value") <= families[s.width].cutoff) & pl.col("notable")) for s in found)
     return Sweep(at, tuple(found), families, fleet.monitors.height, flagged, _tails(found, families))
 
 

@@ -50,6 +50,7 @@ def beta_binomial(hits: Floats, trials: Floats, share: Floats, spread: Floats) -
     variance = (1 + (trials - 1) / (size + 1)) / np.maximum(trials, 1)
     like = 1 / np.maximum(variance, 1e-12) - 1
     middle = (trials * np.sqrt(variance * share * (1 - share)) > TERMS / 5) & (tail > 1e-3)
+    middle &= near[0] > TERMS  # else all terms were summed
     smooth = special.betainc(share * like, (1 - share) * like, hits / np.maximum(trials, 1))
     tail = np.where(middle, np.where(falls, smooth, 1 - smooth), tail)
     return np.where(falls, tail, 1 - tail), np.where(falls, 1 - tail, tail)
@@ -70,7 +71,7 @@ def _summed(x: Floats, n: Floats, a: Floats, b: Floats) -> Floats:
     going = np.flatnonzero((k >= 1) & (term > 0))
     for _ in range(TERMS):
         if not len(going):
-            return np.minimum(total, 1.0)
+            break
         term[going] *= ratio(going)
         total[going] += term[going]
         k[going] -= 1
@@ -78,4 +79,4 @@ def _summed(x: Floats, n: Floats, a: Floats, b: Floats) -> Floats:
     if len(going):
         rest = np.minimum(ratio(going), 1 - 1e-9)
         total[going] += term[going] * rest / (1 - rest)
-    return np.minimum(total, 1.0)
+    return np.asarray(np.minimum(total, 1.0))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from kmon.config import Config
+from kmon.detect.expect import AFTER, RECENT
 from kmon.sources import Move
 from kmon.store import Commit, EmbeddedStore
 
@@ -21,6 +24,8 @@ MINUTE, DAY = dt.timedelta(minutes=1), dt.timedelta(days=1)
 PARTNERS, COUNTRIES, BROWSERS = ("p0", "p1", "p2", "p3", "p4", "p5"), ("SE", "DE", "US"), ("chrome", "safari", "edge")
 NEXT = (pl.col("today")) & (pl.col("ago") <= 5)
 """The last five minutes."""
+BIN = 300.0
+"""Seconds, of a bin of detector input."""
 
 
 @dataclass(frozen=True)
@@ -34,22 +39,64 @@ class Mask:
 
 def windows(
     kind: str,
-    current: Sequence[float],
-    previous: Sequence[Sequence[float]],
-    sizes: float = 1.0,
+    current: npt.ArrayLike,
+    recent: npt.ArrayLike = np.nan,
+    size: npt.ArrayLike = 1.0,
     *,
-    exposure: Sequence[float] | None = None,
-    own: dict[str, Any] | None = None,
-    **others: Sequence[Sequence[float]],
+    exposure: npt.ArrayLike | None = None,
+    lagged: npt.ArrayLike | None = None,
+    previous: npt.ArrayLike | None = None,
+    width: float = 300.0,
+    own: dict[str, float] | None = None,
+    **days: npt.ArrayLike,
 ) -> pl.DataFrame:
-    """Detector input: a row a monitor; every window of a rate or mean has the denominator `sizes` unless told."""
-    columns: dict[str, Any] = {"value": np.array(current, float)}
-    columns["exposure"] = np.full(len(current), sizes) if exposure is None else np.array(exposure, float)
-    for name, values in {"previous": previous, **others}.items():
-        columns[f"{name}_value"] = np.array(values, float).reshape(len(current), -1)
-        columns[f"{name}_exposure"] = np.full(columns[f"{name}_value"].shape, sizes)
+    """Detector input with bins of 5 minutes: a row for each of the values `current` in windows of `width` seconds.
+
+    `recent` and each ``day<N>`` are (monitors, bins), or what all bins of a monitor, or of all of them, are. Every bin
+    of a rate or mean has the denominator `size`, and the windows as much for their length unless told.
+    """
+    now = np.array(current, float)
+    bins = width / BIN
+    each = np.full(len(now), bins) * (1.0 if kind == "count" else np.array(size, float))
+    whole = np.ones(len(now)) if kind == "count" else each
+    columns: dict[str, Any] = {"value": now, "exposure": whole if exposure is None else np.array(exposure, float)}
+    columns["lagged_exposure"] = columns["exposure"] if lagged is None else np.array(lagged, float)
+    table = dense(recent, len(now), RECENT)
+    table[:, RECENT - math.ceil(bins) :] = np.nan
+    arrays = {"recent": table, **{name: dense(day, len(now), RECENT + AFTER) for name, day in days.items()}}
+    arrays |= {} if previous is None else {"previous": np.array(previous, float)}
+    for name, values in arrays.items():
+        a_bin = whole if name == "previous" else whole / bins
+        columns[f"{name}_value"] = values
+        columns[f"{name}_exposure"] = np.where(np.isnan(values), np.nan, a_bin[:, None])
+    shown = {"kind": pl.lit(kind), "width": pl.lit(width), "bin": pl.lit(BIN)}
     thresholds = {key: pl.lit((own or {}).get(key), pl.Float64) for key in ("min_volume", "min_effect", "min_rise")}
-    return pl.DataFrame(columns).with_columns(kind=pl.lit(kind), **thresholds)
+    return pl.DataFrame(columns).with_columns(**shown, **thresholds)
+
+
+def dense(values: npt.ArrayLike, monitors: int, bins: int) -> npt.NDArray[np.float64]:
+    """A level, a level per monitor, or all of it, as a table."""
+    given = np.array(values, float)
+    return np.broadcast_to(given[:, None] if given.ndim == 1 else given, (monitors, bins)).copy()
+
+
+def fleet(
+    level: npt.ArrayLike, *, monitors: int = 20, days: int = 1, width: float = BIN, seed: int = 5
+) -> pl.DataFrame:
+    """Detector input of Poisson counts with nothing wrong: `level` is the mean of a bin, of each monitor."""
+    rng = np.random.default_rng(seed)
+    mean = np.broadcast_to(np.array(level, float), monitors)
+    known = {f"day{n + 1}": rng.poisson(mean[:, None], (monitors, RECENT + AFTER)) for n in range(days)}
+    recent = rng.poisson(mean[:, None], (monitors, RECENT))
+    return windows("count", rng.poisson(mean * width / BIN), recent, width=width, **known)
+
+
+def change(given: pl.DataFrame, row: int, **changes: npt.ArrayLike) -> pl.DataFrame:
+    """Detector input with other values in some columns of one row: a number, or one for each bin."""
+    columns = {name: given[name].to_numpy().copy() for name in changes}
+    for name, value in changes.items():
+        columns[name][row] = value
+    return given.with_columns(**{name: pl.Series(column) for name, column in columns.items()})
 
 
 def config(folder: Path | None = None, **changes: Any) -> Config:

@@ -171,7 +171,7 @@ def test_a_reader_that_is_connected_learns_what_was_added(store, distant, config
         lambda: distant.measures({"operation": "session"}, T, END)["declined"].to_list() == [1],
         lambda: distant.totals({"operation": "session"}, T, END)["declined"] == 1,
         lambda: distant.breakdown("declined", "operation", {}, END, END - T)["now"].to_list() == [1],
-        lambda: "declined" in distant.windows([Span("now", T, 1)], END - T, [["operation"]]).columns,
+        lambda: "declined" in distant.windows([Span("now", T, 1, END - T)], [["operation"]]).columns,
     ]
     assert all(ask() for ask in asked)
     assert distant.schema == store.schema

@@ -70,7 +70,7 @@ def test_an_empty_store_has_no_time(reader):
         [],
     )
     assert reader.measures({}, T, END).height == 0
-    assert reader.windows([Span("now", T, 1)], MINUTE, [[], ["partner"]]).height == 0
+    assert reader.windows([Span("now", T, 1, MINUTE)], [[], ["partner"]]).height == 0
 
 
 @pytest.mark.parametrize("idle", [9 * SECOND, 10 * SECOND])
@@ -84,9 +84,9 @@ def when(time: dt.datetime) -> str:
     return f"TIMESTAMP '{time.replace(tzinfo=None)}'"
 
 
-def cells(reader, spans, width, sets, measure="events_", **options):
+def cells(reader, spans, sets, measure="events_", **options):
     """(set, slot, values of the dimensions, measure) of each monitor and window, in order."""
-    found = reader.windows(spans, width, sets, **options)
+    found = reader.windows(spans, sets, **options)
     shown = []
     for row in found.iter_rows(named=True):
         names = {d: reader.names(d, [row[d]]).get(row[d]) for d in sets[row["set"]]}
@@ -99,17 +99,17 @@ def cells(reader, spans, width, sets, measure="events_", **options):
 def test_windows(reader, store, config, filled, compacted):
     if compacted:
         settle(store, config, minutes=T - HOUR)
-    spans = [Span("now", T, 2), Span("before", T - 2 * HOUR, 1)]
-    assert cells(reader, spans, MINUTE, [[], ["partner"], ["country", "partner"]]) == [
-        (0, 0, 3), (0, 1, 1), (0, 2, 2),
-        (1, 0, "p1", 3), (1, 1, "p2", 1), (1, 2, "p1", 2),
-        (2, 0, "DE", "p1", 1), (2, 0, "SE", "p1", 2), (2, 2, "SE", "p1", 2),
+    spans = [Span("now", T, 2, MINUTE), Span("before", T - 2 * HOUR, 1, HOUR)]
+    assert cells(reader, spans, [[], ["partner"], ["country", "partner"]]) == [
+        (0, 0, 3), (0, 1, 1), (0, 2, 3),
+        (1, 0, "p1", 3), (1, 1, "p2", 1), (1, 2, "p1", 2), (1, 2, "p2", 1),
+        (2, 0, "DE", "p1", 1), (2, 0, "SE", "p1", 2), (2, 2, "DE", "p2", 1), (2, 2, "SE", "p1", 2),
     ]  # fmt: skip
 
 
 def test_the_order_of_sets_and_of_their_dimensions_does_not_matter(reader, filled):
-    spans, sets = [Span("now", T, 2)], [["device"], ["partner", "country"], ["country"], [], ["partner"]]
-    assert cells(reader, spans, MINUTE, sets) == [
+    spans, sets = [Span("now", T, 2, MINUTE)], [["device"], ["partner", "country"], ["country"], [], ["partner"]]
+    assert cells(reader, spans, sets) == [
         (1, 0, "p1", "DE", 1), (1, 0, "p1", "SE", 2),
         (2, 0, "DE", 1), (2, 0, "SE", 2),
         (3, 0, 3), (3, 1, 1),
@@ -118,29 +118,31 @@ def test_the_order_of_sets_and_of_their_dimensions_does_not_matter(reader, fille
 
 
 def test_windows_of_one_scope(reader, filled):
-    found = cells(reader, [Span("now", T, 2)], MINUTE, [[], ["partner"]], where={"country": "SE"})
+    found = cells(reader, [Span("now", T, 2, MINUTE)], [[], ["partner"]], where={"country": "SE"})
     assert found == [(0, 0, 2), (1, 0, "p1", 2)]
 
 
 @pytest.mark.parametrize("partners", [3, 70])
-@pytest.mark.parametrize(("least", "kept"), [(1, {"p0", "p1", "p2"}), (2, {"p0", "p1"}), (4, set())])
-def test_monitors_with_few_events_in_each_window_are_left_out(reader, commit, partners, least, kept):
+@pytest.mark.parametrize(("least", "kept"), [(2, {"p0", "p1", "p2"}), (3, {"p0", "p1"}), (4, set())])
+def test_monitors_with_few_events_in_the_spans_of_each_name_are_left_out(reader, commit, partners, least, kept):
     """Alike whether the partners are so many that they are screened first, or not."""
     commit(*({"partner": f"p{i}", "event_time": T - 2 * HOUR} for i in range(partners)))
     rows = [("p0", 0), ("p0", 0), ("p0", 0), ("p1", 0), ("p1", 60), ("p1", 61), ("p2", 0), ("p2", 60)]
     commit(*({"partner": p, "country": "SE", "event_time": T + s * SECOND} for p, s in rows))
+    today = [Span("today", T, 1, MINUTE), Span("today", T + MINUTE, 2, 30 * SECOND)]
     sets = [["partner"], ["country", "partner"], ["country"], []]
-    found = cells(reader, [Span("now", T, 2)], MINUTE, sets, least=least)
+    found = cells(reader, [*today, Span("day1", T - 2 * HOUR, 1, MINUTE)], sets, least=least)
     assert {row[2] for row in found if row[0] == 0} == kept
     assert {row[3] for row in found if row[0] == 1} == kept
-    assert [row for row in found if row[0] >= 2] == [(2, 0, "SE", 5), (2, 1, "SE", 3), (3, 0, 5), (3, 1, 3)]
-    assert ("p1" not in kept) or (0, 0, "p1", 1) in found  # all windows of a monitor that is kept
+    rest = [(2, 0, "SE", 5), (2, 1, "SE", 3), (3, 0, 5), (3, 1, 3), (3, 3, partners)]
+    assert [row for row in found if row[0] >= 2] == rest
+    assert ("p1" not in kept) or (0, 3, "p1", 1) in found  # all windows of a monitor that is kept
 
 
 def test_two_dimensions_with_many_values(reader, commit):
     commit(*({"partner": f"p{i % 80}", "channel": f"c{i % 90}", "country": "SE"} for i in range(720)))
     sets = [["partner"], ["channel"], ["partner", "channel"], ["country"]]
-    found = cells(reader, [Span("now", T, 1)], MINUTE, sets)
+    found = cells(reader, [Span("now", T, 1, MINUTE)], sets)
     assert [sum(1 for row in found if row[0] == i) for i in range(4)] == [80, 90, 720, 1]
     assert {sum(row[-1] for row in found if row[0] == i) for i in range(4)} == {720}
 
@@ -151,7 +153,7 @@ def test_any_name_is_found(reader, evil):
         assert reader.values("partner", {"partner": [name]}, T, END, 9)["value"].to_list() == [name]
         number = reader.number("partner", name)
         assert reader.names("partner", [number, 10_000]) == {number: name}
-        found = reader.windows([Span("now", T, 1)], MINUTE, [["partner"]], where={"partner": name})
+        found = reader.windows([Span("now", T, 1, MINUTE)], [["partner"]], where={"partner": name})
         assert found["partner"].to_list() == [number]
 
 

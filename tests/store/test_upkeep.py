@@ -194,7 +194,7 @@ def old(store, config, commit):
     ],
 )
 def test_a_window_takes_no_bucket_that_does_not_fit_into_it(reader, old, width, start, found):
-    windows = reader.windows([Span("weekly", start - 28 * DAY, 2)], width, [[]])
+    windows = reader.windows([Span("day28", start - 28 * DAY, 2, width)], [[]])
     assert sorted(windows.select("slot", "events_").rows()) == found
     assert reader.measures({}, start - 28 * DAY, start - 28 * DAY + 2 * width, width)["events_"].to_list() == [
         n for _, n in found
@@ -207,11 +207,10 @@ def test_what_is_left_of_a_block_that_moves_is_no_reference(reader, store, confi
     config = kept(config, minutes=0 * DAY)
     assert Upkeep(store, config, step=1).run(NOON + HOUR, T, Limit(2)) == 3
     assert rows(store) == {"10s": 0, "1m": 2, "1h": 3}
-    span = [Span("weekly", NOON - 2 * HOUR - 12 * HOUR + 2 * HOUR, 1)]
-    assert reader.windows(span, 5 * MINUTE, [[]]).height == 0
-    assert reader.windows([Span("now", NOON, 1)], MINUTE, [[]])["events_"].to_list() == [1]
-    assert reader.windows([Span("now", NOON - 40 * SECOND, 1)], MINUTE, [[]]).height == 0  # half of it is gone
-    assert reader.windows(span, HOUR, [[]])["events_"].to_list() == [4]
+    assert reader.windows([Span("day", T, 1, 5 * MINUTE)], [[]]).height == 0
+    assert reader.windows([Span("now", NOON, 1, MINUTE)], [[]])["events_"].to_list() == [1]
+    assert reader.windows([Span("now", NOON - 40 * SECOND, 1, MINUTE)], [[]]).height == 0  # half of it is gone
+    assert reader.windows([Span("day", T, 1, HOUR)], [[]])["events_"].to_list() == [4]
     assert reader.totals({}, T, NOON)["sessions"] == 4
 
 

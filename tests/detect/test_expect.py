@@ -1,0 +1,274 @@
+"""What is expected of a window, rule by rule, and that normal windows are as rare as their p-values say."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kmon.detect import Compare
+from kmon.detect.expect import AFTER, RECENT, Expectation, expect, overdispersion
+from kmon.detect.sweeps import _cutoff
+from tests.detect.worlds import change, fleet, windows
+
+BINS = RECENT + AFTER
+RISING = np.linspace(40, 160, BINS)
+"""A day's shape: in the bin of the window, the last of RECENT, about 135."""
+GONE = np.full(BINS, np.nan)
+
+
+def expected(frame: pl.DataFrame, row: int = 0) -> Expectation:
+    """Of one monitor."""
+    all_of_them = expect(frame, frame["kind"][0])
+    return Expectation(*(np.broadcast_to(part, frame.height)[row] for part in vars(all_of_them).values()))
+
+
+def shaped(today: float, *days: npt.ArrayLike, **options: Any) -> pl.DataFrame:
+    """Twenty monitors without noise; today is so many times RISING."""
+    recent = np.tile(today * RISING[:RECENT], (20, 1))
+    known = {f"day{n + 1}": np.tile(day, (20, 1)) for n, day in enumerate(days)}
+    return windows("count", np.full(20, 100.0), recent, **options, **known)
+
+
+# ---- counts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("today", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize(("width", "minutes"), [(60.0, 1), (300.0, 5), (1800.0, 30)])
+def test_today_has_its_level_and_the_other_days_have_the_shape(today: float, width: float, minutes: int) -> None:
+    """The whole fleet moved, as on a holiday: the window is to RISING as the hours before it were."""
+    ends = RECENT * 5 - np.arange(minutes)  # the window's minutes
+    usual = np.interp(ends / 5 - 0.5, np.arange(BINS), RISING).sum() / 5
+    assert expected(shaped(today, RISING, width=width)).level == pytest.approx(today * usual, rel=0.06)
+
+
+@pytest.mark.parametrize(("moved", "rel"), [(0.5, 0.1), (1.0, 0.05), (3.0, 0.1)])
+def test_a_monitor_that_moved_alone_is_taken_at_its_own_level(moved: float, rel: float) -> None:
+    """A partner's holiday: its own hours before count more than what it had on other days."""
+    given = fleet(200.0)
+    given = change(given, 0, recent_value=given["recent_value"].to_numpy()[0] * moved)
+    assert expected(given).level == pytest.approx(200 * moved, rel=rel)
+
+
+@pytest.mark.parametrize(("mood", "low", "high"), [(1.0, 0.42, 0.5), (2.5, 0.2, 0.38)])
+def test_other_days_count_as_much_as_the_fleets_levels_agree(mood: float, low: float, high: float) -> None:
+    """Half as many as usual of a few events: chance in a steady fleet, a level of its own in a moody one."""
+    rng = np.random.default_rng(2)
+    moods = np.where(rng.random(300) < 0.5, mood, 1 / mood)[:, None]
+    today, day = rng.poisson(3 * moods, (300, RECENT)), rng.poisson(3, (300, BINS))
+    given = windows("count", np.full(300, 3.0), today, day1=day)
+    half = np.where(np.arange(RECENT) < RECENT - 1, 0.25, np.nan)
+    assert low <= expected(change(given, 0, recent_value=half, day1_value=0.5)).level <= high
+
+
+@pytest.mark.parametrize(
+    ("days", "level"),
+    [
+        ([RISING], 136),
+        ([RISING, GONE], 136),  # a day that is not known says nothing
+        ([GONE], 99),  # nor does an only one: today's level goes on, without a shape
+        ([], 99),
+        ([np.where(np.arange(BINS) < 20, RISING, np.nan)], 99),  # it is not known around this time of day
+    ],
+)
+def test_days_that_are_not_known_are_not_used(days: list[npt.ArrayLike], level: float) -> None:
+    found = expected(shaped(1.0, *days))
+    assert found.known
+    assert found.level == pytest.approx(level, rel=0.05)
+    assert np.isfinite([found.noise, found.drift, found.volume]).all()
+
+
+def test_bins_that_are_masked_are_not_used() -> None:
+    """An outage of today's last hour, and yesterday's of the hour around this time, would tell another story."""
+    clean = shaped(1.0, RISING, RISING)
+    ill = np.arange(RECENT) >= 12
+    late = np.arange(BINS) >= 18
+    masked, dead = (
+        change(clean, 0, recent_value=np.where(ill, no, RISING[:RECENT]), day1_value=np.where(late, no, RISING))
+        for no in (np.nan, 0.0)
+    )
+    assert expected(masked).level == pytest.approx(expected(clean).level, rel=0.03)
+    assert expected(dead).level < 0.6 * expected(clean).level
+
+
+@pytest.mark.parametrize(("today", "level"), [(RISING, 135), (RISING[::-1], 63)])
+def test_the_day_that_tells_today_best_weighs_most(today: npt.NDArray[np.float64], level: float) -> None:
+    """Sundays have another shape: of a weekday and a Sunday the one that today looks like is believed."""
+    days = {"day1": np.tile(RISING, (20, 1)), "day7": np.tile(RISING[::-1], (20, 1))}
+    given = windows("count", np.full(20, 100.0), np.tile(today[:RECENT], (20, 1)), **days)
+    assert expected(given).level == pytest.approx(level, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("recent", "day", "known"),
+    [
+        (0, np.nan, False),
+        (5, np.nan, False),  # of 24 bins
+        (6, np.nan, True),
+        (0, 100.0, False),  # other days alone would take a holiday for an outage
+        (3, 100.0, True),
+    ],
+)
+def test_what_is_hardly_known_is_not_judged(recent: int, day: float, known: bool) -> None:
+    before = np.where(np.arange(RECENT) < RECENT - 1 - recent, np.nan, 100.0)
+    given = windows("count", np.full(20, 100.0), np.tile(before, (20, 1)), day1=day)
+    assert expected(given).known == known
+
+
+def test_without_another_day_a_count_may_move_more() -> None:
+    alone, known = (expected(fleet(1000.0, days=days)) for days in (0, 3))
+    assert alone.drift > 3 * known.drift
+
+
+def test_a_past_outage_that_nobody_marked_hides_no_new_one() -> None:
+    """Half an hour of yesterday is not taken for noise."""
+    given = change(fleet(200.0), 0, value=20)
+    ill = change(given, 0, day1_value=given["day1_value"].to_numpy()[0] * (np.arange(BINS) >= 6))
+    assert expected(ill).level == pytest.approx(200, rel=0.1)
+    assert Compare().score(ill)["p_value"][0] < 1e-6
+
+
+@pytest.mark.parametrize("excess", [0.0, 0.02, 0.3])
+def test_overdispersion_is_found_by_moments_and_robustly(excess: float) -> None:
+    rng = np.random.default_rng(3)
+    mean = rng.gamma(2, 100, 20_000)
+    off = rng.poisson(mean * (rng.gamma(1 / excess, excess, 20_000) if excess else 1)) - mean
+    off[:200] = -mean[:200]  # an outage of one in a hundred
+    assert overdispersion(off**2, mean, mean**2, most=1.0) == pytest.approx(excess, rel=0.25, abs=0.002)
+
+
+@pytest.mark.parametrize(("squares", "found"), [([], 0.1), ([np.nan], 0.1), ([0.0] * 50, 0.0), ([1e9] * 50, 1.0)])
+def test_overdispersion_of_little_is_what_was_guessed(squares: list[float], found: float) -> None:
+    ones = np.ones(len(squares))
+    assert overdispersion(np.array(squares), ones, ones, most=1.0, guess=0.1) == pytest.approx(found)
+
+
+# ---- rates and means -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("recent", "days", "level"), [
+    (0.3, 0.3, 0.3), (0.3, np.nan, 0.3), (np.nan, 0.3, 0.3),
+    (0.2, 0.3, 0.2),  # it moved alone: today is believed
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["rate", "mean"])
+def test_a_rate_pools_today_and_the_other_days(kind: str, recent: float, days: float, level: float) -> None:
+    rng = np.random.default_rng(4)
+    before, day = (rng.binomial(1000, 0.3, (30, n)) for n in (RECENT, BINS))
+    given = windows(kind, np.full(30, 300.0), before, 1000, day1=day)
+    given = change(given, 0, recent_value=1000 * recent, day1_value=1000 * days)
+    assert expected(given).level == pytest.approx(level, rel=0.12)
+
+
+@pytest.mark.parametrize(("size", "known", "low", "high"), [(0.2, False, 0.15, 0.3), (1.0, True, 0.02, 0.2)])
+def test_a_rate_that_is_hardly_known_is_the_fleets(size: float, known: bool, low: float, high: float) -> None:
+    """Of a few sessions nobody bought anything: that is no rate of zero."""
+    rng = np.random.default_rng(4)
+    before, day = (rng.binomial(1000, 0.3, (30, n)) * (np.arange(30) > 0)[:, None] for n in (RECENT, BINS))
+    sizes = np.where(np.arange(30) > 0, 1000, size)
+    found = expected(windows("rate", np.full(30, 300.0), before, sizes, day1=day))
+    assert found.known == known
+    assert low < found.level < high
+
+
+# ---- normal windows --------------------------------------------------------------------------------------------------
+
+
+def history(
+    level: float, excess: float, mood: float, days: int, kind: str = "count", width: float = 300.0, seed: int = 1
+) -> pl.DataFrame:
+    """4,000 monitors with nothing wrong: gamma-Poisson or beta-binomial, a shape of the day, a level a day."""
+    rng = np.random.default_rng(seed)
+    shape = np.exp(0.6 * np.sin(np.arange(BINS) / BINS * np.pi))
+
+    def draw() -> npt.NDArray[np.float64]:
+        size = 1 / max(excess, 1e-9)
+        if kind == "rate":
+            return rng.binomial(200, rng.beta(level * size, (1 - level) * size, (4000, BINS))).astype(float)
+        mean = level * rng.lognormal(0, mood, (4000, 1)) * shape
+        return rng.poisson(mean * rng.gamma(size, 1 / size, mean.shape)).astype(float)
+
+    today, known = draw(), {f"day{n + 1}": draw() for n in range(days)}
+    bins = int(width // 300)
+    now = today[:, RECENT - bins : RECENT].sum(axis=1)
+    return windows(kind, now, today[:, :RECENT], 200, width=width, **known)
+
+
+def too_often(p: pl.Series, alpha: float) -> bool:
+    """Whether more than a share alpha of p-values lies below alpha, and more than chance explains."""
+    return float((p <= alpha).mean() or 0) > alpha + 4 * math.sqrt(alpha / len(p))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from([0.4, 3.0, 30.0, 300.0, 5000.0]),
+    st.sampled_from([0.0, 0.02, 0.1]),
+    st.sampled_from([0.0, 0.2]),
+    st.integers(0, 3),
+    st.sampled_from([300.0, 900.0, 3600.0]),
+    st.integers(0, 99),
+)
+def test_normal_counts_are_not_flagged_too_often(
+    level: float, excess: float, mood: float, days: int, width: float, seed: int
+) -> None:
+    p = Compare(min_volume=0, tolerance=0).score(history(level, excess, mood, days, width=width, seed=seed))["p_value"]
+    assert not [alpha for alpha in (0.1, 0.01, 0.001) if too_often(p, alpha)]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.sampled_from([0.02, 0.3, 0.9]), st.sampled_from([0.0, 0.01]), st.integers(0, 2),
+    st.sampled_from([300.0, 1800.0]), st.integers(0, 99),
+)  # fmt: skip
+def test_normal_rates_are_not_flagged_too_often(
+    level: float, excess: float, days: int, width: float, seed: int
+) -> None:
+    given = history(level, excess, 0.0, days, "rate", width, seed)
+    p = Compare(min_volume=0, tolerance=0).score(given)["p_value"]
+    assert not [alpha for alpha in (0.1, 0.01, 0.001) if too_often(p, alpha)]
+
+
+@pytest.mark.parametrize(("bins", "days"), [(4, 0), (6, 0), (23, 0), (23, 2)])
+def test_normal_means_are_not_flagged_too_often(bins: int, days: int) -> None:
+    """Also where so few bins tell the variance of an event."""
+    rng = np.random.default_rng(7)
+    recent, *others = (rng.normal(5000, 300, (4000, n)) for n in (RECENT, *[BINS] * days))
+    recent[:, : RECENT - 1 - bins] = np.nan
+    known = {f"day{n + 1}": other for n, other in enumerate(others)}
+    p = Compare(tolerance=0).score(windows("mean", rng.normal(5000, 300, 4000), recent, 100, **known))["p_value"]
+    assert not [alpha for alpha in (0.1, 0.01, 0.001) if too_often(p, alpha)]
+
+
+@pytest.mark.parametrize("days", [1, 3])
+@pytest.mark.parametrize("level", [30, 300, 3000])
+@pytest.mark.parametrize("excess", [0.05, 0.2])
+def test_the_bulk_of_the_p_values_is_not_far_too_large(level: float, excess: float, days: int) -> None:
+    """What is careful without need sees nothing."""
+    p = Compare(tolerance=0).score(history(level, excess, 0.1, days))["p_value"]
+    assert (p <= 0.1).mean() >= 0.1 / 3
+
+
+@pytest.mark.parametrize("days", [1, 3])
+@pytest.mark.parametrize("level", [100, 1000])
+def test_a_monitor_that_varies_in_a_calm_fleet_is_not_flagged_each_night(level: float, days: int) -> None:
+    calm, wild = (history(level, excess, 0.1, days) for excess in (0.0, 0.3))
+    p = pl.concat(
+        Compare(tolerance=0).score(pl.concat([wild[n : n + 200], calm[200:]]))["p_value"][:200]
+        for n in range(0, 4000, 200)
+    )
+    assert (p <= 1e-3).mean() <= 0.01
+    assert (p <= 1e-5).mean() <= 0.002
+
+
+def test_the_false_discovery_rate_is_kept() -> None:
+    """With nothing wrong anywhere it is the share of looks with any anomaly."""
+    found = 0
+    for seed in range(200):
+        p = Compare(min_volume=0).score(history(5.0, 0.05, 0.1, 1, seed=seed)[:300])["p_value"].to_numpy()
+        found += _cutoff(p, 0.05) > 0
+    assert found <= 200 * 0.05 + 3 * math.sqrt(200 * 0.05)
