@@ -16,9 +16,9 @@ import numpy.typing as npt
 import polars as pl
 from statsmodels.stats.multitest import multipletests
 
+from kmon.calibrate import Key, Tail, Tails
 from kmon.clock import EPOCH
 from kmon.config import Config, DetectorUse, Metric
-from kmon.calibrate import Key, Tail, Tails
 from kmon.detect.contract import SCORES, Detector, load_detector, scored
 from kmon.detect.fleet import Fleet, Mask, check_taken_over, observe
 from kmon.store import Store
@@ -163,15 +163,13 @@ def _calibrated(scores: pl.DataFrame, tail: Tail | None) -> pl.DataFrame:
 
 
 def _tails(found: Sequence[Scored], families: Mapping[dt.timedelta, Family]) -> dict[Key, Tail]:
-    """The p-values that the first detector gave to monitors which no known incident touches, and which are no anomaly."""
+    """The p-values of the first detector for monitors which no known incident touches, and which are no anomaly."""
     tails: dict[Key, Tail] = {}
-    for scored in found:
-        if scored.use is not found[0].use:
-            continue
-        calm = scored.fleet.untouched[scored.scores["row"].to_numpy()]
-        normal = scored.scores.filter(pl.Series(calm) & (pl.col("p_value") > families[scored.width].cutoff))
+    for one in (one for one in found if one.use is found[0].use):
+        calm = one.fleet.untouched[one.scores["row"].to_numpy()]
+        normal = one.scores.filter(pl.Series(calm) & (pl.col("p_value") > families[one.width].cutoff))
         for (metric,), part in normal.group_by("metric"):
-            tails[str(metric), scored.width.total_seconds()] = Tail.of(part["raw"].to_numpy())
+            tails[str(metric), one.width.total_seconds()] = Tail.of(part["raw"].to_numpy())
     return tails
 
 
