@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from kmon.config import Config
-from kmon.ledger import open_ledger, show_time
+from kmon.config import Config, show_duration
+from kmon.ledger import Ledger, SweepRecord, open_ledger, show_time
 from kmon.store import open_for_reading
 
 
@@ -38,8 +38,34 @@ def status(config: Config, store: str | None = None) -> dict[str, Any]:
             "last_sweep": show_time(sweep.at) if sweep else None,
             "last_sweep_seconds": round(sweep.seconds, 3) if sweep else None,
             "monitors": sweep.monitors if sweep else None,
+            "alerts_last_week": _alerts(ledger, sweep),
+            "false_alerts_budget_week": round(7 * config.false_alerts_per_day, 2),
+            "p_values_too_small": _excess(ledger, sweep),
             "open_incidents": len(ledger.open_incidents()),
             "alerts_waiting": len(waiting),
             "alerts_failed": len(failed),
         }
     return found
+
+
+def _alerts(ledger: Ledger, sweep: SweepRecord | None) -> int | None:
+    """Incidents that alerted in the week before the last sweep, true and false ones, to compare with the budget."""
+    if sweep is None:
+        return None
+    week = ledger.incidents(since=sweep.at - dt.timedelta(days=7), until=sweep.at + dt.timedelta(seconds=1))
+    return sum(incident.severity != "info" for incident in week)
+
+
+def _excess(ledger: Ledger, sweep: SweepRecord | None) -> str | None:
+    """How many times more often than they should normal monitors had small p-values in the last day, at most.
+
+    That is before calibration, which takes it off; far above 1 the data is wilder than the detector thinks.
+    """
+    if sweep is None:
+        return None
+    tails = ledger.tails(sweep.at)
+    worst = max(tails, key=lambda key: tails[key].excess, default=None)
+    if worst is None:
+        return None
+    metric, seconds = worst
+    return f"{tails[worst].excess:.2g} times ({metric}, {show_duration(dt.timedelta(seconds=seconds))})"
