@@ -1,15 +1,16 @@
 """Calibration: p-values made true by the fleet's own recent ones, because heavy tails fool any model.
 
-Each sweep counts how many p-values of normal monitors lay beyond some levels. Where a day of them has more than they
-should, the excess is taken off: beyond the last level that was seen often enough, the tail of -log p goes on as an
-exponential with the slope that was seen (peaks over a threshold, Pickands 1975). Calibration never makes a p-value
-smaller.
+Each sweep counts how many p-values of normal monitors lay beyond some levels. Where the usual hour of the last day had
+more than it should, the excess is taken off: beyond the last level that is seen often enough, the tail of -log p goes on
+as an exponential with the slope that was seen (peaks over a threshold, Pickands 1975). The usual hour is the median one:
+an incident that nobody has seen yet makes one hour look wild, and must not make the next ones blind. Calibration never
+makes a p-value smaller.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,10 @@ import numpy.typing as npt
 
 LEVELS = (0.05, 0.01, 1e-3, 1e-4)
 """The p-values beyond which are counted."""
-ENOUGH = 20
-"""P-values beyond a level that tell its share."""
+HOURS = 3
+"""Hours that tell what is usual."""
+ENOUGH = 5.0
+"""P-values that should lie beyond a level in an hour, for its share to tell."""
 Key = tuple[str, float]
 """Metric, and width of the windows in seconds."""
 
@@ -34,33 +37,46 @@ class Tail:
     def of(cls, p: npt.NDArray[np.float64]) -> Tail:
         return cls(len(p), tuple(int((p <= level).sum()) for level in LEVELS))
 
-    def __add__(self, other: Tail) -> Tail:
-        return Tail(self.tests + other.tests, tuple(a + b for a, b in zip(self.beyond, other.beyond, strict=True)))
+
+@dataclass(frozen=True)
+class Calibration:
+    """What share of normal p-values lies at or below each level, in the usual hour; levels that tell nothing left out."""
+
+    levels: tuple[float, ...]
+    shares: tuple[float, ...]
+
+    @classmethod
+    def of(cls, hours: Sequence[Tail]) -> Calibration:
+        """From the hours of the last day."""
+        tests = np.array([hour.tests for hour in hours], dtype=float)
+        if len(hours) < HOURS or not tests.all():
+            return cls((), ())
+        shares = np.median(np.array([hour.beyond for hour in hours]) / tests[:, None], axis=0)
+        told = [
+            (level, float(share))
+            for level, share in zip(LEVELS, shares, strict=True)
+            if level * np.median(tests) >= ENOUGH and 0 < share < 1
+        ]
+        return cls(tuple(level for level, _ in told), tuple(share for _, share in told))
 
     @property
     def excess(self) -> float:
         """How many times more lay beyond the last level that tells than should; 1 where none tells."""
-        found = [count / (self.tests * level) for level, count in zip(LEVELS, self.beyond, strict=True) if count >= ENOUGH]
-        return found[-1] if found else 1.0
+        return self.shares[-1] / self.levels[-1] if self.levels else 1.0
 
     def calibrated(self, p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The shares of normal p-values that are as small as these, where that is larger."""
-        told = [
-            (-math.log(level), -math.log(min(count / self.tests, 1.0)))
-            for level, count in zip(LEVELS, self.beyond, strict=True)
-            if count >= ENOUGH and count < self.tests
-        ]
-        if not told:
+        if not self.levels:
             return p
-        nominal, seen = np.array([(0.0, 0.0), *told]).T
-        slope = 1.0
-        if len(told) > 1:
-            slope = min(float((seen[-1] - seen[-2]) / (nominal[-1] - nominal[-2])), 1.0)
+        nominal, seen = (np.array([0.0, *(-math.log(x) for x in part)]) for part in (self.levels, self.shares))
+        slope = min(float((seen[-1] - seen[-2]) / (nominal[-1] - nominal[-2])), 1.0) if len(nominal) > 2 else 1.0
         surprise = -np.log(np.maximum(p, 1e-300))
-        within = np.interp(surprise, nominal, seen)
-        beyond = seen[-1] + (surprise - nominal[-1]) * max(slope, 0.05)
-        true = np.where(surprise <= nominal[-1], within, beyond)
+        beyond = seen[-1] + (surprise - nominal[-1]) * max(slope, LEAST_SLOPE)
+        true = np.where(surprise <= nominal[-1], np.interp(surprise, nominal, seen), beyond)
         return np.asarray(np.maximum(p, np.exp(-true)))
 
 
+LEAST_SLOPE = 0.05
+"""Of the tail of -log p: a surprise counts so much of itself at least."""
+Calibrations = Mapping[Key, Calibration]
 Tails = Mapping[Key, Tail]

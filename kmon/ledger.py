@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Dialect, RowMapping
 
 from kmon import environment
-from kmon.calibrate import LEVELS, Key, Tail, Tails
+from kmon.calibrate import LEVELS, Calibration, Key, Tail, Tails
 from kmon.config import Config
 from kmon.errors import LedgerError
 
@@ -412,15 +412,15 @@ class Ledger:
                     connection.execute(sa.insert(table), [_row(row) for row in rows])
             _put_tails(connection, sweep.at, tails or {})
 
-    def tails(self, at: dt.datetime) -> dict[Key, Tail]:
-        """What the sweeps of the day before `at` saw of the p-values of normal monitors."""
+    def calibrations(self, at: dt.datetime) -> dict[Key, Calibration]:
+        """What the sweeps of the day before `at` tell of the p-values of normal monitors."""
         t = tails_table
-        sums = [sa.func.sum(t.c[name]).label(name) for name in ("tests", *_BEYOND)]
-        statement = sa.select(t.c.metric, t.c.window, *sums).where(t.c.at < at, t.c.at >= at - DAY)
-        return {
-            (row["metric"], row["window"].total_seconds()): Tail(row["tests"], tuple(row[name] for name in _BEYOND))
-            for row in self._rows(statement.group_by(t.c.metric, t.c.window))
-        }
+        rows = self._rows(sa.select(t).where(t.c.at < at, t.c.at >= at - DAY))
+        hours: dict[Key, dict[dt.datetime, list[RowMapping]]] = {}
+        for row in rows:
+            key = (row["metric"], row["window"].total_seconds())
+            hours.setdefault(key, {}).setdefault(row["at"].replace(minute=0, second=0, microsecond=0), []).append(row)
+        return {key: Calibration.of([_tail(parts) for parts in found.values()]) for key, found in hours.items()}
 
     def anomalies(self, incident: str) -> list[Anomaly]:
         """What one incident explained, in time order."""
@@ -499,6 +499,10 @@ def _row(record: Any) -> dict[str, Any]:
 
 
 _BEYOND = [f"beyond_{i}" for i in range(len(LEVELS))]
+
+
+def _tail(rows: Sequence[RowMapping]) -> Tail:
+    return Tail(sum(row["tests"] for row in rows), tuple(sum(row[name] for row in rows) for name in _BEYOND))
 
 
 def _put_tails(connection: Connection, at: dt.datetime, tails: Tails) -> None:

@@ -63,9 +63,9 @@ def _excess(ledger: Ledger, sweep: SweepRecord | None) -> str | None:
     """
     if sweep is None:
         return None
-    tails = ledger.tails(sweep.at)
-    worst = max(tails, key=lambda key: tails[key].excess, default=None)
+    usual = ledger.calibrations(sweep.at)
+    worst = max(usual, key=lambda key: usual[key].excess, default=None)
     if worst is None:
         return None
     metric, seconds = worst
-    return f"{tails[worst].excess:.2g} times ({metric}, {show_duration(dt.timedelta(seconds=seconds))})"
+    return f"{usual[worst].excess:.2g} times ({metric}, {show_duration(dt.timedelta(seconds=seconds))})"

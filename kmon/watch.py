@@ -152,8 +152,8 @@ class Watch:
         Those are the ones that are not normal by now.
         """
         recent = [i for i in self._ledger.overlapping(at - MONTH, at) if not self._is_normal_now(i)]
-        masks, tails = [_spoilt(i) for i in recent], self._ledger.tails(at)
-        sweep = run_sweep(self._store, self._config, at, since=since, masks=masks, tails=tails)
+        masks, usual = [_spoilt(i) for i in recent], self._ledger.calibrations(at)
+        sweep = run_sweep(self._store, self._config, at, since=since, masks=masks, calibrations=usual)
         known = [i.scope for i in recent if _open_at(i, at)]
         return sweep, explain(sweep, self._config, self._scope, self._inside, known), recent
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from kmon.calibrate import Key, Tail
+from kmon.calibrate import Calibration, Key
 from kmon.config import Config, show_duration
 from kmon.detect import Scored, Sweep
 from kmon.detect.expect import RECENT, expect
@@ -125,8 +125,8 @@ class _Then:
     def __init__(self, ledger: Ledger, at: dt.datetime) -> None:
         self._ledger, self._at = ledger, at
 
-    def tails(self, at: dt.datetime) -> dict[Key, Tail]:
-        return self._ledger.tails(at)
+    def calibrations(self, at: dt.datetime) -> dict[Key, Calibration]:
+        return self._ledger.calibrations(at)
 
     def overlapping(self, start: dt.datetime, end: dt.datetime) -> list[Incident]:
         return [

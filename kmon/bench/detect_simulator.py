@@ -124,7 +124,7 @@ def judge(world: World) -> Judged:
     seed = int(random.integers(1, 1_000_000))
     drawn = schedule(world.incidents, start, end, partners, rate, seed, first=begin)
     truth = [_varied(one, random) for one in drawn]
-    volatility = float(random.uniform(0.05, 0.3))
+    volatility = float(random.uniform(0.03, 0.15))
     simulation = Simulation(partners, rate, start, seed, truth, volatility=volatility)
     with folder() as work:
         config = configured(work)

@@ -21,6 +21,10 @@ from kmon.errors import UsageError
 Floats = npt.NDArray[np.float64]
 NOISE = 2.0
 """Standard deviations by which a falling rate's numerator must have fallen itself."""
+LAST = 6
+"""Bins that tell the usual exposure."""
+GROWTH = 1.25
+"""Times the exposure of the last half hour that a window may have by the course of the day; more is a surge."""
 PLENTY = 1e6
 """Evidence (nats) beyond which more says no more."""
 _DIRECTIONS = pl.Series(["up", "down"])
@@ -45,7 +49,7 @@ class Compare:
     """Least relative fall of a count worth telling: demand falls by a third for harmless reasons, such as a holiday."""
     min_rise: float = 1.0
     """Least relative rise worth telling."""
-    tolerance: float = 0.05
+    tolerance: float = 0.02
     """Relative deviation from the expected level that is still normal, however certain."""
     coverage: float = 0.999
     """Of the interval shown as normal."""
@@ -114,7 +118,7 @@ def _large(
     change = (observed + np.where(falls, doubt, 0.0) - level) / np.abs(level)
     enough = np.where(falls, change <= -own["min_effect"], change >= own["min_rise"])
     if now.kind == "rate":
-        before = level * now.usual
+        before = level * np.fmin(now.exposure, GROWTH * now.usual)
         lost = np.fmax(before * own["min_effect"] / 2, NOISE * np.sqrt(expected.noise * before))
         enough &= np.where(falls, before - now.value >= lost, now.value > before)
     return np.asarray(enough, dtype=bool)
@@ -202,11 +206,13 @@ class _Now:
 
 
 def _usual_exposure(windows: pl.DataFrame, exposure: Floats) -> Floats:
-    """Of a window as long as this one: the mean of the recent bins."""
+    """Of a window as long as this one: the mean of the last known bins."""
     if "recent_exposure" not in windows.columns:
         return exposure
     bins = windows["recent_exposure"].to_numpy().astype(float)
-    a_bin = np.nansum(bins, axis=1) / np.isfinite(bins).sum(axis=1)
+    known = np.isfinite(bins)
+    last = known & (np.cumsum(known[:, ::-1], axis=1)[:, ::-1] <= LAST)
+    a_bin = np.where(last, bins, 0.0).sum(axis=1) / last.sum(axis=1)
     usual = a_bin * float(windows["width"][0]) / float(windows["bin"][0])
     return np.where(np.isfinite(usual), usual, exposure)
 

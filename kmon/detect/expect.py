@@ -35,13 +35,17 @@ TREND = 0.04
 FEW = 5.0
 """Events of other days below which they tell no shape."""
 PRIOR = 20.0
-"""Bins that the fleet's noise weighs against a monitor's own; events that its rate weighs against a monitor's own."""
+"""Events, or bins, that what is usual in the fleet weighs against a monitor's own."""
+ALIKE = 40.0
+"""Independent residuals that the fleet's noise weighs against a monitor's own."""
 STEADY = 0.01
 """Least relative variance of a level from day to day."""
 LIKELY = 2e-4
 """The same of a rate."""
 SHAPELESS = 3e-3
 """Relative variance that a day's shape is off by at best."""
+APART = 0.35
+"""Independent residuals that a bin is worth: bins next to each other are alike."""
 ROBUST = 4.0
 """Squared residuals, in variances, count up to this: what is abnormal must not pass for noise."""
 WILD = 1.5
@@ -304,12 +308,12 @@ def _noise(off: Floats, mean: Floats, square: Floats) -> tuple[Floats, float]:
     telling = good & (mean >= 3)
     phi = overdispersion(off[telling] ** 2, mean[telling], square[telling], most=1.0)
     squares = np.where(good, off**2 / (mean + phi * square), 0.0)
-    count = 0.9 * good.sum(axis=1)
-    noise = np.maximum((np.minimum(squares, ROBUST**2).sum(axis=1) + PRIOR) / (count + PRIOR), 1.0)
+    count = APART * good.sum(axis=1)
+    noise = np.maximum((APART * np.minimum(squares, ROBUST**2).sum(axis=1) + ALIKE) / (count + ALIKE), 1.0)
     wild = np.flatnonzero(noise > WILD)
-    squares, own, due = squares[wild], noise[wild], _USUAL * (count[wild] + PRIOR)
+    squares, own, due = APART * squares[wild], noise[wild], _USUAL * (count[wild] + ALIKE)
     for _ in range(25):  # each square counts up to ROBUST of the monitor's own variances
-        own = np.maximum((np.minimum(squares, ROBUST * own[:, None]).sum(axis=1) + PRIOR * _USUAL) / due, 1.0)
+        own = np.maximum((np.minimum(squares, APART * ROBUST * own[:, None]).sum(axis=1) + ALIKE * _USUAL) / due, 1.0)
     noise[wild] = own
     return noise, phi
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 from statsmodels.stats.multitest import multipletests
 
-from kmon.calibrate import Key, Tail, Tails
+from kmon.calibrate import Calibration, Calibrations, Key, Tail
 from kmon.clock import EPOCH
 from kmon.config import Config, DetectorUse, Metric
 from kmon.detect.contract import SCORES, Detector, load_detector, scored
@@ -42,7 +42,7 @@ class Scored:
     scores: pl.DataFrame
     """A row for each judged monitor and metric: `metric`, `row` (of the fleet), the detector's scores with calibrated
     p-values, and `raw`, the p-value as the detector said it."""
-    tails: Tails
+    calibrations: Calibrations
 
     def again(self, fleet: Fleet, metric: str, rows: list[int], config: Config) -> pl.DataFrame:
         """Score some monitors of another fleet, such as this one less a known cause; in company, as they were."""
@@ -50,7 +50,7 @@ class Scored:
         company = others[:: -(-len(others) // COMPANY) or 1]
         chosen = np.concatenate([np.array(rows, dtype=np.int64), company])
         again = scored(self.detector, fleet.windows(config.metrics[metric], self.width, chosen))[: len(rows)]
-        return _calibrated(again, self.tails.get((metric, self.width.total_seconds())))
+        return _calibrated(again, self.calibrations.get((metric, self.width.total_seconds())))
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Sweep:
     monitors: int
     flagged: tuple[pl.DataFrame, ...] = field(repr=False)
     """The anomalies, a frame for each of `scored`, with the columns of its scores."""
-    tails: Tails = field(default_factory=dict, repr=False)
+    tails: Mapping[Key, Tail] = field(default_factory=dict, repr=False)
     """What the p-values of normal monitors were before they were calibrated, for the sweeps to come."""
 
     @property
@@ -128,13 +128,13 @@ def sweep(
     *,
     since: dt.datetime | None = None,
     masks: Sequence[Mask] = (),
-    tails: Tails | None = None,
+    calibrations: Calibrations | None = None,
 ) -> Sweep:
     """Judge every monitor on the windows that end at `at` and were due after the sweep at `since`, default all.
 
     `at` is event time, at or before the watermark: what is not complete is not judged. `masks` are the known
-    incidents, whose minutes serve nobody inside them as a reference; `tails` what the sweeps of the last day saw of
-    normal monitors. Reads the store, writes nothing.
+    incidents, whose minutes serve nobody inside them as a reference; `calibrations` come of what the
+    sweeps of the last day saw of normal monitors. Reads the store, writes nothing.
     """
     check_taken_over(store, config, config.metrics.values(), (d for grouping in config.watch for d in grouping))
     detectors = [(use, load_detector(use, config.path.parent)) for use in config.detectors]
@@ -145,7 +145,7 @@ def sweep(
     for width in widths:
         if fleet.quiet(width):  # not one event anywhere: the source is quiet, which is no partner's outage
             continue
-        known = tails or {}
+        known = calibrations or {}
         scores = [Scored(use, d, fleet, width, _scores(d, fleet, width, config, known), known) for use, d in detectors]
         p = np.concatenate([s.scores["p_value"].to_numpy() for s in scores if not s.use.shadow] or [np.empty(0)])
         rate = false_discovery_rate(config, width)
@@ -155,10 +155,10 @@ def sweep(
     return Sweep(at, tuple(found), families, fleet.monitors.height, flagged, _tails(found, families))
 
 
-def _calibrated(scores: pl.DataFrame, tail: Tail | None) -> pl.DataFrame:
+def _calibrated(scores: pl.DataFrame, calibration: Calibration | None) -> pl.DataFrame:
     """Scores of one metric with calibrated p-values beside the detector's own."""
     raw = scores["p_value"].to_numpy()
-    p = raw if tail is None else tail.calibrated(raw)
+    p = raw if calibration is None else calibration.calibrated(raw)
     return scores.with_columns(raw=pl.col("p_value"), p_value=pl.Series(p, dtype=pl.Float64))
 
 
@@ -173,14 +173,14 @@ def _tails(found: Sequence[Scored], families: Mapping[dt.timedelta, Family]) -> 
     return tails
 
 
-def _scores(detector: Detector, fleet: Fleet, width: dt.timedelta, config: Config, tails: Tails) -> pl.DataFrame:
+def _scores(detector: Detector, fleet: Fleet, width: dt.timedelta, config: Config, known: Calibrations) -> pl.DataFrame:
     """What `Scored` holds: all metrics one below the other, without the monitors that were not judged."""
     parts = [pl.DataFrame(schema={**SCORES, "raw": pl.Float64(), "metric": pl.String(), "row": pl.Int64()})]
     for name, metric in config.metrics.items():
         rows = np.flatnonzero(fleet.volume(metric, width) >= _least_volume(metric, detector))
         keys = {"metric": pl.Series([name]).new_from_index(0, len(rows)), "row": pl.Series(rows, dtype=pl.Int64)}
         scores = scored(detector, fleet.windows(metric, width, rows))
-        parts.append(_calibrated(scores, tails.get((name, width.total_seconds()))).with_columns(**keys))
+        parts.append(_calibrated(scores, known.get((name, width.total_seconds()))).with_columns(**keys))
     return pl.concat(parts).filter(pl.col("judged") & pl.col("p_value").is_between(0, 1))
 
 
