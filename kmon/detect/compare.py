@@ -21,6 +21,8 @@ from kmon.errors import UsageError
 Floats = npt.NDArray[np.float64]
 NOISE = 2.0
 """Standard deviations by which a falling rate's numerator must have fallen itself."""
+EDGE = 3.0
+"""Standard deviations that the exposure must have moved within a lag, for a surge or an outage to begin or end there."""
 LAST = 6
 """Bins that tell the usual exposure."""
 GROWTH = 1.25
@@ -142,7 +144,9 @@ class _Now:
         value, exposure = (windows[name].to_numpy().astype(float) for name in ("value", "exposure"))
         lagged = "lagged_exposure" if "lagged_exposure" in windows.columns else "exposure"
         earlier = windows[lagged].to_numpy().astype(float)
-        least, most = np.fmin(exposure, earlier), np.fmax(exposure, earlier)
+        moved = np.abs(exposure - earlier) > EDGE * np.sqrt(exposure + earlier)  # more than chance moves it
+        least = np.where(moved, np.fmin(exposure, earlier), exposure)
+        most = np.where(moved, np.fmax(exposure, earlier), exposure)
         usual = _usual_exposure(windows, exposure)
         if kind == "rate":  # an order can come in the window after its session
             value = np.clip(value, 0, exposure)

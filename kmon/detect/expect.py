@@ -48,8 +48,8 @@ APART = 0.35
 """Independent residuals that a bin is worth: bins next to each other are alike."""
 ROBUST = 4.0
 """Squared residuals, in variances, count up to this: what is abnormal must not pass for noise."""
-WILD = 1.5
-"""Noise from which on a monitor's own is sought in earnest."""
+WILD = 2.0
+"""Times the fleet's noise that a monitor's own must be, to be believed without the fleet."""
 _USUAL = float(stats.chi2.cdf(ROBUST, 3) + ROBUST * stats.chi2.sf(ROBUST, 1))
 """Mean of a chi-squared variable cut at ROBUST."""
 _SAMPLE = 20_000
@@ -164,8 +164,9 @@ def _counts(given: References) -> Expectation:
     residuals = [(recent - trace, trace)]
     residuals += [((day - s.profile) / np.sqrt(0.8), s.profile) for day, s in zip(days, shapes, strict=True)]
     off, mean = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
-    noise, phi = _noise(off, mean, mean**2)
-    phi = _at_width(given, recent - trace, trace, phi)
+    noise, floor, phi = _noise(off, mean, mean**2)
+    wander = noise * _at_width(given, recent - trace, trace, floor, phi)
+    noise = floor * noise
 
     effective, around = effective / noise, around / noise  # what varies more tells less
     fit = ~flat & (before > 0)
@@ -184,7 +185,7 @@ def _counts(given: References) -> Expectation:
     drift = np.where(flat, noise * alone.drift, drift)
     bins = np.isfinite(recent).sum(axis=1)
     known = np.isfinite(expected) & ((seen >= 0.5) | (bins >= RECENT / 4))
-    return Expectation(expected, noise, drift + noise * phi, around + counted, known, _shares(weights, m))
+    return Expectation(expected, noise, drift + wander, around + counted, known, _shares(weights, m))
 
 
 @dataclass(frozen=True)
@@ -302,23 +303,44 @@ def _smooth(values: Floats) -> Floats:
     return np.asarray(total / np.maximum(size, 1))
 
 
-def _noise(off: Floats, mean: Floats, square: Floats) -> tuple[Floats, float]:
-    """Each monitor's noise, and the fleet's `phi`: its variance is noise x (mean + phi x square)."""
+def _noise(off: Floats, mean: Floats, square: Floats) -> tuple[Floats, float, float]:
+    """Each monitor's noise, and the fleet's `floor` and `phi`: variance is noise x (floor x mean + phi x square).
+
+    The smaller bins tell the floor: 1 for a Poisson count, more where an order counts in the bin after its session's,
+    or where each event is a sum of money. The larger ones then tell `phi`.
+    """
     good = np.isfinite(off) & (mean > 0.05)
     telling = good & (mean >= 3)
-    phi = overdispersion(off[telling] ** 2, mean[telling], square[telling], most=1.0)
-    squares = np.where(good, off**2 / (mean + phi * square), 0.0)
+    if telling.any():
+        small = telling & (mean <= np.median(mean[telling]))
+        floor = float(_robust_mean((off[small] ** 2 / mean[small])[None, :], 1.0)[0])
+    else:
+        floor = 1.0
+    phi = overdispersion(off[telling] ** 2, floor * mean[telling], square[telling], most=1.0)
+    squares = np.where(good, off**2 / (floor * mean + phi * square), 0.0)
     count = APART * good.sum(axis=1)
-    noise = np.maximum((APART * np.minimum(squares, ROBUST**2).sum(axis=1) + ALIKE) / (count + ALIKE), 1.0)
-    wild = np.flatnonzero(noise > WILD)
-    squares, own, due = APART * squares[wild], noise[wild], _USUAL * (count[wild] + ALIKE)
-    for _ in range(25):  # each square counts up to ROBUST of the monitor's own variances
-        own = np.maximum((np.minimum(squares, APART * ROBUST * own[:, None]).sum(axis=1) + ALIKE * _USUAL) / due, 1.0)
-    noise[wild] = own
-    return noise, phi
+    raw = APART * np.minimum(squares, ROBUST**2).sum(axis=1)
+    noise = np.maximum((raw + ALIKE) / (count + ALIKE), 1.0)
+    wild = np.flatnonzero(raw > WILD * count)  # by more than chance: the fleet does not tell
+    noise[wild] = _robust_mean(squares[wild], raw[wild] / count[wild], count[wild], FEW)
+    return noise, floor, phi
 
 
-def _at_width(given: References, off: Floats, mean: Floats, phi: float) -> float:
+def _robust_mean(
+    squares: Floats, first: Floats | float, count: Floats | None = None, usual: float = 0.0
+) -> npt.NDArray[np.float64]:
+    """Of each row, at least 1: each square counts up to ROBUST of the row's own mean; 1 counts `usual` times more."""
+    size = squares.shape[1]
+    own = np.full(len(squares), first, dtype=float)
+    each = np.ones(len(squares)) if count is None else count / max(size, 1)
+    total = each * size + usual
+    for _ in range(25):
+        cut = np.minimum(squares, ROBUST * own[:, None]).sum(axis=1)
+        own = np.maximum((each * cut + _USUAL * usual) / (_USUAL * np.maximum(total, 1e-9)), 1.0)
+    return own
+
+
+def _at_width(given: References, off: Floats, mean: Floats, floor: float, phi: float) -> float:
     """The fleet's `phi` of windows as long as this one, from past ones around the recent level."""
     if given.bins < 1:
         past = given.previous[0]
@@ -332,7 +354,7 @@ def _at_width(given: References, off: Floats, mean: Floats, phi: float) -> float
         kept = 1 - 1 / max(off.shape[1], 2)  # the level was fitted to the same bins
     telling = np.isfinite(off) & (mean >= 3)
     return overdispersion(
-        off[telling] ** 2 / kept, mean[telling], mean[telling] ** 2, most=1.0, guess=phi, weight=5 * PRIOR
+        off[telling] ** 2 / kept, floor * mean[telling], mean[telling] ** 2, most=1.0, guess=phi, weight=5 * PRIOR
     )
 
 
@@ -363,8 +385,9 @@ def _rates(given: References) -> Expectation:
     discount = 1 / (1 + trials * steady / 2)
     level = np.clip((prior * usual + discount * hits) / (prior + discount * trials), 1e-6, 1 - 1e-6)
     off, size, square = _share_residuals(given, hits, trials, other_hits, other_trials)
-    noise, phi = _noise(off, size, square)
+    noise, floor, phi = _noise(off, size, square)
     drift = 1 / (prior + discount * trials) + noise * phi
+    noise = floor * noise
     volume = trials + other_trials
     weights = _shares([np.nansum(exposure, axis=1) for _, exposure in given.days], len(trials))
     return Expectation(level, noise, drift, volume, np.asarray(volume >= PRIOR), weights)
