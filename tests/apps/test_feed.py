@@ -3,6 +3,8 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import replace
 
+import pytest
+
 from kmon.apps.feed import Feed
 from kmon.apps.selection import Selection, default, ranges
 from kmon.config import Config, load_config
