@@ -26,7 +26,7 @@ def explained(store: EmbeddedStore, settings: Config) -> list[Cause]:
         return {d: store.names(d, [n])[n] for d, n in numbers.items()}
 
     def refetch(fleet: Fleet, scope: dict[str, str], without: object) -> Fleet:
-        return observe(store, settings, fleet.at, fleet.width, scope=scope, without=without)  # type: ignore[arg-type]
+        return observe(store, settings, fleet.at, scope=scope, without=without)  # type: ignore[arg-type]
 
     return explain(sweep(store, settings, AT), settings, names, refetch)
 

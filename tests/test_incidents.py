@@ -137,3 +137,58 @@ def test_two_causes_of_one_incident_are_one_decision() -> None:
     causes = [cause(partner="p1", country=country) for country in ("SE", "DE")]
     (decision,) = decide(config(), AT, causes, [incident()], verdict("abnormal"))
     assert (decision.action, decision.incident.anomalies) == ("joined", 3)
+
+
+# ---- what has ended lately -------------------------------------------------------------------------------------------
+
+
+def over(ago: int = 10, seen: int = 12, **changes: Any) -> Incident:
+    """An incident of p1's orders that was resolved so many minutes ago, and last seen a little earlier."""
+    times = {"seen_at": AT - seen * MINUTE, "resolved_at": AT - ago * MINUTE}
+    return replace(incident(began=AT - 90 * MINUTE), status="resolved", **times, **changes)
+
+
+def wide(found: Cause, minutes: int = 15) -> Cause:
+    """The cause in a longer window."""
+    return replace(found, window=minutes * MINUTE)
+
+
+ENDED: list[tuple[str, Incident, Cause, list[str]]] = [
+    ("a window that reaches back into it is its echo", over(), wide(cause(partner="p1")), []),
+    ("also of a part of it", over(), wide(cause(partner="p1", country="SE")), []),
+    ("also of a wider scope that tells not much more", over(), wide(cause(evidence=50)), []),
+    ("not of a wider one that tells far more", over(), wide(cause(evidence=900)), ["new"]),
+    ("not of something else", over(), wide(cause(partner="p2")), ["new"]),
+    ("not of good news", over(), wide(cause("orders", "up", partner="p1")), ["new"]),
+    ("what returns within an hour is the same", over(), cause(partner="p1"), ["reopened"]),
+    ("another metric of it, too", over(), cause("conversion", partner="p1"), ["reopened"]),
+    ("what returns later is another one", over(ago=61, seen=63), cause(partner="p1"), ["new"]),
+    ("a part of it is another one", over(), cause(partner="p1", country="SE"), ["new"]),
+]
+
+
+@pytest.mark.parametrize(("ended", "found", "actions"), [case[1:] for case in ENDED], ids=[case[0] for case in ENDED])
+def test_after_an_incident(ended: Incident, found: Cause, actions: list[str]) -> None:
+    decisions = decide(config(), AT, [found], [], verdict("unjudged"), [ended])
+    assert [decision.action for decision in decisions] == actions
+
+
+def test_what_is_reopened_is_open_again_and_has_its_beginning() -> None:
+    ended = over()
+    (decision,) = decide(config(), AT, [cause(partner="p1")], [], verdict("unjudged"), [ended])
+    again = decision.incident
+    assert (again.id, again.started_at, again.detected_at) == (ended.id, ended.started_at, ended.detected_at)
+    assert (again.status, again.resolved_at, again.seen_at, again.quiet) == ("firing", None, AT, 0)
+    assert again.anomalies == ended.anomalies + 1
+    assert decision.reason == again.reason == "it is back"
+
+
+@pytest.mark.parametrize(
+    ("metric", "window", "actions"),
+    [("conversion", 15, []), ("conversion", 5, ["new"]), ("orders", 15, ["new"])],
+)
+def test_a_rate_that_falls_in_a_rise_that_has_ended_is_its_echo(metric: str, window: int, actions: list[str]) -> None:
+    """More sessions in a part of the window: the denominator swelled."""
+    rise = over(metric="sessions", direction="up")
+    decisions = decide(config(), AT, [wide(cause(metric, partner="p1"), window)], [], verdict("unjudged"), [rise])
+    assert [decision.action for decision in decisions] == actions

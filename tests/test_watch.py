@@ -222,11 +222,11 @@ def test_what_is_new_in_kmon_yaml_raises_no_alarm(look: Look, ledger: Ledger) ->
     with shop(before, full.model_copy(update=few), upto=AT - 10 * MINUTE) as store:
         store.reconfigure(full)
         add(store, events.filter(pl.col("event_time") >= change))
-        fleet = observe(store, full, AT, 5 * MINUTE)
+        fleet = observe(store, full, AT)
         assert fleet.monitors["browser"].n_unique() == len(BROWSERS) + 1
         assert list(look(store, 0)) == []
-        orders = fleet.windows(full.metrics["orders"])["previous_value"].to_numpy()
-        assert np.isfinite(orders).sum(axis=1).max() == 1  # of the two five-minute windows since then, one is past
+        orders = fleet.windows(full.metrics["orders"], 5 * MINUTE)["recent_value"].to_numpy()
+        assert np.isfinite(orders).sum(axis=1).max() == 1  # of the two five-minute bins since then, one is past
         told = expected_series(store, full, "orders", {}, AT - 20 * MINUTE, AT)["observed"]
         assert (told.null_count(), told[:10].null_count()) == (10, 10)
         split = expected_series(store, full, "sessions", {"browser": "edge"}, AT - 20 * MINUTE, AT)["observed"]

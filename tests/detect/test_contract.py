@@ -18,14 +18,14 @@ import polars as pl
 from kmon.detect import SCORES, detector
 
 class Halved:
-    """Everything below half of its first reference window."""
+    """Everything below half of its first reference bin."""
     name = "halved"
 
     def __init__(self, share=0.5):
         self.share = share
 
     def score(self, windows):
-        before = windows["previous_value"].arr.first()
+        before = windows["recent_value"].arr.first()
         low = windows["value"] < self.share * before
         zeros = {n: [0.0 if t == pl.Float64 else None] * len(low) for n, t in SCORES.items()}
         blank = pl.DataFrame(zeros, schema=SCORES)
@@ -57,7 +57,7 @@ def module(folder: Path) -> str:
 
 
 def test_ones_own_class_and_function_lie_beside_the_configuration(folder: Path) -> None:
-    given = windows("count", [10.0, 90.0], [[100.0] * 6] * 2)
+    given = windows("count", [10.0, 90.0], 100.0)
     halved = load_detector(DetectorUse(use=f"{module(folder)}:Halved", params={"share": 0.2}), folder)
     assert halved.score(given)["notable"].to_list() == [True, False]
     quiet = load_detector(DetectorUse(use=f"{module(folder)}:quiet", params={"floor": 1.0}), folder)
@@ -83,7 +83,7 @@ def test_what_cannot_be_is_said_in_a_sentence(folder: Path, use: str, params: di
 
 
 def test_scores_that_break_the_contract_are_refused(folder: Path) -> None:
-    given = windows("count", [10.0], [[100.0] * 6])
+    given = windows("count", [10.0], 100.0)
     short = load_detector(DetectorUse(use=f"{module(folder)}:short"), folder)
     with pytest.raises(UsageError, match="'short' returned no column 'expected'"):
         scored(short, given)
@@ -97,4 +97,4 @@ def test_scores_come_out_in_the_contracts_types() -> None:
             direction=pl.lit("up"), judged=pl.lit(True), notable=pl.lit(False),
         )  # fmt: skip
 
-    assert scored(whole(), windows("count", [1.0], [[1.0]])).schema == SCORES
+    assert scored(whole(), windows("count", [1.0], 1.0)).schema == SCORES

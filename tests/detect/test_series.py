@@ -1,4 +1,4 @@
-"""One monitor over time, against references computed by hand."""
+"""One monitor over time, each bucket against what a sweep would have expected."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import datetime as dt
 import polars as pl
 import pytest
 
-from kmon.detect import Compare, expected_measures, expected_series
+from kmon.detect import Compare, expected_measures, expected_series, observe
 from kmon.errors import UsageError
 from kmon.store import EmbeddedStore
-from tests.detect.worlds import AT, DAY, MINUTE, Mask, config, shop, traffic, windows
+from tests.detect.worlds import AT, DAY, MINUTE, Mask, config, shop, traffic
 
 FIVE = 5 * MINUTE
 START = AT - 4 * FIVE
@@ -37,52 +37,63 @@ def count(events: pl.DataFrame, begin: dt.datetime, kind: str = "s", width: dt.t
     return float(events.filter(mine).height)
 
 
-def test_a_count_with_the_references_of_a_sweep(store: EmbeddedStore, events: pl.DataFrame) -> None:
-    """No pooling to hide behind: every row is compared with what the detector says of references counted here."""
+@pytest.mark.parametrize(("minutes", "rel"), [(1, 0.01), (5, 1e-6), (10, 0.1)])
+@pytest.mark.parametrize("metric", ["sessions", "conversion"])
+def test_a_bucket_is_scored_as_a_sweep_scores_its_window(
+    store: EmbeddedStore, metric: str, minutes: int, rel: float
+) -> None:
+    """One bucket is a fleet of one monitor; those longer than a bin have longer bins, of four hours."""
+    width = minutes * MINUTE
+    (shown,) = expected_series(store, config(), metric, WHERE, AT - width, AT, grain=width).rows(named=True)
+    fleet = observe(store, config(), AT)
+    alone = [pl.col("partner") == store.number("partner", "p1"), pl.col("country", "browser").is_null()]
+    rows = fleet.monitors.with_row_index("row").filter(*alone)["row"].to_numpy()
+    score = Compare().score(fleet.windows(config().metrics[metric], width, rows)).row(0, named=True)
+    assert shown["observed"] == score["observed"]
+    for name in ("expected", "lower", "upper"):
+        assert shown[name] == pytest.approx(score[name], rel=rel), name
+
+
+def test_what_is_shown_is_what_was(store: EmbeddedStore, events: pl.DataFrame) -> None:
     found = expected_series(store, config(), "sessions", WHERE, START, AT, grain=FIVE)
-    starts = [START + i * FIVE for i in range(4)]
-    previous = [[count(events, s - k * FIVE) for k in range(6, 0, -1)] for s in starts]
-    yesterday = [[count(events, s - DAY + k * FIVE) for k in range(-5, 6)] for s in starts]
-    now = [count(events, s) for s in starts]
-    by_hand = Compare().score(windows("count", now, previous, yesterday=yesterday))
-    for column in ("observed", "expected", "lower", "upper"):
-        assert found[column].to_list() == pytest.approx(by_hand[column].to_list())
-    assert found["expected"][0] == pytest.approx((sum(previous[0]) / 6 + sum(yesterday[0]) / 11) / 2)
-    assert found["yesterday"].to_list() == [count(events, s - DAY) for s in starts]
+    starts = [START + n * FIVE for n in range(4)]
     assert found["bucket"].to_list() == [s.replace(tzinfo=None) for s in starts]
+    assert found["observed"].to_list() == [count(events, s) for s in starts]
+    assert found["yesterday"].to_list() == [count(events, s - DAY) for s in starts]
+    assert found["expected"].to_list() == pytest.approx([9 * 8 * 5] * 4, rel=0.1)
+    assert (found["lower"] < found["expected"]).all()
+    assert (found["expected"] < found["upper"]).all()
 
 
-def test_a_rate_pools_its_references(store: EmbeddedStore, events: pl.DataFrame) -> None:
-    found = expected_series(store, config(), "conversion", WHERE, START, START + FIVE, grain=FIVE)
-    shares = []
-    for first, last in ((START - 6 * FIVE, START), (START - DAY - 5 * FIVE, START - DAY + 6 * FIVE)):
-        orders, sessions = (count(events, first, kind, last - first) for kind in ("o", "s"))
-        shares.append(orders / sessions)
-    assert found["expected"][0] == pytest.approx(sum(shares) / 2)
-    assert found["observed"][0] == count(events, START, "o") / count(events, START)
-
-
-def test_masked_minutes_are_no_references(store: EmbeddedStore, events: pl.DataFrame) -> None:
-    known = Mask(WHERE, AT - 20 * FIVE, START - 2 * FIVE)
-    found = expected_series(store, config(), "sessions", WHERE, START, START + FIVE, grain=FIVE, masks=[known])
-    previous = [count(events, START - k * FIVE) for k in (1, 2)]
-    yesterday = [count(events, START - DAY + k * FIVE) for k in range(-5, 6)]
-    assert found["expected"][0] == pytest.approx((sum(previous) / 2 + sum(yesterday) / 11) / 2)
-    assert found["observed"][0] == count(events, START)
+def test_masked_minutes_are_no_references(events: pl.DataFrame) -> None:
+    """An outage an hour ago, and one of yesterday at this time, pull nothing down once they are known."""
+    now, then = (START - 10 * FIVE, START - 2 * FIVE), (START - DAY - 3 * FIVE, START - DAY + 3 * FIVE)
+    masks = [Mask(WHERE, *now), Mask(WHERE, *then)]
+    times = [[t.replace(tzinfo=None) for t in span] for span in (now, then)]
+    gone = pl.any_horizontal(pl.col("event_time").is_between(*span, closed="left") for span in times)
+    with shop(events.filter(~(gone & (pl.col("partner") == "p1")))) as ill:
+        plain, masked = (
+            expected_series(ill, config(), "sessions", WHERE, START, START + FIVE, grain=FIVE, masks=known)
+            for known in ([], masks)
+        )
+    assert masked["expected"][0] == pytest.approx(9 * 8 * 5, rel=0.1)
+    assert plain["expected"][0] < 0.7 * masked["expected"][0]
+    assert masked["observed"][0] == count(events, START)
+    assert masked["yesterday"][0] == 0  # it was so, incident or not
 
 
 def test_a_gap_of_the_source_is_unknown_and_a_gap_of_the_partner_is_zero(events: pl.DataFrame) -> None:
     first, last = ((START + n * FIVE).replace(tzinfo=None) for n in (1, 2))
     gap = pl.col("event_time").is_between(first, last, closed="left")
+    later = []
     for missing, observed in ((gap, None), (gap & (pl.col("partner") == "p1"), 0)):
         with shop(events.filter(~missing)) as store:
             found = expected_series(store, config(), "sessions", WHERE, START, AT, grain=FIVE)
         assert found["observed"][1] == observed
-        previous = [count(events, START + n * FIVE) for n in range(-4, 2)]
-        previous[-1] = 0
-        used = previous if observed is not None else previous[:-1]
-        yesterday = [count(events, START + 2 * FIVE - DAY + k * FIVE) for k in range(-5, 6)]
-        assert found["expected"][2] == pytest.approx((sum(used) / len(used) + sum(yesterday) / 11) / 2)
+        assert (found["yesterday"] > 0).all()
+        later.append(found["expected"][2])
+    assert later[0] == pytest.approx(9 * 8 * 5, rel=0.1)
+    assert later[1] < later[0] - 10  # nothing of p1 is something to learn from
 
 
 def test_several_metrics_are_read_at_once(store: EmbeddedStore) -> None:

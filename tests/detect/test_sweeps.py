@@ -11,7 +11,7 @@ import pytest
 
 from kmon.config import show_duration
 from kmon.detect import due_windows, sweep
-from kmon.detect.sweeps import _cutoff
+from kmon.detect.sweeps import _cutoff, false_discovery_rate, look_every
 from kmon.errors import UsageError
 from tests.detect.worlds import AT, DAY, MINUTE, NEXT, Mask, config, shop, traffic
 
@@ -30,6 +30,33 @@ DEAD = pl.when((pl.col("partner") == "p1") & NEXT).then(0.0).otherwise(8.0)
 )
 def test_the_false_discovery_rate(p: list[float], rate: float, cutoff: float) -> None:
     assert _cutoff(np.array(p), rate) == cutoff
+
+
+@pytest.mark.parametrize(
+    ("windows", "every", "alerts", "rates"),
+    [
+        (["5m"], "1m", 1, {"5m": 1 / 1440}),  # a look a minute
+        (["1m", "15m"], "1m", 1, {"1m": 1 / 2880, "15m": 3 / 2880}),  # in equal parts to both widths
+        (["1m", "15m"], "5m", 1, {"1m": 1 / 576, "15m": 1 / 576}),  # no more looks than sweeps
+        (["5m"], "10s", 1, {"5m": 1 / 1440}),  # more sweeps are no more looks
+        (["5m", "1h"], "5m", 1000, {"5m": 0.05, "1h": 0.05}),  # never more than this
+    ],
+)
+def test_the_budget_of_false_alerts_is_shared_by_widths_and_looks(
+    windows: list[str], every: str, alerts: float, rates: dict[str, float]
+) -> None:
+    settings = config(windows=windows, every=every, false_alerts_per_day=alerts)
+    found = {show_duration(width): false_discovery_rate(settings, width) for width in settings.windows}
+    assert found == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(
+    ("width", "every", "seconds"),
+    [("1m", "1m", 60), ("5m", "1m", 60), ("1h", "1m", 720), ("1m", "10s", 10), ("1h", "10s", 720), ("7m", "1m", 60)],
+)
+def test_a_width_is_looked_at_five_times_in_its_length(width: str, every: str, seconds: int) -> None:
+    settings = config(windows=[width], every=every)
+    assert look_every(settings, settings.windows[0]) == dt.timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +104,22 @@ def test_a_masked_reference_hides_nothing_and_invents_nothing() -> None:
     with shop(traffic(dead)) as store:
         assert sweep(store, config(), AT).anomalies == 0
         assert sweep(store, config(), AT, masks=[known]).anomalies > 0
+
+
+def test_each_width_is_a_family_of_its_own() -> None:
+    """A minute of silence is an anomaly of the minute, and none of the half hour around it."""
+    brief = pl.when((pl.col("partner") == "p1") & pl.col("today") & (pl.col("ago") <= 1)).then(0.0).otherwise(8.0)
+    settings = config(windows=["1m", "30m"])
+    with shop(traffic(brief)) as store:
+        found = sweep(store, settings, AT)
+    minute, half_hour = (found.families[width] for width in settings.windows)
+    assert minute.cutoff > 0
+    assert half_hour.cutoff == 0
+    assert (found.cutoff, found.tests) == (minute.cutoff, minute.tests + half_hour.tests)
+    assert found.windows == tuple(settings.windows)
+    assert {s.width: f.height > 0 for s, f in zip(found.scored, found.flagged, strict=True)} == {
+        MINUTE: True, 30 * MINUTE: False
+    }  # fmt: skip
 
 
 def test_a_quiet_source_is_nobodys_outage() -> None:
