@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 LEVELS = (0.05, 0.01, 1e-3, 1e-4)
 """The p-values beyond which are counted."""
-HOURS = 3
-"""Hours that tell what is usual."""
+GROUPS = 3
+"""Groups of hours that tell what is usual."""
 ENOUGH = 5.0
-"""P-values that should lie beyond a level in an hour, for its share to tell."""
+"""P-values that should lie beyond a level in a group of hours, for its share to tell."""
 Key = tuple[str, float]
 """Metric, and width of the windows in seconds."""
 
@@ -40,23 +40,23 @@ class Tail:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What share of normal p-values lies at or below each level, in the usual hour; levels that tell nothing left out."""
+    """What share of normal p-values lies at or below each level, usually; levels that tell nothing are left out."""
 
     levels: tuple[float, ...]
     shares: tuple[float, ...]
 
     @classmethod
     def of(cls, hours: Sequence[Tail]) -> Calibration:
-        """From the hours of the last day."""
+        """From the hours of the last day in their order, put together so far that each group tells something."""
         tests = np.array([hour.tests for hour in hours], dtype=float)
-        if len(hours) < HOURS or not tests.all():
-            return cls((), ())
-        shares = np.median(np.array([hour.beyond for hour in hours]) / tests[:, None], axis=0)
-        told = [
-            (level, float(share))
-            for level, share in zip(LEVELS, shares, strict=True)
-            if level * np.median(tests) >= ENOUGH and 0 < share < 1
-        ]
+        told = []
+        for i, level in enumerate(LEVELS):
+            groups = min(len(hours), int(tests.sum() * level / ENOUGH))
+            if groups >= GROUPS:
+                beyond = np.array([hour.beyond[i] for hour in hours], dtype=float)
+                parts = np.array_split(np.arange(len(hours)), groups)
+                share = float(np.median([beyond[part].sum() / max(tests[part].sum(), 1.0) for part in parts]))
+                told += [(level, share)] if 0 < share < 1 else []
         return cls(tuple(level for level, _ in told), tuple(share for _, share in told))
 
     @property

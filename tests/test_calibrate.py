@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kmon.calibrate import LEVELS, Tail
+from kmon.calibrate import Calibration, Tail
 from kmon.ledger import Ledger, SweepRecord
 
 AT = dt.datetime(2026, 1, 10, 12, tzinfo=dt.UTC)
@@ -20,51 +20,68 @@ def p_values(scale: float, n: int = 1_000_000) -> np.ndarray:
     return 2 * stats.norm.sf(np.abs(np.random.default_rng(1).normal(0, scale, n)))
 
 
+def day(p: np.ndarray) -> Calibration:
+    """A day of these p-values, an hour after the other."""
+    return Calibration.of([Tail.of(hour) for hour in np.array_split(p, 24)])
+
+
 def test_it_counts_what_lies_beyond_each_level() -> None:
     assert Tail.of(np.array([0.5, 0.05, 0.004, 1e-5])) == Tail(4, (3, 2, 1, 1))
-    assert Tail(4, (3, 2, 1, 1)) + Tail(1, (0, 0, 0, 0)) == Tail(5, (3, 2, 1, 1))
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.3, 2.0])
 def test_calibrated_p_values_are_as_rare_as_they_say(scale: float) -> None:
-    tail = Tail.of(p_values(scale))
-    fresh = tail.calibrated(2 * stats.norm.sf(np.abs(np.random.default_rng(2).normal(0, scale, 1_000_000))))
+    fresh = 2 * stats.norm.sf(np.abs(np.random.default_rng(2).normal(0, scale, 1_000_000)))
+    found = day(p_values(scale)).calibrated(fresh)
     for level in (0.01, 1e-3, 1e-4, 1e-5):
-        assert (fresh <= level).mean() <= 1.3 * level + 3 * np.sqrt(level / 1_000_000)
+        assert (found <= level).mean() <= 1.3 * level + 3 * np.sqrt(level / 1_000_000)
 
 
 def test_it_never_makes_one_smaller_and_keeps_their_order() -> None:
     p = np.logspace(-30, 0, 400)
     for scale in (0.5, 1.0, 1.7):
-        calibrated = Tail.of(p_values(scale)).calibrated(p)
+        calibrated = day(p_values(scale)).calibrated(p)
         assert (calibrated >= p * (1 - 1e-12)).all()
         assert (np.diff(calibrated) >= 0).all()
         assert calibrated.max() <= 1
 
 
-def test_too_few_tell_nothing() -> None:
+def test_the_usual_hour_counts_and_not_the_wild_one() -> None:
+    """An outage that nobody has told yet: thousands of tiny p-values in one hour."""
+    calm = p_values(1.0)
+    wild = calm.copy()
+    wild[:20_000] = 1e-12
+    assert day(wild).shares == pytest.approx(day(calm).shares, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("tests", "levels"), [(50, ()), (400, (0.05,)), (2_000, (0.05, 0.01)), (200_000, (0.05, 0.01, 1e-3, 1e-4))]
+)
+def test_a_level_tells_where_enough_should_lie_beyond_it(tests: int, levels: tuple[float, ...]) -> None:
+    found = day(np.random.default_rng(1).permutation(np.arange(1, tests + 1) / tests))
+    assert found.levels == levels
+    assert found.excess == pytest.approx(1.0, abs=0.7)
+
+
+def test_one_hour_tells_nothing() -> None:
     p = np.array([1e-9, 0.3])
-    assert Tail(100, (19, 3, 1, 0)).calibrated(p).tolist() == p.tolist()
-    assert Tail(0, (0,) * len(LEVELS)).excess == 1.0
+    assert Calibration.of([Tail.of(p_values(2.0))]).calibrated(p).tolist() == p.tolist()
 
 
-def test_the_excess_is_that_of_the_last_level_that_tells() -> None:
-    assert Tail(1_000_000, (50_000, 20_000, 3_000, 400)).excess == pytest.approx(4.0)
-    assert Tail(10_000, (500, 200, 10, 1)).excess == pytest.approx(2.0)
-
-
-def test_the_ledger_sums_the_day_before_a_sweep() -> None:
+def test_the_ledger_keeps_the_hours_of_the_day_before_a_sweep() -> None:
     with Ledger.open("sqlite://") as ledger:
-        for hours, count in ((25, 7), (3, 5), (1, 2), (0, 9)):
+        for hours, beyond in ((25, 900), (3, 60), (2, 70), (1, 80), (0, 900)):
             at = AT - dt.timedelta(hours=hours)
             record = SweepRecord(at, at, 0.1, 1, 1, 0, 0.0)
-            ledger.record(record, [], tails={("orders", FIVE): Tail(100, (count, 0, 0, 0))})
-        assert ledger.tails(AT) == {("orders", FIVE): Tail(200, (7, 0, 0, 0))}
+            ledger.record(record, [], tails={("orders", FIVE): Tail(1000, (beyond, 0, 0, 0))})
+        assert ledger.calibrations(AT) == {("orders", FIVE): Calibration((0.05,), (0.07,))}
 
 
 def test_a_sweep_that_is_made_again_counts_once() -> None:
     with Ledger.open("sqlite://") as ledger:
-        for count in (1, 4):
-            tails = {("orders", FIVE): Tail(10, (count, 0, 0, 0))}
-            ledger.record(SweepRecord(AT, AT, 0.1, 1, 1, 0, 0.0), [], tails=tails)
-        assert ledger.tails(AT + dt.timedelta(minutes=1)) == {("orders", FIVE): Tail(10, (4, 0, 0, 0))}
+        for beyond in (900, 50):
+            for hour in range(3):
+                at = AT + dt.timedelta(hours=hour)
+                tails = {("orders", FIVE): Tail(1000, (beyond, 0, 0, 0))}
+                ledger.record(SweepRecord(at, at, 0.1, 1, 1, 0, 0.0), [], tails=tails)
+        assert ledger.calibrations(AT + dt.timedelta(hours=3))["orders", FIVE].shares == (0.05,)

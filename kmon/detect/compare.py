@@ -85,6 +85,8 @@ class Compare:
             expected.known & (now.exposure > 0) & (volume >= own["min_volume"]) & np.isfinite(observed)
         )
         judged &= np.isfinite(p)
+        if now.kind == "count":  # what comes from nothing is new, and no surge
+            judged &= falls | (expected.volume >= own["min_volume"])
         low, high = now.interval(expected, self.coverage)
         evidence = np.where(judged, now.gain(expected), 0.0)
         return pl.DataFrame(

@@ -27,7 +27,9 @@ AFTER = 6
 HALF_LIFE = 9.0
 """Bins after which a count tells half as much of today's level."""
 NEAR = 2
-"""Bins before and after the window's time of day that are the same time of day."""
+"""Bins before and after the window's time of day that are the same time of day,"""
+SAME_TIME = 1800.0
+"""as far as they lie within so many seconds of it."""
 LEVEL_DRIFT = 0.01
 """Relative variance of a monitor's level between the recent bins and the window: bounds what a large count tells."""
 TREND = 0.04
@@ -50,8 +52,10 @@ ROBUST = 4.0
 """Squared residuals, in variances, count up to this: what is abnormal must not pass for noise."""
 WILD = 2.0
 """Times the fleet's noise that a monitor's own must be, to be believed without the fleet."""
+BURST = 16.0
+"""The same where events come in bursts: a line of an invoice never comes alone."""
 _USUAL = float(stats.chi2.cdf(ROBUST, 3) + ROBUST * stats.chi2.sf(ROBUST, 1))
-"""Mean of a chi-squared variable cut at ROBUST."""
+"""Mean of a chi-squared variable cut at ROBUST; cut at BURST it is 1."""
 _SAMPLE = 20_000
 
 
@@ -110,6 +114,8 @@ class References:
 
     bins: float
     """The window's width, in bins."""
+    near: float
+    """Bins before and after it that are the same time of day."""
     recent: tuple[Floats, Floats]
     """Value and exposure: (monitors, RECENT)."""
     days: tuple[tuple[Floats, Floats], ...]
@@ -131,7 +137,8 @@ class References:
         names = [c.removesuffix("_value") for c in windows.columns if c.startswith("day") and c.endswith("_value")]
         width, bin_ = (float(windows[name][0]) for name in ("width", "bin"))
         days = tuple(pair(name, RECENT + AFTER) for name in names)
-        return cls(width / bin_, pair("recent", RECENT), days, pair("previous", 0))
+        near = min(NEAR, SAME_TIME / bin_)
+        return cls(width / bin_, near, pair("recent", RECENT), days, pair("previous", 0))
 
 
 def expect(windows: pl.DataFrame, kind: str) -> Expectation:
@@ -148,7 +155,7 @@ def _counts(given: References) -> Expectation:
     days = [value for value, _ in given.days]
     m = len(recent)
     decay = 0.5 ** (np.arange(RECENT - 1, -1, -1) / HALF_LIFE)
-    shapes = [_Shape.of(recent, day, decay, given.bins) for day in days]
+    shapes = [_Shape.of(recent, day, decay, given) for day in days]
     weights = _skill(shapes)
     window, before, today, seen, around, spread, squared = (
         _weighted([getattr(s, name) for s in shapes], weights, m)
@@ -162,12 +169,16 @@ def _counts(given: References) -> Expectation:
     profile = _weighted([s.profile for s in shapes], weights, m, RECENT + AFTER)
     trace = np.where(flat[:, None], alone.rate[:, None], own[:, None] * profile[:, :RECENT])
     residuals = [(recent - trace, trace)]
-    residuals += [((day - s.profile) / np.sqrt(0.8), s.profile) for day, s in zip(days, shapes, strict=True)]
+    if given.near >= 1:  # the bin itself is a part of its mean
+        kept = np.sqrt(1 - 1 / (2 * int(given.near) + 1))
+        residuals += [((day - s.profile) / kept, s.profile) for day, s in zip(days, shapes, strict=True)]
     off, mean = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
     noise, floor, phi = _noise(off, mean, mean**2)
     wander = noise * _at_width(given, recent - trace, trace, floor, phi)
     noise = floor * noise
 
+    volume = around * np.maximum(used, 1) + np.nansum(recent, axis=1)
+    disagreement = _disagreement(shapes, weights, noise)
     effective, around = effective / noise, around / noise  # what varies more tells less
     fit = ~flat & (before > 0)
     usual = today[fit].sum() / before[fit].sum() if fit.any() else 1.0
@@ -182,10 +193,10 @@ def _counts(given: References) -> Expectation:
     drift = 1 / (prior + discount * counted) + 1 / (around + 0.5)
     drift += share / (effective * before * np.maximum(used, 1) + 0.5)
     expected = np.where(flat, alone.window, factor * window)
-    drift = np.where(flat, noise * alone.drift, drift)
+    drift = np.where(flat, noise * alone.drift, drift + disagreement)
     bins = np.isfinite(recent).sum(axis=1)
     known = np.isfinite(expected) & ((seen >= 0.5) | (bins >= RECENT / 4))
-    return Expectation(expected, noise, drift + wander, around + counted, known, _shares(weights, m))
+    return Expectation(expected, noise, drift + wander, volume, known, _shares(weights, m))
 
 
 @dataclass(frozen=True)
@@ -211,15 +222,15 @@ class _Shape:
     error_base: Floats
 
     @classmethod
-    def of(cls, recent: Floats, day: Floats, decay: Floats, bins: float) -> _Shape:
+    def of(cls, recent: Floats, day: Floats, decay: Floats, given: References) -> _Shape:
         good, now = np.isfinite(day), np.isfinite(recent)
         events = np.where(good, day, 0.0)
-        kernel = _kernel(bins)
+        kernel = _kernel(given)
         covered = good @ kernel
         around = events @ kernel
         both = (good[:, :RECENT] & now) * decay
         used = ((covered >= kernel.sum() / 2) & ((both > 0).sum(axis=1) >= 3)).astype(float)
-        profile = np.where(used[:, None] > 0, _smooth(day), np.nan)
+        profile = np.where(used[:, None] > 0, _smooth(day, int(given.near)), np.nan)
         before = (events[:, :RECENT] * both).sum(axis=1)
         today = (np.where(now, recent, 0.0) * both).sum(axis=1)
         trace = (today / np.maximum(before, 1e-9))[:, None] * profile[:, :RECENT]
@@ -227,7 +238,7 @@ class _Shape:
         excess = np.where(both > 0, off - trace, 0.0)
         rate = (around + 0.5) / np.maximum(covered, 1e-9)
         return cls(
-            window=rate * bins,
+            window=rate * given.bins,
             before=before,
             today=today,
             around=around,
@@ -272,6 +283,23 @@ def _skill(shapes: Sequence[_Shape]) -> list[Floats]:
     return found
 
 
+def _disagreement(shapes: Sequence[_Shape], weights: Sequence[Floats], noise: Floats) -> Floats:
+    """Relative variance of what the days say of the window, each at today's level, beyond what chance explains.
+
+    Days that disagree (a shop that opens later on Sundays) tell little of today. 0 with fewer than two days.
+    """
+    if len(shapes) < 2:
+        return np.zeros(len(noise))
+    said = np.array([s.today * s.window / np.maximum(s.before, 0.5) for s in shapes])
+    chance = np.array([noise * (1 / (s.around + 0.5) + 1 / (s.before + 0.5)) for s in shapes])
+    share = _shares(weights, len(noise))
+    days = 1 / np.maximum((share**2).sum(axis=0), 1e-9)  # how many count (Kish 1965)
+    mean = (share * said).sum(axis=0)
+    spread = (share * (said - mean) ** 2).sum(axis=0) * days / np.maximum(days - 1, 1e-9) / np.maximum(mean, 0.5) ** 2
+    spread -= (share * chance).sum(axis=0)
+    return np.where(days > 1.2, np.clip(spread, 0.0, 4.0) * (1 + 1 / days), 0.0)
+
+
 def _weighted(parts: Sequence[Floats], weights: Sequence[Floats], m: int, columns: int | None = None) -> Floats:
     """The weighted mean over the days that have it; 0 without any."""
     total = np.zeros(m if columns is None else (m, columns))
@@ -288,18 +316,19 @@ def _shares(weights: Sequence[Floats], m: int) -> Floats:
     return np.asarray(stacked / np.maximum(stacked.sum(axis=0), 1e-300))
 
 
-def _kernel(bins: float) -> Floats:
-    """How much of each bin of a day lies in the window or NEAR it."""
+def _kernel(given: References) -> Floats:
+    """How much of each bin of a day lies in the window or near it."""
     edge = np.arange(RECENT + AFTER, dtype=float)
-    begin, end = max(RECENT - bins - NEAR, 0.0), RECENT + NEAR
+    begin, end = max(RECENT - given.bins - given.near, 0.0), RECENT + given.near
     return np.asarray(np.clip(np.minimum(edge + 1, end) - np.maximum(edge, begin), 0.0, 1.0))
 
 
-def _smooth(values: Floats) -> Floats:
-    """The mean of five bins around each."""
+def _smooth(values: Floats, near: int) -> Floats:
+    """The mean of each bin and so many before and after it."""
     good = np.isfinite(values)
-    padded = [np.pad(part, ((0, 0), (2, 2))) for part in (np.where(good, values, 0.0), good.astype(float))]
-    total, size = (np.lib.stride_tricks.sliding_window_view(part, 5, axis=1).sum(axis=2) for part in padded)
+    padded = [np.pad(part, ((0, 0), (near, near))) for part in (np.where(good, values, 0.0), good.astype(float))]
+    windows = (np.lib.stride_tricks.sliding_window_view(part, 2 * near + 1, axis=1) for part in padded)
+    total, size = (part.sum(axis=2) for part in windows)
     return np.asarray(total / np.maximum(size, 1))
 
 
@@ -319,7 +348,7 @@ def _noise(off: Floats, mean: Floats, square: Floats) -> tuple[Floats, float, fl
     phi = overdispersion(off[telling] ** 2, floor * mean[telling], square[telling], most=1.0)
     squares = np.where(good, off**2 / (floor * mean + phi * square), 0.0)
     count = APART * good.sum(axis=1)
-    raw = APART * np.minimum(squares, ROBUST**2).sum(axis=1)
+    raw = APART * np.minimum(squares, BURST).sum(axis=1)
     noise = np.maximum((raw + ALIKE) / (count + ALIKE), 1.0)
     wild = np.flatnonzero(raw > WILD * count)  # by more than chance: the fleet does not tell
     noise[wild] = _robust_mean(squares[wild], raw[wild] / count[wild], count[wild], FEW)
@@ -329,14 +358,14 @@ def _noise(off: Floats, mean: Floats, square: Floats) -> tuple[Floats, float, fl
 def _robust_mean(
     squares: Floats, first: Floats | float, count: Floats | None = None, usual: float = 0.0
 ) -> npt.NDArray[np.float64]:
-    """Of each row, at least 1: each square counts up to ROBUST of the row's own mean; 1 counts `usual` times more."""
+    """Of each row, at least 1: each square counts up to BURST times the row's mean; 1 counts `usual` times more."""
     size = squares.shape[1]
     own = np.full(len(squares), first, dtype=float)
     each = np.ones(len(squares)) if count is None else count / max(size, 1)
     total = each * size + usual
     for _ in range(25):
-        cut = np.minimum(squares, ROBUST * own[:, None]).sum(axis=1)
-        own = np.maximum((each * cut + _USUAL * usual) / (_USUAL * np.maximum(total, 1e-9)), 1.0)
+        cut = np.minimum(squares, BURST * own[:, None]).sum(axis=1)
+        own = np.maximum((each * cut + usual) / np.maximum(total, 1e-9), 1.0)
     return own
 
 
@@ -374,6 +403,11 @@ def _rates(given: References) -> Expectation:
     hits, trials, other_hits, other_trials = _pools(given)
     everything = trials.sum() + other_trials.sum()
     fleet = float(np.clip((hits.sum() + other_hits.sum()) / max(everything, 1.0), 1e-6, 1 - 1e-6))
+    off, size, square = _share_residuals(given, hits, trials, other_hits, other_trials)
+    noise, floor, phi = _noise(off, size, square)
+    wander, noise = noise * phi, floor * noise
+    volume = trials + other_trials
+    hits, trials, other_hits, other_trials = (x / noise for x in (hits, trials, other_hits, other_trials))
     usual = (other_hits + PRIOR * fleet) / (other_trials + PRIOR)
     variance = usual * (1 - usual)
     telling = (trials * variance >= FEW) & (other_trials * variance >= FEW)
@@ -384,11 +418,7 @@ def _rates(given: References) -> Expectation:
     prior = np.where(other_trials > 0, 1 / (own + 1 / (other_trials + PRIOR)), PRIOR)
     discount = 1 / (1 + trials * steady / 2)
     level = np.clip((prior * usual + discount * hits) / (prior + discount * trials), 1e-6, 1 - 1e-6)
-    off, size, square = _share_residuals(given, hits, trials, other_hits, other_trials)
-    noise, floor, phi = _noise(off, size, square)
-    drift = 1 / (prior + discount * trials) + noise * phi
-    noise = floor * noise
-    volume = trials + other_trials
+    drift = 1 / (prior + discount * trials) + wander
     weights = _shares([np.nansum(exposure, axis=1) for _, exposure in given.days], len(trials))
     return Expectation(level, noise, drift, volume, np.asarray(volume >= PRIOR), weights)
 

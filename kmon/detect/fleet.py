@@ -30,13 +30,15 @@ DAYS = (1, 2, 7, 14, 21, 28)
 DAY = dt.timedelta(days=1)
 MINUTE = dt.timedelta(minutes=1)
 BIN = dt.timedelta(minutes=5)
-"""The bins of the references, where no window is longer than an hour."""
+"""The least width of the bins of the references."""
 RECENT_WINDOWS = 30
 """Windows shorter than a bin are compared with at most so many before them."""
 FINE = 6
 """The last bins before now are read in parts, of which short windows are made."""
 LAG = dt.timedelta(minutes=2)
 """What a rate's numerator may come later than its denominator: an order after its session."""
+MANY = 10.0
+"""Events in a bin, from which on one without any is a gap of the source."""
 CONSIDERABLE = 0.2
 """The share of a monitor's events from which on an incident in a part of it spoils it as its own reference."""
 TODAY = "today"
@@ -54,9 +56,9 @@ class Mask(Protocol):
 
 
 def bin_for(windows: Sequence[dt.timedelta]) -> dt.timedelta:
-    """The width of a bin: half of the recent ones are as long as the longest window."""
-    longest = max(windows)
-    return max(BIN, -(-longest // (RECENT // 2) // BIN) * BIN)
+    """The width of a bin: that of the shortest window, but half of the recent ones are as long as the longest window."""
+    least = max(BIN, min(windows), -(-max(windows) // (RECENT // 2)))
+    return -(-least // BIN) * BIN
 
 
 def grain_for(at: dt.datetime, windows: Sequence[dt.timedelta]) -> dt.timedelta:
@@ -95,9 +97,9 @@ class Fleet:
     values: dict[str, Floats]
     """By measure: (monitors, slots), 0 where nothing was."""
     usable: npt.NDArray[np.bool_]
-    """(monitors, slots): false for a slot in whose bin there is no event of anybody, or inside a known incident."""
+    """(monitors, slots): false for a slot where the source was not there, or inside a known incident."""
     recorded: npt.NDArray[np.bool_]
-    """(slots): false in a bin without any event at all."""
+    """(slots): false where the source was not there."""
     unknown: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     """By measure that came later than the first event: (slots), true before it was counted."""
 
@@ -313,15 +315,22 @@ def _with_enough(rows: pl.DataFrame, monitor: list[str], spans: Sequence[Span], 
 
 
 def _recorded(everything: pl.DataFrame, spans: Sequence[Span], bin_: dt.timedelta) -> npt.NDArray[np.bool_]:
-    """Of each slot, whether there is an event in the bin that it is a part of: a small fleet has empty minutes."""
+    """Of each slot, whether the source was there: a bin without an event of anybody is a gap where most have many.
+
+    In a small fleet it is a bin without an event.
+    """
     events = np.zeros(sum(span.count for span in spans))
     events[everything["slot"].to_numpy()] = everything[EVENTS].to_numpy()
-    first, found = 0, []
+    first, parts = 0, dict[str, list[Floats]]()
     for span in spans:
-        parts = bin_ // span.width
-        whole = events[first : first + span.count].reshape(-1, parts).sum(axis=1) > 0
-        found.append(np.repeat(whole, parts))
+        bins = events[first : first + span.count].reshape(-1, bin_ // span.width).sum(axis=1)
+        parts.setdefault(span.name, []).append(bins)
         first += span.count
+    dense = {name: np.percentile(np.concatenate(bins), 75) >= MANY for name, bins in parts.items()}
+    found = []
+    for span in spans:
+        bins = parts[span.name].pop(0)
+        found.append(np.repeat((bins > 0) | (not dense[span.name]), bin_ // span.width))
     return np.concatenate(found)
 
 

@@ -60,7 +60,7 @@ def test_a_metric_has_thresholds_of_its_own(own: dict[str, float], notable: bool
 
 @pytest.mark.parametrize(
     ("level", "value", "judged"),
-    [(30, 0, True), (5, 0, False), (5, 40, True), (0, 40, True)],
+    [(30, 0, True), (5, 0, False), (5, 40, True), (0, 40, False)],  # what was never there is new, and no surge
 )
 def test_a_count_is_judged_where_enough_is_expected_or_seen(level: float, value: float, judged: bool) -> None:
     given = change(fleet(np.array([level, *[100.0] * 19])), 0, value=value)

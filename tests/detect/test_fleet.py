@@ -73,8 +73,12 @@ def test_the_bins_of_other_days_lie_where_several_sweeps_find_them() -> None:
         assert day.start == AT - DAY - 120 * MINUTE
 
 
-@pytest.mark.parametrize(("minutes", "width"), [([1], 5), ([5, 60], 5), ([61], 10), ([5, 24 * 60], 120), ([7, 90], 10)])
-def test_half_of_the_recent_bins_are_as_long_as_the_longest_window(minutes: list[int], width: int) -> None:
+@pytest.mark.parametrize(
+    ("minutes", "width"), [([1], 5), ([5, 60], 5), ([60], 60), ([5, 61], 10), ([5, 24 * 60], 120), ([7, 90], 10)]
+)
+def test_bins_are_as_wide_as_the_shortest_window_and_half_of_the_recent_ones_as_the_longest(
+    minutes: list[int], width: int
+) -> None:
     assert bin_for([m * MINUTE for m in minutes]) == width * MINUTE
 
 
