@@ -292,12 +292,13 @@ def _disagreement(shapes: Sequence[_Shape], weights: Sequence[Floats], noise: Fl
         return np.zeros(len(noise))
     said = np.array([s.today * s.window / np.maximum(s.before, 0.5) for s in shapes])
     chance = np.array([noise * (1 / (s.around + 0.5) + 1 / (s.before + 0.5)) for s in shapes])
-    share = _shares(weights, len(noise))
+    telling = [(s.before >= FEW * noise) & (s.around >= FEW) for s in shapes]  # a closed day tells no shape
+    share = _shares([w * t for w, t in zip(weights, telling, strict=True)], len(noise))
     days = 1 / np.maximum((share**2).sum(axis=0), 1e-9)  # how many count (Kish 1965)
     mean = (share * said).sum(axis=0)
     spread = (share * (said - mean) ** 2).sum(axis=0) * days / np.maximum(days - 1, 1e-9) / np.maximum(mean, 0.5) ** 2
     spread -= (share * chance).sum(axis=0)
-    return np.where(days > 1.2, np.clip(spread, 0.0, 4.0) * (1 + 1 / days), 0.0)
+    return np.where(days > 1.2, np.clip(spread, 0.0, 1.0) * (1 + 1 / days), 0.0)
 
 
 def _weighted(parts: Sequence[Floats], weights: Sequence[Floats], m: int, columns: int | None = None) -> Floats:
