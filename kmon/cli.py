@@ -385,6 +385,8 @@ def why(
         for w in found.windows
     ]
     show.table(columns, rows)
+    for model in found.models:
+        show.out.print(show.visible(model.sentence), markup=False)
     masks = [(i.id, show.scope(i.scope), show.clock(i.started_at), show.clock(i.resolved_at)) for i in found.masked]
     if masks:
         show.table(["no reference: incident", "where", "from (UTC)", "to"], masks)

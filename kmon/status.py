@@ -6,7 +6,8 @@ import datetime as dt
 from typing import Any
 
 from kmon.config import Config
-from kmon.ledger import open_ledger, show_time
+from kmon.fits import models
+from kmon.ledger import Ledger, open_ledger, show_time
 from kmon.store import open_for_reading
 
 
@@ -41,5 +42,20 @@ def status(config: Config, store: str | None = None) -> dict[str, Any]:
             "open_incidents": len(ledger.open_incidents()),
             "alerts_waiting": len(waiting),
             "alerts_failed": len(failed),
+            **_models(config, ledger, mark),
         }
     return found
+
+
+def _models(config: Config, ledger: Ledger, mark: dt.datetime | None) -> dict[str, Any]:
+    """How many fits there are, the newest, and how many cannot be used; nothing where no models are configured."""
+    if not config.models.on:
+        return {}
+    found = models(ledger.fits(), config, mark or dt.datetime.now(dt.UTC))
+    states = [model.state for model in found]
+    return {
+        "models": states.count("fresh"),
+        "models_newest": show_time(max((m.data_to for m in found if m.data_to), default=None)),
+        "models_stale": states.count("stale"),
+        "models_failed": sum(model.failed is not None for model in found),
+    }

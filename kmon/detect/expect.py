@@ -65,6 +65,8 @@ class Expectation:
     """False while learning."""
     weights: Floats
     """(days, monitors): how much each day counts, 1 in all; 0 where no day is used."""
+    days: tuple[str, ...] = ()
+    """Their names: ``day1``, ...; ``model`` for what was forecast."""
 
 
 def overdispersion(squares: Floats, base: Floats, scale: Floats, *, most: float, guess: float = 0.0, weight: float = 0):
@@ -106,6 +108,10 @@ class References:
     """The same of each day: (monitors, RECENT + AFTER)."""
     previous: tuple[Floats, Floats]
     """The windows just before, of the same width: (monitors, any number)."""
+    model: tuple[tuple[Floats, Floats], ...] = ()
+    """A day that a model forecast, if any: it tells what is usual, and nothing of chance."""
+    names: tuple[str, ...] = ()
+    """Of the days, then of the model."""
 
     @classmethod
     def of(cls, windows: pl.DataFrame) -> References:
@@ -121,7 +127,9 @@ class References:
         names = [c.removesuffix("_value") for c in windows.columns if c.startswith("day") and c.endswith("_value")]
         width, bin_ = (float(windows[name][0]) for name in ("width", "bin"))
         days = tuple(pair(name, RECENT + AFTER) for name in names)
-        return cls(width / bin_, pair("recent", RECENT), days, pair("previous", 0))
+        model = (pair("model", RECENT + AFTER),) if "model_value" in windows.columns else ()
+        names += ["model"] * len(model)
+        return cls(width / bin_, pair("recent", RECENT), days, pair("previous", 0), model, tuple(names))
 
 
 def expect(windows: pl.DataFrame, kind: str) -> Expectation:
@@ -135,7 +143,7 @@ def expect(windows: pl.DataFrame, kind: str) -> Expectation:
 
 def _counts(given: References) -> Expectation:
     recent = given.recent[0]
-    days = [value for value, _ in given.days]
+    days = [value for value, _ in (*given.days, *given.model)]
     m = len(recent)
     decay = 0.5 ** (np.arange(RECENT - 1, -1, -1) / HALF_LIFE)
     shapes = [_Shape.of(recent, day, decay, given.bins) for day in days]
@@ -167,13 +175,14 @@ def _counts(given: References) -> Expectation:
     profile = _weighted([s.profile for s in shapes], weights, m, RECENT + AFTER)
     trace = np.where(flat[:, None], alone.rate[:, None], own[:, None] * profile[:, :RECENT])
     residuals = [(recent - trace, trace)]
-    residuals += [((day - s.profile) / np.sqrt(0.8), s.profile) for day, s in zip(days, shapes, strict=True)]
+    real = zip(given.days, shapes, strict=False)  # a forecast has no residuals
+    residuals += [((day - s.profile) / np.sqrt(0.8), s.profile) for (day, _), s in real]
     off, mean = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
     noise, phi = _noise(off, mean, mean**2)
     phi = _at_width(given, recent - trace, trace, phi)
     bins = np.isfinite(recent).sum(axis=1)
     known = np.isfinite(expected) & ((seen >= 0.5) | (bins >= RECENT / 4))
-    return Expectation(expected, noise, drift + noise * phi, around + counted, known, _shares(weights, m))
+    return Expectation(expected, noise, drift + noise * phi, around + counted, known, _shares(weights, m), given.names)
 
 
 @dataclass(frozen=True)
@@ -333,6 +342,13 @@ def _joined(values: Floats, join: int) -> Floats:
 
 def _rates(given: References) -> Expectation:
     hits, trials, other_hits, other_trials = _pools(given)
+    of_days = other_hits, other_trials
+    shares = [np.nansum(exposure, axis=1) for _, exposure in given.days]
+    for value, exposure in given.model:
+        forecast = np.nansum(value, axis=1), np.nansum(exposure, axis=1)
+        trust = _trust((hits, trials), of_days, forecast)
+        other_hits, other_trials = other_hits + trust * forecast[0], other_trials + trust * forecast[1]
+        shares.append(trust * forecast[1])
     everything = trials.sum() + other_trials.sum()
     fleet = float(np.clip((hits.sum() + other_hits.sum()) / max(everything, 1.0), 1e-6, 1 - 1e-6))
     usual = (other_hits + PRIOR * fleet) / (other_trials + PRIOR)
@@ -345,12 +361,23 @@ def _rates(given: References) -> Expectation:
     prior = np.where(other_trials > 0, 1 / (own + 1 / (other_trials + PRIOR)), PRIOR)
     discount = 1 / (1 + trials * steady / 2)
     level = np.clip((prior * usual + discount * hits) / (prior + discount * trials), 1e-6, 1 - 1e-6)
-    off, size, square = _share_residuals(given, hits, trials, other_hits, other_trials)
+    off, size, square = _share_residuals(given, hits, trials, *of_days)
     noise, phi = _noise(off, size, square)
     drift = 1 / (prior + discount * trials) + noise * phi
     volume = trials + other_trials
-    weights = _shares([np.nansum(exposure, axis=1) for _, exposure in given.days], len(trials))
-    return Expectation(level, noise, drift, volume, np.asarray(volume >= PRIOR), weights)
+    weights = _shares(shares, len(trials))
+    return Expectation(level, noise, drift, volume, np.asarray(volume >= PRIOR), weights, given.names)
+
+
+def _trust(now: tuple[Floats, Floats], days: tuple[Floats, Floats], forecast: tuple[Floats, Floats]) -> Floats:
+    """How far a forecast rate is as good as a day, 0 to 1: by how far each is off what was seen, beyond chance."""
+    seen, usual, told = ((hits + 0.5) / (trials + 1) for hits, trials in (now, days, forecast))
+    variance = np.maximum(usual * (1 - usual), 1e-9)
+    chance = variance * (LIKELY + 1 / np.maximum(now[1], 1.0))
+    off_days, off = (np.maximum((seen - rate) ** 2 - chance, 0.0) for rate in (usual, told))
+    alone = days[1] < PRIOR  # without days there is nothing to be worse than
+    trust = np.where(alone, 1.0, np.minimum((chance + off_days) / (chance + off), 1.0))
+    return np.asarray(np.where(forecast[1] > 0, trust, 0.0))
 
 
 def _pools(given: References) -> tuple[Floats, Floats, Floats, Floats]:
@@ -396,4 +423,5 @@ def _means(given: References) -> Expectation:
     level = (np.nan_to_num(now) * recent + np.nan_to_num(usual) * days) / (recent + days)
     drift = 1 / (recent + days) / level**2
     weights = _shares([np.nansum(exposure, axis=1) for _, exposure in given.days], len(now))
-    return Expectation(level, one, drift, size + other_size, np.isfinite(level) & np.isfinite(one), weights)
+    known = np.isfinite(level) & np.isfinite(one)
+    return Expectation(level, one, drift, size + other_size, known, weights, given.names[: len(weights)])

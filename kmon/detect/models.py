@@ -120,7 +120,10 @@ def forecast(
     noise = overdispersion((last - smooth) ** 2, np.maximum(smooth, 0.1) * 1.2, smooth**2, most=1.0)
     judge = _Judge(task.past, max(noise, 1e-4))
     scores, failures, tests = {}, {}, {}
-    for name, candidate in (candidates or CANDIDATES).items():
+    wanted = dict(candidates or CANDIDATES)
+    if share is None:
+        wanted.pop("binomial", None)
+    for name, candidate in wanted.items():
         try:
             tests[name] = _tried(candidate, task.without_last_day())
             scores[name] = judge(tests[name])
@@ -128,7 +131,7 @@ def forecast(
             failures[name] = str(error)
     for name in sorted(scores, key=scores.__getitem__):
         try:
-            values = _tried(candidates[name] if candidates else CANDIDATES[name], task)
+            values = _tried(wanted[name], task)
         except FitError as error:
             failures[name] = str(error)
             continue
@@ -221,7 +224,7 @@ def _tried(candidate: Callable[[Task], Floats], task: Task) -> Floats:
     if len(values) >= AN_HOUR and np.max(np.convolve(values, np.ones(AN_HOUR), "valid")) > WILD * max(largest, 1.0):
         message = f"its forecast is more than {WILD:g} times all that ever was"
         raise FitError(message)
-    return values
+    return np.asarray(values)
 
 
 # ---- the candidates --------------------------------------------------------------------------------------------------
@@ -245,7 +248,7 @@ def glm(task: Task) -> Floats:
     alpha = overdispersion((y - mean) ** 2, mean, mean**2, most=2.0)
     family = sm.families.NegativeBinomial(alpha=max(alpha, 1e-6))
     fitted = sm.GLM(y, x, family=family, var_weights=weights).fit(start_params=poisson.params, maxiter=_ITERATIONS)
-    return _converged(fitted).predict(terms[len(known) :])
+    return np.asarray(_converged(fitted).predict(terms[len(known) :]))
 
 
 def binomial(task: Task) -> Floats:
@@ -262,7 +265,7 @@ def binomial(task: Task) -> Floats:
     x = terms[: len(known)][known]
     family, ages = sm.families.Binomial(), _ages(len(known))[known]
     fitted = sm.GLM(hits / size, x, family=family, var_weights=ages * size).fit(maxiter=_ITERATIONS)
-    return _converged(fitted).predict(terms[len(known) :]) * task.share.future[: task.horizon]
+    return np.asarray(_converged(fitted).predict(terms[len(known) :]) * task.share.future[: task.horizon])
 
 
 def mstl(task: Task) -> Floats:
@@ -283,7 +286,7 @@ def mstl(task: Task) -> Floats:
     seasons = np.asarray(found.seasonal).reshape(len(logs), -1)
     count = -(-task.horizon // HALF_AN_HOUR)
     level = float(np.mean((logs - seasons.sum(axis=1))[-a_day:]))
-    ahead = sum(np.resize(seasons[-p:, i], count) for i, p in enumerate(periods))
+    ahead = np.sum([np.resize(seasons[-p:, i], count) for i, p in enumerate(periods)], axis=0)
     return _counts(task, HALF_AN_HOUR, logs, np.asarray(found.trend) + seasons.sum(axis=1), level + ahead)
 
 

@@ -19,7 +19,7 @@ from statsmodels.stats.multitest import multipletests
 from kmon.clock import EPOCH
 from kmon.config import Config, DetectorUse, Metric
 from kmon.detect.contract import SCORES, Detector, load_detector, scored
-from kmon.detect.fleet import Fleet, Mask, check_taken_over, observe
+from kmon.detect.fleet import Fleet, Mask, Outlook, check_taken_over, observe
 from kmon.store import Store
 
 LOOKS = 5
@@ -122,16 +122,18 @@ def sweep(
     *,
     since: dt.datetime | None = None,
     masks: Sequence[Mask] = (),
+    outlooks: Sequence[Outlook] = (),
 ) -> Sweep:
     """Judge every monitor on the windows that end at `at` and were due after the sweep at `since`, default all.
 
     `at` is event time, at or before the watermark: what is not complete is not judged. `masks` are the known
-    incidents, whose minutes serve nobody inside them as a reference. Reads the store, writes nothing.
+    incidents, whose minutes serve nobody inside them as a reference; `outlooks` are what models
+    forecast. Reads the store, writes nothing.
     """
     check_taken_over(store, config, config.metrics.values(), (d for grouping in config.watch for d in grouping))
     detectors = [(use, load_detector(use, config.path.parent)) for use in config.detectors]
     widths = due_windows(config, at, since)
-    fleet = observe(store, config, at, masks=masks, least=_least(config, [d for _, d in detectors]))
+    fleet = observe(store, config, at, masks=masks, outlooks=outlooks, least=_least(config, [d for _, d in detectors]))
     found: list[Scored] = []
     families: dict[dt.timedelta, Family] = {}
     for width in widths:
@@ -142,9 +144,7 @@ def sweep(
         rate = false_discovery_rate(config, width)
         families[width] = Family(rate, len(p), _cutoff(p, rate))
         found += scores
-    flagged = tuple(
-        s.scores.filter((pl.col("p_value") <= families[s.width].cutoff) & pl.col("notable")) for s in found
-    )
+    flagged = tuple(s.scores.filter((pl.col("p_value") <= families[s.width].cutoff) & pl.col("notable")) for s in found)
     return Sweep(at, tuple(found), families, fleet.monitors.height, flagged)
 
 
