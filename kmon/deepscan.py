@@ -9,10 +9,11 @@ The fits end RECENT bins before the newest complete instant: a sweep weighs a mo
 from __future__ import annotations
 
 import datetime as dt
+import io
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +28,6 @@ from kmon.ledger import Fit, Ledger, open_ledger
 from kmon.store import Span, Store, open_for_reading
 from kmon.store.schema import EVENTS
 from kmon.watch import floor, show_scope, spoiling, spoilt
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Floats = npt.NDArray[np.float64]
 Scope = dict[str, str]
@@ -76,7 +74,7 @@ class DeepScan:
         rows = [{"where": show_scope(f.scope), **{key: getattr(f, key) for key in keys}} for f in self.fits]
         return pl.DataFrame(rows, schema=_TABLE, orient="row")
 
-    def charts(self, count: int = 2) -> Figure:
+    def charts(self, count: int = 2) -> Picture:
         """The last day of the first series that were fitted, with what their models forecast without knowing it."""
         from matplotlib.figure import Figure
 
@@ -91,7 +89,19 @@ class DeepScan:
             axes.set_title(title, loc="left", fontsize=9, parse_math=False)
             axes.set_xlabel(f"hours before {one.fit.data_to:%Y-%m-%d %H:%M} UTC", fontsize=8)
             axes.legend(frameon=False, fontsize=8)
-        return figure
+        target = io.BytesIO()
+        figure.savefig(target, format="png", dpi=110)
+        return Picture(target.getvalue())
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG that a notebook shows."""
+
+    png: bytes
+
+    def _repr_png_(self) -> bytes:
+        return self.png
 
 
 _TABLE = {
@@ -109,7 +119,11 @@ def run(config: Config, *, store: str | None = None, at: str | dt.datetime | Non
     `at` is RFC 3339 text or an aware datetime: fit as if the data had been complete until then. UsageError where it
     has no time zone, or a configured monitor's dimension is not in the store.
     """
-    moment = dt.datetime.fromisoformat(at) if isinstance(at, str) else at
+    try:
+        moment = dt.datetime.fromisoformat(at) if isinstance(at, str) else at
+    except ValueError as error:
+        message = f"{at!r} is not a time: write for example 2026-03-02T12:00:00Z"
+        raise UsageError(message) from error
     if moment is not None and moment.tzinfo is None:
         message = f"{moment.isoformat()} has no time zone: write for example {moment.isoformat()}Z"
         raise UsageError(message)
@@ -181,7 +195,7 @@ def chosen(config: Config, store: Store, end: dt.datetime) -> list[Scope]:
     if () not in config.watch:
         rows = rows.filter(pl.col("set") < len(sets))
     dimensions = [d for d in store.schema.dimensions if d in rows.columns]
-    largest = rows.sort(EVENTS, *dimensions, descending=[True, *(False for _ in dimensions)], nulls_last=True)
+    largest = rows.sort(EVENTS, *dimensions, descending=[True, *(False for _ in dimensions)])
     for row in largest.head(config.models.largest).iter_rows(named=True):
         scope = {d: store.names(d, [row[d]])[row[d]] for d in dimensions if row[d] is not None}
         if scope not in found:
@@ -197,7 +211,8 @@ def _scan(
     clock: Callable[[], dt.datetime],
 ) -> Iterator[Scanned]:
     """Each measure of one monitor."""
-    horizon = -(-(RECENT + AFTER) * bin_for(config.windows) // STEP) - -(-config.models.stale // STEP) + 1
+    ahead = config.models.stale + (RECENT + AFTER) * bin_for(config.windows)
+    horizon = -(-ahead // STEP) + 1
     seen = past.read(scope)
     told: dict[str, Forecast] = {}
     for measure, over in measures.items():

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kmon.config import Config, show_duration
+from kmon.detect.expect import RECENT
+from kmon.detect.fleet import bin_for
 from kmon.ledger import Fit
 
 State = Literal["fresh", "stale", "failed"]
@@ -32,13 +34,17 @@ class Model:
 
 
 def usable(fits: Iterable[Fit], config: Config, at: dt.datetime) -> list[Fit]:
-    """The models that are not stale at `at`."""
+    """The models that are fresh at `at`."""
     return [fit for fit in fits if fit.method is not None and is_fresh(fit, config, at)]
 
 
 def is_fresh(fit: Fit, config: Config, at: dt.datetime) -> bool:
-    """Whether the fit's data ended at most `models.stale` before `at`."""
-    return dt.timedelta(0) <= at - fit.data_to <= config.models.stale
+    """Whether it was fitted at most `models.stale` before `at`, by the time of its data, and knew nothing from after.
+
+    A fit leaves the last RECENT bins to the sweeps, which judge it by them.
+    """
+    left = RECENT * bin_for(config.windows)
+    return dt.timedelta(0) <= at - fit.data_to <= config.models.stale + left
 
 
 def models(fits: Sequence[Fit], config: Config, at: dt.datetime) -> list[Model]:
@@ -82,5 +88,5 @@ def _sentence(last: Fit, good: Fit | None, found: State, config: Config) -> str:
     if last.error is not None:
         told += f"; {failure}, the older one is used" if found == "fresh" else f"; {failure}"
     if found == "stale":
-        told += f"; its data ended more than {show_duration(config.models.stale)} before: stale; {ALONE}"
+        told += f"; stale after {show_duration(config.models.stale)}; {ALONE}"
     return told

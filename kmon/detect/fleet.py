@@ -365,7 +365,11 @@ def _models(fleet: Fleet, store: Store, outlooks: Sequence[Outlook]) -> dict[str
     """The forecasts by measure, in the bins of this sweep."""
     dimensions = [c for c in fleet.monitors.columns if c != "set"]
     scopes = [numbers_of(store, one.scope) for one in outlooks]
-    wanted = [(i, *map(s.get, dimensions)) for i, s in enumerate(scopes) if len(s) == len(outlooks[i].scope)]
+    wanted = [
+        (i, *map(scope.get, dimensions))
+        for i, scope in enumerate(scopes)
+        if len(scope) == len(outlooks[i].scope) and scope.keys() <= set(dimensions)
+    ]
     schema: dict[str, pl.DataType] = {"number": pl.Int64(), **{d: fleet.monitors.schema[d] for d in dimensions}}
     keys = pl.DataFrame(wanted, schema=schema, orient="row")
     monitors = fleet.monitors.with_row_index("row")
