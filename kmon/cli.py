@@ -536,7 +536,7 @@ def bench(
 ) -> None:
     """Measure kmon against its limits and others: ingest, latency, query, storage, soak, or detect and its parts.
 
-    The parts of detect are detect-simulator, detect-series and detect-rootcause.
+    The parts of detect are detect-simulator, detect-series and detect-rootcause; detect-models is apart.
     """
     from kmon import arguments
     from kmon import bench as bench_

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from kmon.bench import (
     detect,
+    detect_models,
     detect_rootcause,
     detect_series,
     detect_simulator,
@@ -30,6 +31,7 @@ BENCHES: dict[str, Callable[[Options], list[Row]]] = {
     "storage": storage.run,
     "soak": soak.run,
     "detect": detect.run,
+    "detect-models": detect_models.run,
     "detect-rootcause": detect_rootcause.run,
     "detect-series": detect_series.run,
     "detect-simulator": detect_simulator.run,

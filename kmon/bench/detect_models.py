@@ -33,8 +33,6 @@ from kmon.sources.traffic import VOLATILITY
 Floats = npt.NDArray[np.float64]
 JUDGED = 3
 """Days after the history, each with the fits of its midnight."""
-EVERY = 4
-"""Steps between two looks."""
 WIDTHS = (1, 3, 12)
 """Of the windows, in steps."""
 
@@ -64,14 +62,16 @@ class Tally:
 
 def run(options: Options) -> list[Row]:
     """The simulated world with three days of history and with four weeks, then the tweets."""
-    history = 28 if options.scale >= 0.5 else 9
+    small = options.scale < 0.5
+    history, monitors, every = (9, 3, 72) if small else (28, 15, 4)
     rows: list[Row] = []
     for days in (3, history):
-        rows += _judged(_simulated(days, 15 if options.scale >= 0.5 else 3), days)
+        options.say(f"{days} days of history")
+        rows += _judged(_simulated(days, monitors), days, every)
     data = options.data or environment.data_folder()
     if not (data / "nab.parquet").exists():
         return [*rows, missing("tweets", "", "KMON_DATA has no nab.parquet")]
-    return [*rows, *_judged(_tweets(data, history), history)]
+    return [*rows, *_judged(_tweets(data, history), history, every)]
 
 
 def _simulated(days: int, monitors: int) -> World:
@@ -98,7 +98,8 @@ def _tweets(data: Path, days: int) -> World:
     """The ten series of tweets, each value a count; where two begin at different times they are aligned by the clock."""
     frame = pl.read_parquet(data / "nab.parquet").with_columns(pl.col("file").cast(pl.String))
     frame = frame.filter(pl.col("file").str.contains("Twitter"))
-    wide = frame.with_columns(pl.col("timestamp").dt.truncate("5m")).group_by("timestamp", "file").agg(pl.col("value").sum())
+    frame = frame.with_columns(pl.col("timestamp").dt.truncate("5m"))
+    wide = frame.group_by("timestamp", "file").agg(pl.col("value").sum())
     table = wide.pivot("file", index="timestamp", values="value").sort("timestamp").upsample("timestamp", every="5m")
     first = table["timestamp"][0]
     start = (first + dt.timedelta(days=1)).replace(hour=0, minute=0, tzinfo=dt.UTC)
@@ -107,7 +108,8 @@ def _tweets(data: Path, days: int) -> World:
     return World(f"tweets, {days} days", start, counts)
 
 
-def _judged(one: World, days: int) -> list[Row]:
+def _judged(one: World, days: int, every: int) -> list[Row]:
+    """The figures of a world with so many days of history, of a look `every` so many steps."""
     tally = Tally()
     for day in range(JUDGED):
         end = (days + day) * A_DAY
@@ -115,7 +117,7 @@ def _judged(one: World, days: int) -> list[Row]:
             break
         origin = end - RECENT
         ahead = [_fitted(one, row, origin, tally) for row in range(len(one.counts))]
-        for at in range(end, end + A_DAY - AFTER, EVERY):
+        for at in range(end, end + A_DAY - AFTER, every):
             for width in WIDTHS:
                 for kind, value, exposure, model in _kinds(one, ahead):
                     for used in (False, True):
@@ -198,10 +200,11 @@ def _rows(one: World, tally: Tally) -> Iterator[Row]:
         if used:
             without = _error(tally.windows[kind, width, False], kind)
             name = f"{one.name}: {kind} in {5 * width}m, squared error over that without"
-            found = _error(scores, kind)
-            tails = " and ".join(f"{_low(tally.windows[kind, width, u]):.2%}" for u in (True, False))
-            note = f"beyond chance {_beyond(scores, kind):.3f}, without {_beyond(tally.windows[kind, width, False], kind):.3f}"
-            yield under(name, found / without, "", 1.0, f"{note}; p under 1 %: {tails}")
+            both = [tally.windows[kind, width, modelled] for modelled in (True, False)]
+            errors = ", without ".join(f"{_beyond(part, kind):.3f}" for part in both)
+            tails = ", without ".join(f"{_low(part):.2%}" for part in both)
+            note = f"beyond chance {errors}; p under 1 %: {tails}"
+            yield under(name, _error(scores, kind) / without, "", 1.0, note)
 
 
 def _squares(scores: Sequence[pl.DataFrame], kind: str) -> tuple[Floats, Floats]:
@@ -218,7 +221,7 @@ def _error(scores: Sequence[pl.DataFrame], kind: str) -> float:
 
 
 def _beyond(scores: Sequence[pl.DataFrame], kind: str) -> float:
-    """Root of the median relative error that chance does not explain; of a normal error a standard deviation."""
+    """Root of the mean squared relative error that chance does not explain."""
     squares, chance = _squares(scores, kind)
     return float(np.sqrt(max(np.mean(np.minimum(squares, 1.0) - chance), 0.0)))
 
