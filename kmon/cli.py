@@ -325,6 +325,7 @@ def series(
     """A monitor's series with its expected band."""
     from kmon import arguments
     from kmon.detect import expected_series
+    from kmon.fits import usable
     from kmon.ledger import open_ledger
     from kmon.store import open_for_reading
     from kmon.watch import MONTH
@@ -339,7 +340,9 @@ def series(
         begin = arguments.moment(start) or until - dt.timedelta(hours=3)
         with open_ledger(loaded, store) as ledger:
             masks = ledger.overlapping(begin - MONTH, until)
-        data = expected_series(opened, loaded, metric, scope, begin, until, grain=width, masks=masks)
+            models = usable(ledger.fits(until), loaded, until) if loaded.models.on else []
+        options: Any = {"grain": width, "masks": masks, "outlooks": models}
+        data = expected_series(opened, loaded, metric, scope, begin, until, **options)
         for dimension, value in scope.items():
             if opened.number(dimension, value) is None:
                 show.err.print(f"no event with {dimension}={show.visible(value)} was ever seen")

@@ -6,7 +6,6 @@ import datetime as dt
 from typing import Any
 
 from kmon.config import Config
-from kmon.fits import models
 from kmon.ledger import Ledger, open_ledger, show_time
 from kmon.store import open_for_reading
 
@@ -51,6 +50,8 @@ def _models(config: Config, ledger: Ledger, mark: dt.datetime | None) -> dict[st
     """How many fits there are, the newest, and how many cannot be used; nothing where no models are configured."""
     if not config.models.on:
         return {}
+    from kmon.fits import models  # scipy: not for those who have none
+
     found = models(ledger.fits(), config, mark or dt.datetime.now(dt.UTC))
     states = [model.state for model in found]
     return {

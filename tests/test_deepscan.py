@@ -5,17 +5,19 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
-from kmon.config import Config
+from kmon.config import Config, Models, load_config
 from kmon.deepscan import chosen, measures_of, scan
-from kmon.detect import Sweep, sweep
+from kmon.detect import Sweep, expected_series, observe, sweep
 from kmon.fits import models, usable
 from kmon.ledger import FITS_KEPT, Fit, Ledger
+from kmon.status import status
 from kmon.store import EmbeddedStore
 from kmon.watch import Watch
 from kmon.why import Why, why
@@ -94,7 +96,7 @@ def test_denominators_come_before_their_numerators() -> None:
     }
     found = measures_of(settings(metrics=metrics))
     assert set(found) == {"orders", "sessions"}
-    assert [d for d in found.values() if d] and list(found)[0] in found.values()
+    assert next(iter(found)) in found.values()
     assert measures_of(settings()) == {"sessions": None, "orders": "sessions"}
 
 
@@ -167,7 +169,7 @@ def judged(store: EmbeddedStore, outlooks: list[Fit]) -> Sweep:
 def test_the_sweep_has_the_forecast_as_one_more_day(store: EmbeddedStore, fits: list[Fit]) -> None:
     fleet = judged(store, usable(fits, settings(), AT)).scored[0].fleet
     windows = fleet.windows(settings().metrics["sessions"], 5 * MINUTE)
-    large = [f for f in fits if f.measure == "sessions" and f.scope == {"partner": "large"}][0]
+    large = next(f for f in fits if f.method and (f.measure, f.scope) == ("sessions", {"partner": "large"}))
     rows = windows["model_value"].to_numpy()
     assert np.isnan(rows).all(axis=1).sum() == 1  # the small partner's
     assert any(row[:24] == pytest.approx(large.forecast[:24]) for row in rows)
@@ -190,8 +192,6 @@ def test_one_measure_of_a_rate_is_not_enough(store: EmbeddedStore, fits: list[Fi
 
 
 def test_what_is_left_without_a_cause_has_no_model(store: EmbeddedStore, fits: list[Fit]) -> None:
-    from kmon.detect import observe
-
     fleet = judged(store, usable(fits, settings(), AT)).scored[0].fleet
     rest = fleet.minus(observe(store, settings(), AT, scope={"partner": "large"}))
     assert rest.models == {}
@@ -335,3 +335,54 @@ def test_states(ledger: Ledger) -> None:
     found = {m.measure: m.state for m in models(ledger.fits(), settings(), AT + HOUR)}
     assert found == {"sessions": "fresh", "orders": "failed", "late": "stale"}
     assert usable([FIT], settings(), AT - MINUTE) == []
+
+
+# ---- told ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_series_has_the_forecast_that_the_sweep_had(store: EmbeddedStore, fits: list[Fit]) -> None:
+    """The last bucket is the sweep's window; buckets from before the forecast have none."""
+    where = {"partner": "large"}
+    known = usable(fits, settings(), AT)
+    swept = judged(store, known).scored[0]
+    row = swept.fleet.models["sessions"].rows.max()
+    for metric in ("sessions", "conversion"):
+        score = swept.scores.filter((pl.col("metric") == metric) & (pl.col("row") == row))
+        with_, without = (
+            expected_series(store, settings(), metric, where, AT - 5 * HOUR, AT, grain=5 * MINUTE, outlooks=outlooks)
+            for outlooks in (known, [])
+        )
+        assert with_.height == 60
+        changed = (with_["expected"] / without["expected"] - 1).abs()
+        assert changed.head(24).max() < changed.tail(24).max()  # all buckets tell how far days agree
+        if score.height:
+            assert with_["expected"][-1] == pytest.approx(score["expected"][0], rel=0.03)
+
+
+def test_status_counts_the_models(tmp_path: Path) -> None:
+    text = SMALL.format(models="{largest: 1}")
+    (tmp_path / "kmon.yaml").write_text(text, encoding="utf-8")
+    loaded = load_config(tmp_path / "kmon.yaml")
+    with EmbeddedStore(tmp_path / "kmon.duckdb", loaded) as store:
+        add(store, traffic(days=1).tail(10).select("event_time", "partner"))
+    with Ledger.beside(tmp_path / "kmon.duckdb") as ledger:
+        late = replace(FIT, measure="late", data_to=AT - 3 * DAY)
+        ledger.save_fits([replace(FIT, data_to=AT - HOUR), replace(FAILURE, measure="orders"), late])
+    summary = status(loaded)["summary"]
+    told = {key: value for key, value in summary.items() if key.startswith("models")}
+    assert told == {
+        "models": 1, "models_newest": "2026-01-10T11:00:00Z", "models_stale": 1, "models_failed": 1,
+    }  # fmt: skip
+    off = loaded.model_copy(update={"models": Models()})
+    assert not any(key.startswith("models") for key in status(off)["summary"])
+
+
+SMALL = """
+source: {{kind: files, paths: ["*.ndjson"]}}
+events: {{lateness: 0s, fields: {{ts: {{type: time}}, partner: {{}}}}}}
+dimensions: [partner]
+measures: {{events: count(*)}}
+metrics: {{events: {{count: events}}}}
+watch: [[]]
+models: {models}
+"""

@@ -77,9 +77,7 @@ def test_a_share_of_a_denominator() -> None:
     orders = np.random.default_rng(2).binomial(sessions.astype(int), rate).astype(float)
     base = forecast(sessions[: 14 * A_DAY], START, A_DAY)
     share = Share(sessions[: 14 * A_DAY], base.tested, base.values)
-    found = forecast(
-        orders[: 14 * A_DAY], START, A_DAY, share=share, candidates={"binomial": CANDIDATES["binomial"]}
-    )
+    found = forecast(orders[: 14 * A_DAY], START, A_DAY, share=share, candidates={"binomial": CANDIDATES["binomial"]})
     assert found.values / base.values == pytest.approx(rate[14 * A_DAY :], rel=0.1)
     assert "binomial" in forecast(orders[: 14 * A_DAY], START, A_DAY, share=share).scores
     assert "binomial" not in forecast(orders[: 14 * A_DAY], START, A_DAY).scores
