@@ -325,6 +325,7 @@ def series(
     """A monitor's series with its expected band."""
     from kmon import arguments
     from kmon.detect import expected_series
+    from kmon.fits import usable
     from kmon.ledger import open_ledger
     from kmon.store import open_for_reading
     from kmon.watch import MONTH
@@ -339,7 +340,9 @@ def series(
         begin = arguments.moment(start) or until - dt.timedelta(hours=3)
         with open_ledger(loaded, store) as ledger:
             masks = ledger.overlapping(begin - MONTH, until)
-        data = expected_series(opened, loaded, metric, scope, begin, until, grain=width, masks=masks)
+            models = usable(ledger.fits(until), loaded, until) if loaded.models.on else []
+        options: Any = {"grain": width, "masks": masks, "outlooks": models}
+        data = expected_series(opened, loaded, metric, scope, begin, until, **options)
         for dimension, value in scope.items():
             if opened.number(dimension, value) is None:
                 show.err.print(f"no event with {dimension}={show.visible(value)} was ever seen")
@@ -371,7 +374,19 @@ def why(
         show.print_json(found.public())
         return
     show.out.print(show.visible(found.sentence), markup=False)
-    columns = ["window", "verdict", "seen", "expected", "from", "to", "p-value", "cut-off", "level from", "shape from", ""]
+    columns = [
+        "window",
+        "verdict",
+        "seen",
+        "expected",
+        "from",
+        "to",
+        "p-value",
+        "cut-off",
+        "level from",
+        "shape from",
+        "",
+    ]
     rows = [
         (
             show_duration(w.width),
@@ -385,6 +400,8 @@ def why(
         for w in found.windows
     ]
     show.table(columns, rows)
+    for model in found.models:
+        show.out.print(show.visible(model.sentence), markup=False)
     masks = [(i.id, show.scope(i.scope), show.clock(i.started_at), show.clock(i.resolved_at)) for i in found.masked]
     if masks:
         show.table(["no reference: incident", "where", "from (UTC)", "to"], masks)
@@ -526,7 +543,8 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each contestant; the best one counts.")] = 3,
     rivals: Annotated[bool, typer.Option(help="Compare with what 'make rivals' installed, too.")] = True,
     data: Annotated[
-        Optional[Path], typer.Option(exists=True, file_okay=False, help="Folder of public data sets; default KMON_DATA.")
+        Optional[Path],
+        typer.Option(exists=True, file_okay=False, help="Folder of public data sets; default KMON_DATA."),
     ] = None,
     format: Annotated[
         Literal["table", "json", "markdown"], typer.Option("--format", "-f", help="For people, programs or docs.")
@@ -534,7 +552,7 @@ def bench(
 ) -> None:
     """Measure kmon against its limits and others: ingest, latency, query, storage, soak, or detect and its parts.
 
-    The parts of detect are detect-simulator, detect-series and detect-rootcause.
+    The parts of detect are detect-simulator, detect-series and detect-rootcause; detect-models is apart.
     """
     from kmon import arguments
     from kmon import bench as bench_

@@ -9,6 +9,7 @@ KmonError                    it failed: one sentence that says what to do (exit 
 │   └── OffsetConflictError  another writer moved the offset: this batch must not be committed
 ├── LedgerError              the ledger cannot be opened or written
 ├── JobError                 a notebook failed; the executed notebook was kept
+├── FitError                 a model cannot be fitted to a series, or forecasts nonsense
 └── SinkError                an alert was not delivered; `retryable` says whether to try again
     └── ThrottledError       the far end asks to wait for so many `seconds`
 """
@@ -59,6 +60,10 @@ class LedgerError(KmonError):
 
 class JobError(KmonError):
     """A notebook run failed; its executed notebook was kept."""
+
+
+class FitError(KmonError):
+    """A model cannot be fitted to a series, or what it forecasts cannot be believed."""
 
 
 class SinkError(KmonError):

@@ -1,4 +1,4 @@
-"""The ledger: what people and jobs say about what happened. Incidents, the outbox, sweeps and job runs.
+"""The ledger: what people and jobs say about what happened. Incidents, the outbox, sweeps, job runs and fitted models.
 
 SQLite in WAL mode beside the store by default, PostgreSQL by URL; many small transactions from many processes. All
 times are timezone-aware UTC. One sweep is one transaction (`Ledger.record`), so a crash leaves no incident without its
@@ -29,6 +29,8 @@ Severity = Literal["critical", "warning", "info"]
 Direction = Literal["down", "up"]
 DAY = dt.timedelta(days=1)
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+FITS_KEPT = dt.timedelta(days=3)
+"""Fits whose data ended so long before the newest one's are dropped."""
 OPEN: tuple[Status, ...] = ("firing", "acked", "snoozed")
 
 
@@ -145,6 +147,37 @@ class Run:
     notebook: str | None
     """Path of the executed notebook, also of a failed one."""
     error: str | None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model fitted to one measure of one monitor, or the attempt."""
+
+    scope: dict[str, str]
+    measure: str
+    fitted_at: dt.datetime
+    """Wall clock."""
+    data_from: dt.datetime
+    data_to: dt.datetime
+    """The end of the data that it knows; its forecast begins there."""
+    method: str | None = None
+    """None where no model could be fitted."""
+    score: float | None = None
+    """Mean deviance of a step of the last day, which the model did not know when it was tried; less is better."""
+    yesterday: float | None = None
+    """The same of the day before that, taken as the forecast."""
+    tried: dict[str, str] = field(default_factory=dict)
+    """By method: its score, or why it could not be fitted."""
+    forecast: list[float] = field(default_factory=list)
+    """Expected counts in steps of 5 minutes."""
+    seconds: float = 0.0
+    error: str | None = None
+    """Why there is no model, in a sentence."""
+
+    @property
+    def series(self) -> str:
+        """Names monitor and measure, whatever the order of the dimensions."""
+        return f"{self.measure} {json.dumps(self.scope, sort_keys=True, ensure_ascii=False)}"
 
 
 def new_id(prefix: str) -> str:
@@ -291,10 +324,25 @@ runs_table = sa.Table(
     _column("notebook", _text, nullable=True),
     _column("error", _text, nullable=True),
 )
+fits_table = sa.Table(
+    "fits",
+    _metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    _column("series", _text, index=True),
+    _column("scope", _json),
+    _column("measure", _text),
+    *(_column(name, _Time) for name in ("fitted_at", "data_from")),
+    _column("data_to", _Time, index=True),
+    _column("method", _text, nullable=True),
+    *(_column(name, _float, nullable=True) for name in ("score", "yesterday")),
+    *(_column(name, _json) for name in ("tried", "forecast")),
+    _column("seconds", _float),
+    _column("error", _text, nullable=True),
+)
 
 
 class Ledger:
-    """Incidents, outbox, sweeps and runs in one relational database.
+    """Incidents, outbox, sweeps, runs and fits in one relational database.
 
     >>> with Ledger.open("sqlite://") as ledger:
     ...     ledger.incidents()
@@ -492,6 +540,32 @@ class Ledger:
         if job:
             statement = statement.where(t.c.job == job)
         return [Run(**row) for row in self._rows(statement)]
+
+    # ---- fitted models -----------------------------------------------------------------------------------------
+
+    def save_fits(self, fits: Sequence[Fit]) -> None:
+        """Add fits, of which failed ones too are told; drops those that are FITS_KEPT older."""
+        if not fits:
+            return
+        t = fits_table
+        with self._write() as connection:
+            connection.execute(sa.insert(t), [{**_row(fit), "series": fit.series} for fit in fits])
+            newest = max(fit.data_to for fit in fits)
+            connection.execute(sa.delete(t).where(t.c.data_to < newest - FITS_KEPT))
+
+    def fits(self, at: dt.datetime | None = None) -> list[Fit]:
+        """Of each series the newest model and the newest failure, if any, in the order in which they were tried.
+
+        With `at` those that knew no data from after it.
+        """
+        t = fits_table
+        failed = sa.case((t.c.method.is_(None), 1), else_=0)
+        newest = sa.select(sa.func.max(t.c.number)).group_by(t.c.series, failed)
+        if at is not None:
+            newest = newest.where(t.c.data_to <= at)
+        columns = [t.c[f.name] for f in fields(Fit)]
+        statement = sa.select(*columns).where(t.c.number.in_(newest)).order_by(t.c.number)
+        return [Fit(**row) for row in self._rows(statement)]
 
 
 def _row(record: Any) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def status(config: Config, store: str | None = None) -> dict[str, Any]:
             "open_incidents": len(ledger.open_incidents()),
             "alerts_waiting": len(waiting),
             "alerts_failed": len(failed),
+            **_models(config, ledger, mark),
         }
     return found
 
@@ -69,3 +70,19 @@ def _excess(ledger: Ledger, sweep: SweepRecord | None) -> str | None:
         return None
     metric, seconds = worst
     return f"{usual[worst].excess:.2g} times ({metric}, {show_duration(dt.timedelta(seconds=seconds))})"
+
+
+def _models(config: Config, ledger: Ledger, mark: dt.datetime | None) -> dict[str, Any]:
+    """How many fits there are, the newest, and how many cannot be used; nothing where no models are configured."""
+    if not config.models.on:
+        return {}
+    from kmon.fits import models  # scipy: not for those who have none
+
+    found = models(ledger.fits(), config, mark or dt.datetime.now(dt.UTC))
+    states = [model.state for model in found]
+    return {
+        "models": states.count("fresh"),
+        "models_newest": show_time(max((m.data_to for m in found if m.data_to), default=None)),
+        "models_stale": states.count("stale"),
+        "models_failed": sum(model.failed is not None for model in found),
+    }

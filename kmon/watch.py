@@ -23,6 +23,7 @@ from kmon.detect import Fleet, Sweep, observe
 from kmon.detect import sweep as run_sweep
 from kmon.errors import UsageError
 from kmon.explain import Cause, explain
+from kmon.fits import usable
 from kmon.impact import an_hour, beginning, loss
 from kmon.incidents import REOPENED, Decision, decide, severity_of
 from kmon.ledger import Anomaly, Delivery, Incident, Ledger, Severity, SweepRecord, open_ledger
@@ -151,16 +152,12 @@ class Watch:
 
         Those are the ones that are not normal by now.
         """
-        recent = [i for i in self._ledger.overlapping(at - MONTH, at) if not self._is_normal_now(i)]
-        masks, usual = [_spoilt(i) for i in recent], self._ledger.calibrations(at)
-        sweep = run_sweep(self._store, self._config, at, since=since, masks=masks, calibrations=usual)
+        recent = spoiling(self._ledger, self._config, at - MONTH, at)
+        masks, usual = [spoilt(i) for i in recent], self._ledger.calibrations(at)
+        models = usable(self._ledger.fits(at), self._config, at) if self._config.models.on else []
+        sweep = run_sweep(self._store, self._config, at, since=since, masks=masks, calibrations=usual, outlooks=models)
         known = [i.scope for i in recent if _open_at(i, at)]
         return sweep, explain(sweep, self._config, self._scope, self._inside, known), recent
-
-    def _is_normal_now(self, incident: Incident) -> bool:
-        """Whether it lasted so long that its minutes are references like any other."""
-        ended = incident.resolved_at
-        return ended is not None and ended - incident.started_at >= self._config.incidents.lasting
 
     def _newest_unjudged(self, last: SweepRecord | None) -> tuple[dt.datetime | None, str]:
         mark = self._store.watermark(self._config.events.lateness, self._config.events.idle)
@@ -261,7 +258,17 @@ def _open_at(incident: Incident, at: dt.datetime) -> bool:
     return incident.resolved_at is None or incident.resolved_at > at
 
 
-def _spoilt(incident: Incident) -> Incident:
+def spoiling(ledger: Ledger, config: Config, start: dt.datetime, end: dt.datetime) -> list[Incident]:
+    """The known incidents between two times, without those that lasted so long that they are the new normal."""
+
+    def is_normal_now(incident: Incident) -> bool:
+        ended = incident.resolved_at
+        return ended is not None and ended - incident.started_at >= config.incidents.lasting
+
+    return [i for i in ledger.overlapping(start, end) if not is_normal_now(i)]
+
+
+def spoilt(incident: Incident) -> Incident:
     """The incident as long as it was seen: what came then, until it was resolved, is a reference like any other."""
     return incident if incident.resolved_at is None else replace(incident, resolved_at=incident.seen_at)
 

@@ -20,7 +20,8 @@ from kmon.detect.expect import RECENT, expect
 from kmon.detect.fleet import numbers_of
 from kmon.errors import UsageError
 from kmon.explain import Cause
-from kmon.ledger import Incident, Ledger, show_time
+from kmon.fits import Model, models_of
+from kmon.ledger import Fit, Incident, Ledger, show_time
 from kmon.recheck import row_of
 from kmon.store import Store
 from kmon.watch import Watch, floor, show_scope
@@ -54,7 +55,7 @@ class Window:
     masked_bins: int = 0
     """Of them, not used: inside the window, a known incident, or nothing was recorded."""
     days: dict[str, float] | None = None
-    """By day that was used: its weight."""
+    """By day that was used, or `model`: its weight."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,26 @@ class Why:
     """The scope that explains the change, where that is another one."""
     incident: str | None
     """The incident that it belongs to."""
+    models: tuple[Model, ...] = ()
+    """Of the metric's measures, where models are fitted: which one was a reference, or why none was."""
 
     def public(self) -> dict[str, Any]:
         """As JSON."""
         windows = [{**asdict(w), "width": show_duration(w.width)} for w in self.windows]
         masked = [
-            {"id": i.id, "scope": i.scope, "started_at": show_time(i.started_at), "resolved_at": show_time(i.resolved_at)}
+            {
+                "id": i.id,
+                "scope": i.scope,
+                "started_at": show_time(i.started_at),
+                "resolved_at": show_time(i.resolved_at),
+            }
             for i in self.masked
         ]
         told = {key: getattr(self, key) for key in ("metric", "where", "outcome", "sentence", "cause", "incident")}
-        return {**told, "at": show_time(self.at), "windows": windows, "masked": masked}
+        models = [
+            {**asdict(m), "fitted_at": show_time(m.fitted_at), "data_to": show_time(m.data_to)} for m in self.models
+        ]
+        return {**told, "at": show_time(self.at), "windows": windows, "masked": masked, "models": models}
 
 
 def why(
@@ -102,7 +113,8 @@ def why(
         message = f"{', '.join(where) or 'everything'} is not watched: the grouping sets are {sets}"
         raise UsageError(message)
     mark = store.watermark(config.events.lateness, config.events.idle)
-    moment = floor(at or mark, config.every) if at or mark else None
+    wanted = at or mark
+    moment = floor(wanted, config.every) if wanted else None
     if mark is None or moment is None or moment > mark:
         complete = f"up to {mark:%Y-%m-%d %H:%M:%S} UTC only" if mark else "nowhere: the store has no events yet"
         message = f"that time was not judged: the data is complete {complete}"
@@ -116,7 +128,11 @@ def why(
     incident = next((i for i in ledger.overlapping(moment, moment) if cause and _weighs_on(i.scope, cause.scope)), None)
     outcome, sentence = _told(metric, scope, moment, windows, cause, incident)
     other = cause.scope if cause and cause.scope != scope else None
-    return Why(metric, scope, moment, outcome, sentence, windows, masks, other, incident.id if incident else None)
+    parts = [part for part in config.metrics[metric].parts if part is not None]
+    fitted = models_of(known.fits(moment), config, moment, scope) if config.metrics[metric].kind != "mean" else []
+    models = tuple(m for m in fitted if m.measure in parts)
+    name = incident.id if incident else None
+    return Why(metric, scope, moment, outcome, sentence, windows, masks, other, name, models)
 
 
 class _Then:
@@ -134,6 +150,9 @@ class _Then:
             for i in self._ledger.overlapping(start, end)
             if i.detected_at < self._at
         ]
+
+    def fits(self, at: dt.datetime) -> list[Fit]:
+        return self._ledger.fits(min(at, self._at))
 
 
 def _weighs_on(incident: dict[str, str], scope: dict[str, str]) -> bool:
@@ -174,7 +193,7 @@ def _window(
     if not found.height:
         return Window(width, name, "not judged", _unjudged(mine, used), **known, recent_bins=used)
     expectation = expect(given, config.metrics[metric].kind)
-    days = {day: round(float(expectation.weights[i, place]), 3) for i, day in enumerate(fleet.days)}
+    days = {day: round(float(expectation.weights[i, place]), 3) for i, day in enumerate(expectation.names)}
     score, family = found.row(0, named=True), sweep.families[width]
     cutoff = max(family.cutoff, family.rate / max(family.tests, 1))
     outcome, reason = _judged(config, scored, score, cutoff, scope, cause)
@@ -195,7 +214,9 @@ def _window(
 
 
 def _unjudged(mine: dict[str, Any], used: int) -> str:
-    if not used and not any(np.isfinite(np.array(v, dtype=float)).any() for k, v in mine.items() if k.startswith("day")):
+    if not used and not any(
+        np.isfinite(np.array(v, dtype=float)).any() for k, v in mine.items() if k.startswith("day")
+    ):
         return "learning: there is no history to compare it with yet"
     if mine["value"] != mine["value"]:
         return "all of the last two hours lies inside known incidents"
@@ -240,7 +261,12 @@ def _told(
         f"in {show_duration(best.width)} {_number(best.observed)} was seen and {_number(best.expected)} expected"
         f" ({_number(best.lower)} to {_number(best.upper)} is normal)"
     )
-    verb = {"fired": "fired", "explained": "did not fire by itself", "suppressed": "did not fire", "normal": "is normal"}
+    verb = {
+        "fired": "fired",
+        "explained": "did not fire by itself",
+        "suppressed": "did not fire",
+        "normal": "is normal",
+    }
     belongs = f"; it belongs to {incident.id}" if incident is not None and cause is not None else ""
     return best.outcome, f"{what} {verb[best.outcome]}: {seen}; {best.reason}{belongs}"
 

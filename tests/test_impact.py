@@ -8,8 +8,8 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
-from kmon.impact import beginning, loss
 from kmon.config import Config
+from kmon.impact import beginning, loss
 from tests.detect.worlds import AT, DAY, MINUTE, config, shop, traffic
 from tests.test_incidents import incident
 

@@ -31,7 +31,7 @@ from kmon.partners import Partners
 from kmon.store import Store
 
 if TYPE_CHECKING:
-    from kmon.detect import Mask
+    from kmon.detect import Mask, Outlook
 
 SIZE, DPI = (8.0, 4.0), 150
 """Inches, and pixels to the inch: 1200 by 600 pixels, with type that stays legible in Slack's small preview."""
@@ -58,11 +58,18 @@ EPOCH, DAY = dt.datetime(1970, 1, 1, tzinfo=dt.UTC), dt.timedelta(days=1)
 Floats = npt.NDArray[np.float64]
 
 
-def series_for(incident: Incident, store: Store, config: Config, *, masks: Sequence[Mask] = ()) -> pl.DataFrame:
+def series_for(
+    incident: Incident,
+    store: Store,
+    config: Config,
+    *,
+    masks: Sequence[Mask] = (),
+    outlooks: Sequence[Outlook] = (),
+) -> pl.DataFrame:
     """What `draw` needs: some time before the incident until half an hour after it, or until the data ends.
 
     Columns as `kmon.detect.expected_series` returns them. Minutes inside `masks` (known incidents) and inside
-    `incident` itself are no references.
+    `incident` itself are no references; `outlooks` are what models forecast.
     """
     from kmon.detect import expected_measures
 
@@ -77,8 +84,8 @@ def series_for(incident: Incident, store: Store, config: Config, *, masks: Seque
     end = _floor(max(end, incident.detected_at), MINUTE)
     end = incident.detected_at + (end - incident.detected_at) // grain * grain  # buckets end here: all are complete
     start = end + (incident.started_at - before - end) // grain * grain
-    known = [*masks, incident]
-    return expected_measures(store, config, [incident.metric], incident.scope, start, end, grain=grain, masks=known)[0]
+    options: Any = {"grain": grain, "masks": [*masks, incident], "outlooks": outlooks}
+    return expected_measures(store, config, [incident.metric], incident.scope, start, end, **options)[0]
 
 
 def _floor(at: dt.datetime, grain: dt.timedelta) -> dt.datetime:

@@ -230,11 +230,14 @@ class Notifier:
 
     def _chart(self, store: Store, incident: Incident) -> bytes:
         from kmon.alerts.chart import draw, series_for  # matplotlib: not for those who only route
+        from kmon.fits import usable
 
         known = self.ledger.overlapping(incident.started_at - REFERENCES, self.clock())
         lasting = self.config.incidents.lasting  # what lasted so long counts as normal, and serves as a reference
         masks = [i for i in known if i.resolved_at is None or i.resolved_at - i.started_at < lasting]
-        series = series_for(incident, store, self.config, masks=masks)
+        at = incident.detected_at
+        models = usable(self.ledger.fits(at), self.config, at) if self.config.models.on else []
+        series = series_for(incident, store, self.config, masks=masks, outlooks=models)
         return draw(incident, series, self.config, self.partners)
 
     def _stored(self, delivery: Delivery) -> Delivery:

@@ -1,6 +1,7 @@
 """The benchmarks: what kmon must reach, measured against a limit or a rival in the same run.
 
-``kmon bench NAME`` runs one; ``docs/benchmarks.md`` and ``docs/detection.md`` keep the last figures. Each works in a temporary folder.
+``kmon bench NAME`` runs one; ``docs/benchmarks.md`` and ``docs/detection.md`` keep the last figures. Each works in a
+temporary folder.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 from kmon.bench import (
     detect,
+    detect_models,
     detect_rootcause,
     detect_series,
     detect_simulator,
@@ -30,6 +32,7 @@ BENCHES: dict[str, Callable[[Options], list[Row]]] = {
     "storage": storage.run,
     "soak": soak.run,
     "detect": detect.run,
+    "detect-models": detect_models.run,
     "detect-rootcause": detect_rootcause.run,
     "detect-series": detect_series.run,
     "detect-simulator": detect_simulator.run,

@@ -23,8 +23,8 @@ from kmon.bench import nab
 from kmon.bench.rows import Row, missing, reaching, told, under
 from kmon.bench.segments import Found, Pool
 from kmon.bench.workplace import Options
-from kmon.detect.surprise.oddities import before, level, same_time
 from kmon.detect.surprise import DAY, Surprise, onsets
+from kmon.detect.surprise.oddities import before, level, same_time
 
 Floats = npt.NDArray[np.float64]
 KPI = {"series", "ts", "value", "label", "test"}

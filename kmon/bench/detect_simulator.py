@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -215,7 +214,12 @@ def _quality(size: str, judged: Sequence[Judged]) -> list[Row]:
         under(f"{size}: delay over the bound, median", float(np.median(ratios)) if ratios else math.nan, "", 1.5),
         reaching(f"{size}: exact scope", sum(f.exact for f in caught) / max(1, len(caught)), "", 0.9),
         under(f"{size}: incidents per true one", sum(len(f.incidents) for f in caught) / max(1, len(caught)), "", 1.5),
-        told(f"{size}: a sweep", 1000 * sum(j.seconds for j in judged) / max(1, sum(j.sweeps for j in judged)), "ms", "with ingestion"),
+        told(
+            f"{size}: a sweep",
+            1000 * sum(j.seconds for j in judged) / max(1, sum(j.sweeps for j in judged)),
+            "ms",
+            "with ingestion",
+        ),
     ]
 
 

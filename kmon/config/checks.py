@@ -49,10 +49,11 @@ def inconsistencies(config: Config) -> Iterator[tuple[Loc, str]]:
             yield from _unknown(("metrics", name), {metric.kind: part}, measures)
     for i, grouping in enumerate(config.watch):
         yield from _unknown(("watch", i), grouping, dimensions)
+    yield from _model_errors(config)
     yield from _unknown(("incidents", "impact"), config.incidents.impact, measures)
-    if (money := config.incidents.money) is not None:
+    if (loss := config.incidents.money) is not None:
         for key in ("measure", "of"):
-            yield from _unknown(("incidents", "money", key), (getattr(money, key),), measures)
+            yield from _unknown(("incidents", "money", key), (getattr(loss, key),), measures)
     for i, route in enumerate(config.routes):
         yield from _unknown(("routes", i, "sinks"), route.sinks, ("a sink", config.sinks))
         yield from _unknown(("routes", i, "match", "metric"), route.match.metric or (), ("a metric", metrics))
@@ -88,6 +89,20 @@ def _measure_errors(config: Config, a_field: tuple[str, typing.Iterable[str]]) -
             if field is not None and field.values:  # an event with another value is rejected, so this counts nothing
                 for _, message in _unknown((), [text], (f"a value of {column!r}", field.values)):
                     yield ("measures", measure), message
+
+
+def _model_errors(config: Config) -> Iterator[tuple[Loc, str]]:
+    models = config.models
+    for i, scope in enumerate(models.monitors):
+        loc = ("models", "monitors", i)
+        yield from _unknown(loc, dict(zip(scope, scope, strict=True)), ("a dimension", config.dimensions))
+        if not any(set(grouping) == set(scope) for grouping in config.watch):
+            yield loc, f"no line of 'watch' is [{', '.join(scope)}]: only what is watched has use for a model"
+    if models.history < 2 * _DAY:
+        yield ("models", "history"), f"{show_duration(models.history)} is too short: at least 2d"
+    for key in ("stale", "limit"):
+        if not getattr(models, key):
+            yield ("models", key), "0s is too short"
 
 
 def _repetitions(config: Config) -> Iterator[tuple[Loc, str]]:

@@ -281,6 +281,31 @@ class Loss(Model):
     """An incident that costs so much an hour is critical, a smaller one a warning, whatever its relative change."""
 
 
+class Models(Model):
+    """Statistical models whose forecasts serve as one more reference, for the monitors that deserve them.
+
+    The job ``deep_scan`` fits them, as often as its `every` says.
+    """
+
+    largest: int = Field(default=0, ge=0)
+    """So many of the monitors with most events on the last day; 0 is none."""
+    monitors: tuple[dict[Name, str], ...] = ()
+    """And these, by their dimension values: ``{partner: p1}``; ``{}`` is everything together."""
+    history: Duration = dt.timedelta(days=28)
+    """How far a fit looks back, as far as `keep.minutes` goes."""
+    stale: Duration = dt.timedelta(hours=36)
+    """A fit is used for so long, then the comparison judges alone until there is another."""
+    limit: Duration = dt.timedelta(seconds=20)
+    """What the models of one series may take; those that were not tried by then are left out."""
+    events: tuple[dt.date, ...] = ()
+    """Days (UTC) unlike others, past and coming ones: holidays, campaigns."""
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is fitted and used."""
+        return self.largest > 0 or bool(self.monitors)
+
+
 class Incidents(Model):
     """How anomalies become incidents."""
 
@@ -417,6 +442,7 @@ class Config(Model):
     false_alerts_per_day: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """For the whole fleet, in equal parts to the widths of `windows` and to the looks at them."""
     detectors: tuple[DetectorUse, ...] = (DetectorUse(use="compare"),)
+    models: Models = Models()
     incidents: Incidents = Incidents()
     sinks: dict[Name, Sink] = {}
     routes: tuple[Route, ...] = ()

@@ -9,6 +9,7 @@
     previous_value, ...       arrays: the windows of the same width just before, the newest last
     recent_value, ...         arrays: 24 bins, the last one ending with the current window, NaN where they reach into it
     day<N>_value, ...         arrays: the same bins N days ago, and 6 more after the window's time of day
+    model_value, ...          arrays: the same as a model forecast it for today (`kmon.detect.models`), if any did
     min_volume, min_effect, min_rise          the metric's own thresholds, null where it leaves them to the detector
 
 (each `_value` has its `_exposure`; of a count that is the part of a window that a bin is), with NaN for what must not

@@ -77,6 +77,8 @@ class Expectation:
     """(days, monitors): how much each day counts, 1 in all; 0 where no day is used."""
     freedom: float | Floats = np.inf
     """Degrees of freedom of the noise of a mean, which is its own monitor's alone."""
+    names: tuple[str, ...] = ()
+    """Of the days: ``day1``, ...; ``model`` for what was forecast."""
 
 
 def overdispersion(
@@ -122,6 +124,10 @@ class References:
     """The same of each day: (monitors, RECENT + AFTER)."""
     previous: tuple[Floats, Floats]
     """The windows just before, of the same width: (monitors, any number)."""
+    model: tuple[tuple[Floats, Floats], ...] = ()
+    """A day that a model forecast, if any: it tells what is usual, and nothing of chance."""
+    names: tuple[str, ...] = ()
+    """Of the days, then of the model."""
 
     @classmethod
     def of(cls, windows: pl.DataFrame) -> References:
@@ -138,7 +144,9 @@ class References:
         width, bin_ = (float(windows[name][0]) for name in ("width", "bin"))
         days = tuple(pair(name, RECENT + AFTER) for name in names)
         near = min(NEAR, SAME_TIME / bin_)
-        return cls(width / bin_, near, pair("recent", RECENT), days, pair("previous", 0))
+        model = (pair("model", RECENT + AFTER),) if "model_value" in windows.columns else ()
+        names += ["model"] * len(model)
+        return cls(width / bin_, near, pair("recent", RECENT), days, pair("previous", 0), model, tuple(names))
 
 
 def expect(windows: pl.DataFrame, kind: str) -> Expectation:
@@ -152,7 +160,7 @@ def expect(windows: pl.DataFrame, kind: str) -> Expectation:
 
 def _counts(given: References) -> Expectation:
     recent = given.recent[0]
-    days = [value for value, _ in given.days]
+    days = [value for value, _ in (*given.days, *given.model)]
     m = len(recent)
     decay = 0.5 ** (np.arange(RECENT - 1, -1, -1) / HALF_LIFE)
     shapes = [_Shape.of(recent, day, decay, given) for day in days]
@@ -171,14 +179,15 @@ def _counts(given: References) -> Expectation:
     residuals = [(recent - trace, trace)]
     if given.near >= 1:  # the bin itself is a part of its mean
         kept = np.sqrt(1 - 1 / (2 * int(given.near) + 1))
-        residuals += [((day - s.profile) / kept, s.profile) for day, s in zip(days, shapes, strict=True)]
+        real = zip(given.days, shapes, strict=False)  # a forecast has no residuals
+        residuals += [((day - s.profile) / kept, s.profile) for (day, _), s in real]
     off, mean = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
     noise, floor, phi = _noise(off, mean, mean**2)
     wander = noise * _at_width(given, recent - trace, trace, floor, phi)
     noise = floor * noise
 
     volume = around * np.maximum(used, 1) + np.nansum(recent, axis=1)
-    disagreement = _disagreement(shapes, weights, noise)
+    disagreement = _disagreement(shapes[: len(given.days)], weights[: len(given.days)], noise)
     effective, around = effective / noise, around / noise  # what varies more tells less
     fit = ~flat & (before > 0)
     usual = today[fit].sum() / before[fit].sum() if fit.any() else 1.0
@@ -196,7 +205,7 @@ def _counts(given: References) -> Expectation:
     drift = np.where(flat, noise * alone.drift, drift + disagreement)
     bins = np.isfinite(recent).sum(axis=1)
     known = np.isfinite(expected) & ((seen >= 0.5) | (bins >= RECENT / 4))
-    return Expectation(expected, noise, drift + wander, volume, known, _shares(weights, m))
+    return Expectation(expected, noise, drift + wander, volume, known, _shares(weights, m), names=given.names)
 
 
 @dataclass(frozen=True)
@@ -402,9 +411,16 @@ def _joined(values: Floats, join: int) -> Floats:
 
 def _rates(given: References) -> Expectation:
     hits, trials, other_hits, other_trials = _pools(given)
+    of_days = other_hits, other_trials
+    shares = [np.nansum(exposure, axis=1) for _, exposure in given.days]
+    for value, exposure in given.model:
+        forecast = np.nansum(value, axis=1), np.nansum(exposure, axis=1)
+        trust = _trust((hits, trials), of_days, forecast)
+        other_hits, other_trials = other_hits + trust * forecast[0], other_trials + trust * forecast[1]
+        shares.append(trust * forecast[1])
     everything = trials.sum() + other_trials.sum()
     fleet = float(np.clip((hits.sum() + other_hits.sum()) / max(everything, 1.0), 1e-6, 1 - 1e-6))
-    off, size, square = _share_residuals(given, hits, trials, other_hits, other_trials)
+    off, size, square = _share_residuals(given, hits, trials, *of_days)
     noise, floor, phi = _noise(off, size, square)
     wander, noise = noise * phi, floor * noise
     volume = trials + other_trials
@@ -420,8 +436,19 @@ def _rates(given: References) -> Expectation:
     discount = 1 / (1 + trials * steady / 2)
     level = np.clip((prior * usual + discount * hits) / (prior + discount * trials), 1e-6, 1 - 1e-6)
     drift = 1 / (prior + discount * trials) + wander
-    weights = _shares([np.nansum(exposure, axis=1) for _, exposure in given.days], len(trials))
-    return Expectation(level, noise, drift, volume, np.asarray(volume >= PRIOR), weights)
+    weights = _shares(shares, len(trials))
+    return Expectation(level, noise, drift, volume, np.asarray(volume >= PRIOR), weights, names=given.names)
+
+
+def _trust(now: tuple[Floats, Floats], days: tuple[Floats, Floats], forecast: tuple[Floats, Floats]) -> Floats:
+    """How far a forecast rate is as good as a day, 0 to 1: by how far each is off what was seen, beyond chance."""
+    seen, usual, told = ((hits + 0.5) / (trials + 1) for hits, trials in (now, days, forecast))
+    variance = np.maximum(usual * (1 - usual), 1e-9)
+    chance = variance * (LIKELY + 1 / np.maximum(now[1], 1.0))
+    off_days, off = (np.maximum((seen - rate) ** 2 - chance, 0.0) for rate in (usual, told))
+    alone = days[1] < PRIOR  # without days there is nothing to be worse than
+    trust = np.where(alone, 1.0, np.minimum((chance + off_days) / (chance + off), 1.0))
+    return np.asarray(np.where(forecast[1] > 0, trust, 0.0))
 
 
 def _pools(given: References) -> tuple[Floats, Floats, Floats, Floats]:
@@ -468,4 +495,6 @@ def _means(given: References) -> Expectation:
     drift = 1 / (recent + days) / level**2
     weights = _shares([np.nansum(exposure, axis=1) for _, exposure in given.days], len(now))
     known = np.isfinite(level) & np.isfinite(one)
-    return Expectation(level, one, drift, size + other_size, known, weights, np.maximum(df, 1.0))
+    return Expectation(
+        level, one, drift, size + other_size, known, weights, np.maximum(df, 1.0), given.names[: len(weights)]
+    )

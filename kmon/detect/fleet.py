@@ -20,6 +20,7 @@ import polars as pl
 from kmon.clock import EPOCH
 from kmon.config import Config, Metric
 from kmon.detect.expect import AFTER, RECENT
+from kmon.detect.models import STEP, at_bins
 from kmon.errors import UsageError
 from kmon.store import Span, Store
 from kmon.store.schema import EVENTS
@@ -53,6 +54,45 @@ class Mask(Protocol):
     def started_at(self) -> dt.datetime: ...
     @property
     def resolved_at(self) -> dt.datetime | None: ...
+
+
+class Outlook(Protocol):
+    """What a model forecast of one measure of one monitor."""
+
+    @property
+    def scope(self) -> dict[str, str]: ...
+    @property
+    def measure(self) -> str: ...
+    @property
+    def data_to(self) -> dt.datetime:
+        """Where the forecast begins."""
+
+    @property
+    def forecast(self) -> Sequence[float]:
+        """Expected counts by `kmon.detect.models.STEP`."""
+
+
+@dataclass(frozen=True)
+class Modelled:
+    """Forecasts of a measure, for the few monitors that have them."""
+
+    rows: npt.NDArray[np.int64]
+    """In ascending order."""
+    values: Floats
+    """(rows, RECENT + AFTER): by bins, as `Fleet.windows` gives a day; NaN where the forecast does not reach."""
+
+    def of(self, pick: npt.NDArray[np.int64]) -> Floats:
+        """(pick, RECENT + AFTER): NaN for monitors without a forecast."""
+        found = np.full((len(pick), RECENT + AFTER), np.nan)
+        place = np.minimum(np.searchsorted(self.rows, pick), len(self.rows) - 1)
+        mine = self.rows[place] == pick
+        found[mine] = self.values[place[mine]]
+        return found
+
+    def without(self, rows: npt.NDArray[np.int64]) -> Modelled | None:
+        """The forecasts of the others; None where there are none."""
+        left = ~np.isin(self.rows, rows)
+        return Modelled(self.rows[left], self.values[left]) if left.any() else None
 
 
 def bin_for(windows: Sequence[dt.timedelta]) -> dt.timedelta:
@@ -102,6 +142,8 @@ class Fleet:
     """(slots): false where the source was not there."""
     unknown: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     """By measure that came later than the first event: (slots), true before it was counted."""
+    models: Mapping[str, Modelled] = field(default_factory=dict)
+    """By measure: what models forecast."""
 
     # ---- the detectors' input ----------------------------------------------------------------------------------------
 
@@ -128,6 +170,7 @@ class Fleet:
             columns[f"recent_{key}"] = self._recent(used, width)
             for name in self.days:
                 columns[f"{name}_{key}"] = self._day(used, name)
+        columns |= self._model(metric, width, pick)
         if metric.kind == "count":
             # where known incidents hide all that came just before, other days alone would take a holiday for an outage
             unseen = np.isnan(columns["recent_value"]).all(axis=1)
@@ -140,6 +183,23 @@ class Fleet:
             *(pl.Series(k, [v], pl.Float64) for k, v in own.items()),
         ]
         return pl.DataFrame(columns).hstack([constant.new_from_index(0, len(pick)) for constant in constants])
+
+    def _model(self, metric: Metric, width: dt.timedelta, pick: npt.NDArray[np.int64]) -> dict[str, Floats]:
+        """Value and exposure as a model forecast them; nothing where none did for any of the monitors, or of a mean.
+
+        Of a rate both measures' forecasts: their ratio is its forecast.
+        """
+        parts = [self.models.get(part) for part in metric.parts if part is not None]
+        modelled = [part for part in parts if part is not None]
+        if metric.kind == "mean" or len(modelled) < len(parts):
+            return {}
+        value, *rest = (part.of(pick) for part in modelled)
+        exposure = rest[0] if rest else np.full(value.shape, self.bin / width)
+        known = np.isfinite(value) & np.isfinite(exposure)
+        if not known.any():
+            return {}
+        value, exposure = np.where(known, value, np.nan), np.where(known, exposure, np.nan)
+        return {"model_value": np.minimum(value, exposure) if rest else value, "model_exposure": exposure}
 
     def volume(self, metric: Metric, width: dt.timedelta) -> Floats:
         """About how much a monitor has in a window, now or usually, of what must be enough to judge it."""
@@ -158,7 +218,7 @@ class Fleet:
     @property
     def untouched(self) -> npt.NDArray[np.bool_]:
         """The monitors that no known incident touches today."""
-        return (self.usable | ~self.recorded)[:, : self._today].all(axis=1)
+        return np.asarray((self.usable | ~self.recorded)[:, : self._today].all(axis=1))
 
     @property
     def days(self) -> list[str]:
@@ -235,7 +295,10 @@ class Fleet:
         return not self.total(EVENTS, width).any()
 
     def minus(self, part: Fleet) -> Fleet:
-        """The same monitors without the events that `part` counted."""
+        """The same monitors without the events that `part` counted.
+
+        What is left of a monitor is another series than the one that was forecast, so that it has no model any more.
+        """
         keys = self.monitors.columns
         found = self.monitors.with_row_index("row").join(
             part.monitors.with_row_index("other"), on=keys, how="inner", nulls_equal=True
@@ -244,7 +307,8 @@ class Fleet:
         values = {measure: mine.copy() for measure, mine in self.values.items()}
         for measure, rest in values.items():
             rest[rows] -= part.values[measure][others]
-        return replace(self, values=values)
+        models = {measure: left for measure, one in self.models.items() if (left := one.without(rows)) is not None}
+        return replace(self, values=values, models=models)
 
 
 def check_taken_over(store: Store, config: Config, metrics: Iterable[Metric], dimensions: Iterable[str]) -> None:
@@ -266,13 +330,14 @@ def observe(
     at: dt.datetime,
     *,
     masks: Sequence[Mask] = (),
+    outlooks: Sequence[Outlook] = (),
     scope: dict[str, str] | None = None,
     without: Sequence[dict[str, str]] = (),
     least: float = 1,
 ) -> Fleet:
     """Read the fleet from the store: monitors with `least` events today or on one of the days.
 
-    Only the events inside `scope` and outside all of the scopes `without`.
+    Only the events inside `scope` and outside all of the scopes `without`. `outlooks` are what models forecast.
     """
     oldest = store.oldest() or at
     bin_ = bin_for(config.windows)
@@ -300,7 +365,32 @@ def observe(
     unknown = {m: starts < _naive(since) for m in store.schema.measures if (since := store.schema.known_from(m))}
     fleet = Fleet(at, bin_, tuple(spans), monitors, values, usable, recorded, unknown)
     _mask(fleet, store, masks)
-    return fleet
+    return replace(fleet, models=_models(fleet, store, outlooks)) if outlooks else fleet
+
+
+def _models(fleet: Fleet, store: Store, outlooks: Sequence[Outlook]) -> dict[str, Modelled]:
+    """The forecasts by measure, in the bins of this sweep."""
+    dimensions = [c for c in fleet.monitors.columns if c != "set"]
+    scopes = [numbers_of(store, one.scope) for one in outlooks]
+    wanted = [
+        (i, *map(scope.get, dimensions))
+        for i, scope in enumerate(scopes)
+        if len(scope) == len(outlooks[i].scope) and scope.keys() <= set(dimensions)
+    ]
+    schema: dict[str, pl.DataType] = {"number": pl.Int64(), **{d: fleet.monitors.schema[d] for d in dimensions}}
+    keys = pl.DataFrame(wanted, schema=schema, orient="row")
+    monitors = fleet.monitors.with_row_index("row")
+    on_all = keys.join(monitors, on=dimensions, how="inner", nulls_equal=True) if dimensions else None
+    found = keys.join(monitors, how="cross") if on_all is None else on_all
+    found = found.sort("row", "number").select("row", "number")
+    by_measure: dict[str, dict[int, Floats]] = {}
+    for row, number in found.iter_rows():
+        one = outlooks[number]
+        first = (fleet.at - RECENT * fleet.bin - one.data_to) / STEP
+        values = at_bins(np.asarray(one.forecast, dtype=float), first, fleet.bin / STEP, RECENT + AFTER)
+        if np.isfinite(values).any():
+            by_measure.setdefault(one.measure, {})[row] = values
+    return {m: Modelled(np.array([*rows]), np.array([*rows.values()])) for m, rows in by_measure.items()}
 
 
 def _with_enough(rows: pl.DataFrame, monitor: list[str], spans: Sequence[Span], least: float) -> pl.DataFrame:

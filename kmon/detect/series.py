@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,8 @@ from kmon.config import Config, Metric
 from kmon.config.words import nearest
 from kmon.detect.contract import Detector, load_detector
 from kmon.detect.expect import AFTER, RECENT
-from kmon.detect.fleet import BIN, DAY, DAYS, LAG, RECENT_WINDOWS, Mask, check_taken_over
+from kmon.detect.fleet import BIN, DAY, DAYS, LAG, RECENT_WINDOWS, Mask, Outlook, check_taken_over
+from kmon.detect.models import STEP, at_bins
 from kmon.errors import UsageError
 from kmon.store import Store
 from kmon.store.schema import EVENTS
@@ -37,19 +39,22 @@ def expected_series(
     *,
     grain: dt.timedelta = MINUTE,
     masks: Sequence[Mask] = (),
+    outlooks: Sequence[Outlook] = (),
 ) -> pl.DataFrame:
     """One monitor in [start, end) with what was expected of it.
 
     Columns: `bucket` (UTC without a zone, one every `grain`), `observed`, `expected`, `lower`, `upper`, `yesterday`;
     null where nothing is known. Counts are per bucket. The references are those of a sweep, scored by the first
-    configured detector; buckets inside `masks` serve as none. UsageError where a name is unknown.
+    configured detector; buckets inside `masks` serve as none.
+    Of `outlooks` the monitor's own serve as one more. UsageError where a name is unknown.
     """
     if isinstance(metric, str) and metric not in config.metrics:
         message = f"{metric!r} is not a metric; {nearest(metric, config.metrics)}"
         raise UsageError(message)
     check_taken_over(store, config, (), [d for d in where if d in config.dimensions])
     store.check(where)
-    return expected_measures(store, config, [metric], where, start, end, grain=grain, masks=masks)[0]
+    options: Any = {"grain": grain, "masks": masks, "outlooks": outlooks}
+    return expected_measures(store, config, [metric], where, start, end, **options)[0]
 
 
 def expected_measures(
@@ -62,6 +67,7 @@ def expected_measures(
     *,
     grain: dt.timedelta = MINUTE,
     masks: Sequence[Mask] = (),
+    outlooks: Sequence[Outlook] = (),
 ) -> list[pl.DataFrame]:
     """`expected_series` of several metrics, reading the store once.
 
@@ -81,7 +87,8 @@ def expected_measures(
             blocks[days] = _Block.read(store, where, first, last, step, masks)
     detector = load_detector(config.detectors[0], config.path.parent)
     grid = _Grid(start, n, grain // step, bin_ // step, LAG / step)
-    return [_scored(m, detector, blocks, grid, grain, bin_) for m in chosen]
+    told = {one.measure: one for one in outlooks if one.scope == dict(where)}
+    return [_scored(m, detector, blocks, told, grid, grain, bin_) for m in chosen]
 
 
 class _Block:
@@ -190,6 +197,7 @@ def _scored(
     metric: Metric,
     detector: Detector,
     blocks: dict[int, _Block],
+    told: Mapping[str, Outlook],
     grid: _Grid,
     grain: dt.timedelta,
     bin_: dt.timedelta,
@@ -213,6 +221,7 @@ def _scored(
         for days, block in blocks.items():
             if days:
                 columns[f"day{days}_{key}"] = grid.bins(block, metric, name, ends)
+    columns |= _model(metric, told, grid, grain, bin_)
     seconds = {"width": grain.total_seconds(), "bin": bin_.total_seconds()}
     own = {key: getattr(metric, key) for key in ("min_volume", "min_effect", "min_rise")}
     constants = [pl.lit(metric.kind).alias("kind"), *(pl.lit(v).alias(k) for k, v in seconds.items())]
@@ -226,6 +235,29 @@ def _scored(
     recorded = pl.Series(grid.recorded(now, metric))
     observed = pl.when(recorded).then(pl.col("observed"))  # no event from anybody: unknown rather than zero
     return series.hstack(shown.with_columns(observed=observed)).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def _model(
+    metric: Metric, told: Mapping[str, Outlook], grid: _Grid, grain: dt.timedelta, bin_: dt.timedelta
+) -> dict[str, npt.NDArray[np.float64]]:
+    """What was forecast for the bins around each bucket, as `Fleet.windows` has it; nothing where a part is missing."""
+    parts = [told.get(part) for part in metric.parts if part is not None]
+    found = [part for part in parts if part is not None]
+    if metric.kind == "mean" or len(found) < len(parts) or not grid.count:
+        return {}
+
+    def bins(one: Outlook) -> npt.NDArray[np.float64]:
+        values = np.asarray(one.forecast, dtype=float)
+        first = (grid.start + grain - RECENT * bin_ - one.data_to) / STEP
+        return np.array([
+            at_bins(values, first + i * (grain / STEP), bin_ / STEP, RECENT + AFTER) for i in range(grid.count)
+        ])  # fmt: skip
+
+    value, *rest = map(bins, found)
+    if not np.isfinite(value).any():
+        return {}
+    exposure = rest[0] if rest else np.where(np.isfinite(value), bin_ / grain, np.nan)
+    return {"model_value": np.minimum(value, exposure) if rest else value, "model_exposure": exposure}
 
 
 def _plain(block: _Block | None, metric: Metric, grid: _Grid) -> npt.NDArray[np.float64]:

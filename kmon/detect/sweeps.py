@@ -20,7 +20,7 @@ from kmon.calibrate import Calibration, Calibrations, Key, Tail
 from kmon.clock import EPOCH
 from kmon.config import Config, DetectorUse, Metric
 from kmon.detect.contract import SCORES, Detector, load_detector, scored
-from kmon.detect.fleet import Fleet, Mask, check_taken_over, observe
+from kmon.detect.fleet import Fleet, Mask, Outlook, check_taken_over, observe
 from kmon.store import Store
 
 LOOKS = 5
@@ -129,17 +129,18 @@ def sweep(
     since: dt.datetime | None = None,
     masks: Sequence[Mask] = (),
     calibrations: Calibrations | None = None,
+    outlooks: Sequence[Outlook] = (),
 ) -> Sweep:
     """Judge every monitor on the windows that end at `at` and were due after the sweep at `since`, default all.
 
     `at` is event time, at or before the watermark: what is not complete is not judged. `masks` are the known
-    incidents, whose minutes serve nobody inside them as a reference; `calibrations` come of what the
-    sweeps of the last day saw of normal monitors. Reads the store, writes nothing.
+    incidents, whose minutes serve nobody inside them as a reference; `calibrations` come of what the sweeps of the last
+    day saw of normal monitors, `outlooks` are what models forecast. Reads the store, writes nothing.
     """
     check_taken_over(store, config, config.metrics.values(), (d for grouping in config.watch for d in grouping))
     detectors = [(use, load_detector(use, config.path.parent)) for use in config.detectors]
     widths = due_windows(config, at, since)
-    fleet = observe(store, config, at, masks=masks, least=_least(config, [d for _, d in detectors]))
+    fleet = observe(store, config, at, masks=masks, outlooks=outlooks, least=_least(config, [d for _, d in detectors]))
     found: list[Scored] = []
     families: dict[dt.timedelta, Family] = {}
     for width in widths:

@@ -179,7 +179,9 @@ class Simulation:
     def _mood(self, block: int) -> Floats:
         """Each partner's intensity in a block relative to its shape: lognormal, mean 1, slowly varying."""
         knots = [self._rng(3, block + k + 8).standard_normal(self.market.partners, np.float32) for k in range(3)]
-        return np.exp(self._volatility * np.sum(knots, axis=0, dtype=np.float64) / math.sqrt(3) - self._volatility**2 / 2)
+        return np.exp(
+            self._volatility * np.sum(knots, axis=0, dtype=np.float64) / math.sqrt(3) - self._volatility**2 / 2
+        )
 
     def _draw(self, rng: np.random.Generator, cell: Ints, ms: Ints) -> _Visits:
         """Sessions of given cells and times (epoch ms), with everything else drawn."""

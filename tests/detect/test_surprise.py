@@ -7,8 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kmon.detect.surprise import oddities, peaks
-from kmon.detect.surprise import DAY, Surprise, onsets
+from kmon.detect.surprise import DAY, Surprise, oddities, onsets, peaks
 from kmon.errors import UsageError
 
 STEP = 300

@@ -1,0 +1,303 @@
+"""Fits models to the monitors that deserve them: what the scheduled notebook ``deep_scan`` does.
+
+choose the monitors  ►  read their past  ►  fit each measure, denominators first  ►  record, failures too
+
+The fits end RECENT bins before the newest complete instant: a sweep weighs a model by how it tells those bins
+(`kmon.detect.expect`), which it must not have seen.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from kmon.config import Config
+from kmon.detect.expect import AFTER, RECENT
+from kmon.detect.fleet import bin_for, check_taken_over
+from kmon.detect.models import A_DAY, LEAST, STEP, Forecast, Share, forecast
+from kmon.errors import FitError, UsageError
+from kmon.ledger import Fit, Ledger, open_ledger
+from kmon.store import Span, Store, open_for_reading
+from kmon.store.schema import EVENTS
+from kmon.watch import floor, show_scope, spoiling, spoilt
+
+Floats = npt.NDArray[np.float64]
+Scope = dict[str, str]
+DAY = dt.timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """One series, what was made of it, and its last day."""
+
+    fit: Fit
+    seen: Floats
+    """The last day before `fit.data_to`, by STEP; NaN where it is not known."""
+    tested: Floats | None
+    """What the model forecast for it without knowing it; None where no model could be fitted."""
+
+
+@dataclass(frozen=True)
+class DeepScan:
+    """What one run fitted."""
+
+    at: dt.datetime | None
+    """The newest complete instant; None where nothing was done."""
+    scanned: tuple[Scanned, ...]
+    seconds: float
+    reason: str = ""
+
+    @property
+    def fits(self) -> list[Fit]:
+        return [one.fit for one in self.scanned]
+
+    def __str__(self) -> str:
+        if self.at is None:
+            return self.reason
+        failed = sum(fit.error is not None for fit in self.fits)
+        return (
+            f"{self.at:%Y-%m-%d %H:%M} UTC: {len(self.fits) - failed} series fitted, {failed} not, {self.seconds:.1f} s"
+        )
+
+    @property
+    def table(self) -> pl.DataFrame:
+        """A row a series: what was chosen, its `score` on the last day and that of the day before, or the failure."""
+        keys = ("measure", "method", "score", "yesterday", "data_from", "data_to", "seconds", "error")
+        rows = [{"where": show_scope(f.scope), **{key: getattr(f, key) for key in keys}} for f in self.fits]
+        return pl.DataFrame(rows, schema=_TABLE, orient="row")
+
+    def charts(self, count: int = 2) -> Picture:
+        """The last day of the first series that were fitted, with what their models forecast without knowing it."""
+        from matplotlib.figure import Figure
+
+        shown = [(one, one.tested) for one in self.scanned if one.tested is not None][:count]
+        figure = Figure(figsize=(9, 2.4 * max(1, len(shown))), layout="constrained")
+        for number, (one, tested) in enumerate(shown):
+            axes = figure.add_subplot(len(shown), 1, number + 1)
+            hours = (np.arange(len(one.seen)) - len(one.seen)) / 12
+            axes.plot(hours, one.seen, color="#9aa5b1", linewidth=0.8, label="seen")
+            axes.plot(hours, tested, color="#3d7ea6", label=f"forecast ({one.fit.method})")
+            title = f"{one.fit.measure} of {show_scope(one.fit.scope)}"
+            axes.set_title(title, loc="left", fontsize=9, parse_math=False)
+            axes.set_xlabel(f"hours before {one.fit.data_to:%Y-%m-%d %H:%M} UTC", fontsize=8)
+            axes.legend(frameon=False, fontsize=8)
+        target = io.BytesIO()
+        figure.savefig(target, format="png", dpi=110)
+        return Picture(target.getvalue())
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG that a notebook shows."""
+
+    png: bytes
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+
+_TABLE = {
+    **{name: pl.String() for name in ("where", "measure", "method")},
+    **{name: pl.Float64() for name in ("score", "yesterday")},
+    **{name: pl.Datetime("us", "UTC") for name in ("data_from", "data_to")},
+    "seconds": pl.Float64(),
+    "error": pl.String(),
+}
+
+
+def run(config: Config, *, store: str | None = None, at: str | dt.datetime | None = None) -> DeepScan:
+    """Fit by itself: open store and ledger, `scan`, and close them.
+
+    `at` is RFC 3339 text or an aware datetime: fit as if the data had been complete until then. UsageError where it
+    has no time zone, or a configured monitor's dimension is not in the store.
+    """
+    try:
+        moment = dt.datetime.fromisoformat(at) if isinstance(at, str) else at
+    except ValueError as error:
+        message = f"{at!r} is not a time: write for example 2026-03-02T12:00:00Z"
+        raise UsageError(message) from error
+    if moment is not None and moment.tzinfo is None:
+        message = f"{moment.isoformat()} has no time zone: write for example {moment.isoformat()}Z"
+        raise UsageError(message)
+    with open_for_reading(config, store) as opened, open_ledger(config, store) as ledger:
+        return scan(config, opened, ledger, moment)
+
+
+def scan(
+    config: Config,
+    store: Store,
+    ledger: Ledger,
+    at: dt.datetime | None = None,
+    *,
+    clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+) -> DeepScan:
+    """Fit models to the configured monitors as of `at`, default the newest complete instant, and record them.
+
+    Each monitor is recorded when it is done, so that a run that is stopped leaves what it has.
+    """
+    began = time.monotonic()
+    if not config.models.on:
+        return DeepScan(None, (), 0.0, "no models are configured: 'models' in kmon.yaml says for which monitors")
+    mark = store.watermark(config.events.lateness, config.events.idle)
+    if mark is None:
+        return DeepScan(None, (), 0.0, "the store has no events yet")
+    at = floor(min(at or mark, mark), STEP)
+    end = floor(at - RECENT * bin_for(config.windows), STEP)
+    start = max(end - config.models.history, floor(store.oldest() or at, STEP))
+    if start >= end:
+        return DeepScan(None, (), 0.0, "the history is too short: there is none before the last hours")
+    measures = measures_of(config)
+    check_taken_over(store, config, config.metrics.values(), [d for s in config.models.monitors for d in s])
+    past = _Past(store, ledger, config, start, end)
+    scanned: list[Scanned] = []
+    for scope in chosen(config, store, end):
+        mine = list(_scan(config, past, scope, measures, clock))
+        ledger.save_fits([one.fit for one in mine])
+        scanned += mine
+    return DeepScan(at, tuple(scanned), time.monotonic() - began)
+
+
+def measures_of(config: Config) -> dict[str, str | None]:
+    """The measures to forecast, denominators before numerators, with the denominator of each that has one.
+
+    Those of counts and rates: a mean's total is no count.
+    """
+    pairs = [metric.parts for metric in config.metrics.values() if metric.kind != "mean"]
+    over: dict[str, str | None] = {d: None for _, d in pairs if d is not None}
+    for numerator, denominator in pairs:
+        if over.get(numerator) is None and denominator not in (None, numerator):
+            over[numerator] = denominator
+        over.setdefault(numerator, None)
+    done: dict[str, str | None] = {}
+    while len(done) < len(over):  # a measure may be the numerator of one rate and the denominator of another
+        ready = [m for m, d in over.items() if m not in done and (d is None or d in done)]
+        for measure in ready or [next(m for m in over if m not in done)]:
+            done[measure] = over[measure] if ready else None
+    return done
+
+
+def chosen(config: Config, store: Store, end: dt.datetime) -> list[Scope]:
+    """The configured monitors, then the largest of the day before `end` that have enough events to be worth it."""
+    found = [dict(scope) for scope in config.models.monitors]
+    if not config.models.largest:
+        return found
+    sets = [grouping for grouping in config.watch if grouping]
+    rows = store.windows([Span("day", end - DAY, 1, DAY)], [*sets, ()], None, LEAST, (), [EVENTS])
+    rows = rows.filter(pl.col(EVENTS) >= LEAST)
+    if () not in config.watch:
+        rows = rows.filter(pl.col("set") < len(sets))
+    dimensions = [d for d in store.schema.dimensions if d in rows.columns]
+    largest = rows.sort(EVENTS, *dimensions, descending=[True, *(False for _ in dimensions)])
+    for row in largest.head(config.models.largest).iter_rows(named=True):
+        scope = {d: store.names(d, [row[d]])[row[d]] for d in dimensions if row[d] is not None}
+        if scope not in found:
+            found.append(scope)
+    return found
+
+
+def _scan(
+    config: Config,
+    past: _Past,
+    scope: Scope,
+    measures: Mapping[str, str | None],
+    clock: Callable[[], dt.datetime],
+) -> Iterator[Scanned]:
+    """Each measure of one monitor."""
+    ahead = config.models.stale + (RECENT + AFTER) * bin_for(config.windows)
+    horizon = -(-ahead // STEP) + 1
+    seen = past.read(scope)
+    told: dict[str, Forecast] = {}
+    for measure, over in measures.items():
+        began = time.monotonic()
+        share = Share(seen[over], told[over].tested, told[over].values) if over is not None and over in told else None
+        fit = Fit(scope, measure, clock(), past.start, past.end)
+        try:
+            told[measure] = found = forecast(
+                seen[measure],
+                past.start,
+                horizon,
+                events=config.models.events,
+                share=share,
+                limit=config.models.limit,
+            )
+            fit = replace(fit, **_told(found))
+        except FitError as error:
+            fit = replace(fit, error=str(error))
+        fit = replace(fit, seconds=round(time.monotonic() - began, 3))
+        tested = told[measure].tested if measure in told else None
+        yield Scanned(fit, seen[measure][-A_DAY:], tested)
+
+
+def _told(found: Forecast) -> dict[str, Any]:
+    """The fields of a fit that a forecast fills; numbers as short as they are useful."""
+    tried = {**{name: f"{score:.4g}" for name, score in found.scores.items()}, **found.failures}
+    values = [float(f"{value:.5g}") for value in found.values]
+    return {
+        "method": found.method,
+        "score": found.score,
+        "yesterday": found.yesterday,
+        "tried": tried,
+        "forecast": values,
+    }
+
+
+class _Past:
+    """Reads series in steps, day by day: no question to the store takes long."""
+
+    def __init__(self, store: Store, ledger: Ledger, config: Config, start: dt.datetime, end: dt.datetime) -> None:
+        self.start, self.end = start, end
+        self._store, self._steps = store, (end - start) // STEP
+        self._masks = [spoilt(i) for i in spoiling(ledger, config, start, end)]
+        self._everything = self._measures({})
+        self._recorded = self._everything[EVENTS] > 0
+        self._recorded &= self._starts() >= _naive(store.oldest() or start)  # history begins within a step
+
+    def read(self, scope: Scope) -> dict[str, Floats]:
+        """All measures of a monitor; NaN where nobody had an event, in a known incident, and before it was counted."""
+        values = self._measures(scope) if scope else self._everything
+        known, starts = self._recorded & self._unspoilt(scope), self._starts()
+        schema = self._store.schema
+        if scope and (since := schema.known_from(*scope)) is not None:
+            known &= starts >= _naive(since)
+        found = {}
+        for measure, steps in values.items():
+            since = schema.known_from(measure)
+            counted = known if since is None else known & (starts >= _naive(since))
+            found[measure] = np.where(counted, steps, np.nan)
+        return found
+
+    def _starts(self) -> npt.NDArray[np.datetime64]:
+        return _naive(self.start) + np.arange(self._steps) * np.timedelta64(STEP)
+
+    def _unspoilt(self, scope: Scope) -> npt.NDArray[np.bool_]:
+        starts = self._starts()
+        fine = np.ones(self._steps, dtype=bool)
+        for mask in self._masks:
+            if mask.scope.items() <= scope.items():
+                after = starts >= _naive(mask.resolved_at or self.end)
+                fine &= after | (starts + np.timedelta64(STEP) <= _naive(mask.started_at))
+        return fine
+
+    def _measures(self, scope: Scope) -> dict[str, Floats]:
+        found = {measure: np.zeros(self._steps) for measure in self._store.schema.measures}
+        begin = self.start
+        while begin < self.end:
+            until = min(begin + DAY, self.end)
+            rows = self._store.measures(scope, begin, until, STEP)
+            place = ((rows["bucket"].to_numpy() - _naive(self.start)) / np.timedelta64(STEP)).astype(np.int64)
+            for measure, steps in found.items():
+                steps[place] = rows[measure].fill_null(0).to_numpy()
+            begin = until
+        return found
+
+
+def _naive(time: dt.datetime) -> np.datetime64:
+    return np.datetime64(time.astimezone(dt.UTC).replace(tzinfo=None), "us")
