@@ -325,7 +325,7 @@ def series(
     """A monitor's series with its expected band."""
     from kmon import arguments
     from kmon.detect import expected_series
-    from kmon.ledger import open_ledger
+    from kmon.ledger import as_mask, open_ledger
     from kmon.store import open_for_reading
     from kmon.watch import MONTH
 
@@ -338,7 +338,7 @@ def series(
         until = arguments.moment(end) or dt.datetime.fromtimestamp(newest.timestamp() // 60 * 60, dt.UTC)
         begin = arguments.moment(start) or until - dt.timedelta(hours=3)
         with open_ledger(loaded, store) as ledger:
-            masks = ledger.overlapping(begin - MONTH, until)
+            masks = list(map(as_mask, ledger.overlapping(begin - MONTH, until)))
         data = expected_series(opened, loaded, metric, scope, begin, until, grain=width, masks=masks)
         for dimension, value in scope.items():
             if opened.number(dimension, value) is None:
@@ -371,7 +371,19 @@ def why(
         show.print_json(found.public())
         return
     show.out.print(show.visible(found.sentence), markup=False)
-    columns = ["window", "verdict", "seen", "expected", "from", "to", "p-value", "cut-off", "level from", "shape from", ""]
+    columns = [
+        "window",
+        "verdict",
+        "seen",
+        "expected",
+        "from",
+        "to",
+        "p-value",
+        "cut-off",
+        "level from",
+        "shape from",
+        "",
+    ]
     rows = [
         (
             show_duration(w.width),
@@ -526,7 +538,8 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each contestant; the best one counts.")] = 3,
     rivals: Annotated[bool, typer.Option(help="Compare with what 'make rivals' installed, too.")] = True,
     data: Annotated[
-        Optional[Path], typer.Option(exists=True, file_okay=False, help="Folder of public data sets; default KMON_DATA.")
+        Optional[Path],
+        typer.Option(exists=True, file_okay=False, help="Folder of public data sets; default KMON_DATA."),
     ] = None,
     format: Annotated[
         Literal["table", "json", "markdown"], typer.Option("--format", "-f", help="For people, programs or docs.")

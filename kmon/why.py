@@ -14,13 +14,13 @@ import numpy as np
 import polars as pl
 
 from kmon.calibrate import Key, Tail
-from kmon.config import Config, show_duration
+from kmon.config import PIPELINE, Config, show_duration
 from kmon.detect import Scored, Sweep
 from kmon.detect.expect import RECENT, expect
 from kmon.detect.fleet import numbers_of
 from kmon.errors import UsageError
 from kmon.explain import Cause
-from kmon.ledger import Incident, Ledger, show_time
+from kmon.ledger import Incident, Ledger, as_mask, show_time
 from kmon.recheck import row_of
 from kmon.store import Store
 from kmon.watch import Watch, floor, show_scope
@@ -78,7 +78,12 @@ class Why:
         """As JSON."""
         windows = [{**asdict(w), "width": show_duration(w.width)} for w in self.windows]
         masked = [
-            {"id": i.id, "scope": i.scope, "started_at": show_time(i.started_at), "resolved_at": show_time(i.resolved_at)}
+            {
+                "id": i.id,
+                "scope": i.scope,
+                "started_at": show_time(i.started_at),
+                "resolved_at": show_time(i.resolved_at),
+            }
             for i in self.masked
         ]
         told = {key: getattr(self, key) for key in ("metric", "where", "outcome", "sentence", "cause", "incident")}
@@ -112,9 +117,13 @@ def why(
     scope = {d: where[d] for d in config.dimensions if d in where}
     cause = _cause_of(causes, metric, scope)
     windows = tuple(_window(config, store, sweep, scored, metric, scope, cause) for scored in sweep.scored)
-    masks = tuple(i for i in recent if _weighs_on(i.scope, scope))
-    incident = next((i for i in ledger.overlapping(moment, moment) if cause and _weighs_on(i.scope, cause.scope)), None)
+    masks = tuple(i for i in recent if _weighs_on(as_mask(i).scope, scope))
+    then = ledger.overlapping(moment, moment)
+    partners = [i for i in then if i.metric != PIPELINE]
+    incident = next((i for i in partners if cause and _weighs_on(i.scope, cause.scope)), None)
     outcome, sentence = _told(metric, scope, moment, windows, cause, incident)
+    if cause and incident is None and len(partners) < len(then):
+        sentence += "; the data itself was in trouble then, which holds back what it explains"
     other = cause.scope if cause and cause.scope != scope else None
     return Why(metric, scope, moment, outcome, sentence, windows, masks, other, incident.id if incident else None)
 
@@ -195,7 +204,9 @@ def _window(
 
 
 def _unjudged(mine: dict[str, Any], used: int) -> str:
-    if not used and not any(np.isfinite(np.array(v, dtype=float)).any() for k, v in mine.items() if k.startswith("day")):
+    if not used and not any(
+        np.isfinite(np.array(v, dtype=float)).any() for k, v in mine.items() if k.startswith("day")
+    ):
         return "learning: there is no history to compare it with yet"
     if mine["value"] != mine["value"]:
         return "all of the last two hours lies inside known incidents"
@@ -240,7 +251,12 @@ def _told(
         f"in {show_duration(best.width)} {_number(best.observed)} was seen and {_number(best.expected)} expected"
         f" ({_number(best.lower)} to {_number(best.upper)} is normal)"
     )
-    verb = {"fired": "fired", "explained": "did not fire by itself", "suppressed": "did not fire", "normal": "is normal"}
+    verb = {
+        "fired": "fired",
+        "explained": "did not fire by itself",
+        "suppressed": "did not fire",
+        "normal": "is normal",
+    }
     belongs = f"; it belongs to {incident.id}" if incident is not None and cause is not None else ""
     return best.outcome, f"{what} {verb[best.outcome]}: {seen}; {best.reason}{belongs}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kmon.config.checks import PIPELINE
 from kmon.config.expressions import columns_of, equalities, is_count, merge_function
 from kmon.config.loading import copy_config, error_at, load_config
 from kmon.config.models import (
@@ -22,6 +23,7 @@ from kmon.config.models import (
     Metric,
     Model,
     Money,
+    Pipeline,
     Queries,
     Route,
     SimulatorSource,
@@ -35,6 +37,7 @@ from kmon.config.words import BUCKET, MINUTE, Duration, Name, page_key, parse_du
 __all__ = [
     "BUCKET",
     "MINUTE",
+    "PIPELINE",
     "Apps",
     "Config",
     "ConsoleSink",
@@ -54,6 +57,7 @@ __all__ = [
     "Model",
     "Money",
     "Name",
+    "Pipeline",
     "Queries",
     "Route",
     "SimulatorSource",

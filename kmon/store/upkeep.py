@@ -27,6 +27,7 @@ from kmon.errors import StoreError
 from kmon.store import sql
 from kmon.store.cells import interval
 from kmon.store.embedded import EmbeddedStore, transaction
+from kmon.store.intake import old_intake_sql
 from kmon.store.schema import RAW, TIERS, Schema
 
 log = structlog.get_logger("kmon")
@@ -103,6 +104,8 @@ class Upkeep:
                 yield from self._moved(cursor, merge, watermark - kept)
             yield from self._deltas(cursor, watermark, watermark - keep.ten_seconds)
             yield from self._raw(cursor, watermark - keep.raw, keep.raw_bytes)
+            if cursor.execute(f"SELECT 1 {old_intake_sql(watermark)} LIMIT 1").fetchone():
+                yield [f"DELETE {old_intake_sql(watermark)}"]
         old = f"FROM dead_letters WHERE received_at < {sql.time(now - keep.dead_letters)}"
         if cursor.execute(f"SELECT 1 {old} LIMIT 1").fetchone():
             yield [f"DELETE {old}"]
