@@ -371,19 +371,7 @@ def why(
         show.print_json(found.public())
         return
     show.out.print(show.visible(found.sentence), markup=False)
-    columns = [
-        "window",
-        "verdict",
-        "seen",
-        "expected",
-        "from",
-        "to",
-        "p-value",
-        "cut-off",
-        "level from",
-        "shape from",
-        "",
-    ]
+    columns = ["window", "verdict", "seen", "expected", "from", "to", "p-value", "cut-off", "level from", "shape from", ""]
     rows = [
         (
             show_duration(w.width),
@@ -538,8 +526,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each contestant; the best one counts.")] = 3,
     rivals: Annotated[bool, typer.Option(help="Compare with what 'make rivals' installed, too.")] = True,
     data: Annotated[
-        Optional[Path],
-        typer.Option(exists=True, file_okay=False, help="Folder of public data sets; default KMON_DATA."),
+        Optional[Path], typer.Option(exists=True, file_okay=False, help="Folder of public data sets; default KMON_DATA.")
     ] = None,
     format: Annotated[
         Literal["table", "json", "markdown"], typer.Option("--format", "-f", help="For people, programs or docs.")

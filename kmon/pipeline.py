@@ -28,7 +28,7 @@ MINUTE, HOUR, DAY = dt.timedelta(minutes=1), dt.timedelta(hours=1), dt.timedelta
 JUMP = 10 * MINUTE
 """The stretch in which a share of rejects is judged."""
 PAUSE = 1.5
-"""A silence is unusual that is longer than the usual ones by this factor."""
+"""A silence is unusual that exceeds the usual ones by this factor."""
 USUAL = 3
 """A pause of the source is usual that came at least so often in the last day."""
 WEEKLY = 6 * HOUR
@@ -91,8 +91,8 @@ def symptoms(
 def silent(config: Config, store: Store, at: dt.datetime, known: Sequence[Incident] = ()) -> list[Symptom]:
     """The partitions that are left out of the watermark at `at`, as one symptom, where others go on.
 
-    One is silent whose gap around `at` is at least `events.idle` long and much longer than its others in the day
-    before, if by its share of all events enough are missing.
+    One is silent whose gap around `at` is at least `events.idle` long, if by its share of all events enough are missing
+    in it, and many more than in any of its gaps of the day before.
     """
     newest = store.newest() or at
     heard, idle = store.last_heard(at).rows(), config.events.idle
@@ -106,13 +106,11 @@ def silent(config: Config, store: Store, at: dt.datetime, known: Sequence[Incide
     for partition, (last, end) in gone.items():
         mine = store.received(last - DAY, last, [partition])[0]
         alive = store.received(last - DAY, last, list(gone))[1]
-        missing = store.received(last + MINUTE, _minute(end), list(gone))[1] * mine / alive if alive else 0.0
-        pauses = [
-            ended - began
-            for began, ended in store.pauses(last - DAY, last + MINUTE, idle, [partition])
-            if not _is_known(began, ended, known)
-        ]
-        if missing >= config.pipeline.missing and end - last >= PAUSE * max(pauses, default=dt.timedelta(0)):
+        share = mine / alive if alive else 0.0
+        pauses = store.pauses(last - DAY, last + MINUTE, idle, [partition])
+        usual = [share * store.received(*pause, list(gone))[1] for pause in pauses if not _is_known(*pause, known)]
+        missing = share * store.received(last + MINUTE, _minute(end), list(gone))[1]
+        if missing >= max(config.pipeline.missing, PAUSE * max(usual, default=0.0)):
             found[partition] = last + MINUTE, missing
     if not found:
         return []

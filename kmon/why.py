@@ -78,12 +78,7 @@ class Why:
         """As JSON."""
         windows = [{**asdict(w), "width": show_duration(w.width)} for w in self.windows]
         masked = [
-            {
-                "id": i.id,
-                "scope": i.scope,
-                "started_at": show_time(i.started_at),
-                "resolved_at": show_time(i.resolved_at),
-            }
+            {"id": i.id, "scope": i.scope, "started_at": show_time(i.started_at), "resolved_at": show_time(i.resolved_at)}
             for i in self.masked
         ]
         told = {key: getattr(self, key) for key in ("metric", "where", "outcome", "sentence", "cause", "incident")}
@@ -204,9 +199,7 @@ def _window(
 
 
 def _unjudged(mine: dict[str, Any], used: int) -> str:
-    if not used and not any(
-        np.isfinite(np.array(v, dtype=float)).any() for k, v in mine.items() if k.startswith("day")
-    ):
+    if not used and not any(np.isfinite(np.array(v, dtype=float)).any() for k, v in mine.items() if k.startswith("day")):
         return "learning: there is no history to compare it with yet"
     if mine["value"] != mine["value"]:
         return "all of the last two hours lies inside known incidents"
@@ -251,12 +244,7 @@ def _told(
         f"in {show_duration(best.width)} {_number(best.observed)} was seen and {_number(best.expected)} expected"
         f" ({_number(best.lower)} to {_number(best.upper)} is normal)"
     )
-    verb = {
-        "fired": "fired",
-        "explained": "did not fire by itself",
-        "suppressed": "did not fire",
-        "normal": "is normal",
-    }
+    verb = {"fired": "fired", "explained": "did not fire by itself", "suppressed": "did not fire", "normal": "is normal"}
     belongs = f"; it belongs to {incident.id}" if incident is not None and cause is not None else ""
     return best.outcome, f"{what} {verb[best.outcome]}: {seen}; {best.reason}{belongs}"
 
