@@ -262,7 +262,7 @@ def detect(at: Moment = None, config: ConfigPath = DEFAULT, store: StorePath = N
     show.out.print(str(outcome))
     rows = [
         (d.action, d.incident.severity, d.incident.metric, d.incident.direction, show.scope(d.incident.scope), d.reason)
-        for d in outcome.decisions
+        for d in (*outcome.decisions, *outcome.held)
     ]
     if rows:
         show.table(["", "severity", "metric", "direction", "where", "why"], rows)

@@ -68,19 +68,19 @@ class Gate:
         return any(period.until is None for period in self.periods)
 
     def passed(self, decisions: Sequence[Decision], known: Sequence[Incident]) -> list[Decision]:
-        """The decisions of a sweep without those that are held back; `known` are the incidents before it.
+        """What is left of the decisions of a sweep: those that are held back say so, and no more than that.
 
-        The beginning of a new incident must have been estimated.
+        The beginning of a new incident must have been estimated; `known` are the incidents before the sweep.
         """
         before = {incident.id: incident for incident in known}
-        found = [self._passed(decision, before.get(decision.incident.id)) for decision in decisions]
-        return [decision for decision in found if decision is not None]
+        return [self._passed(decision, before.get(decision.incident.id)) for decision in decisions]
 
-    def _passed(self, decision: Decision, before: Incident | None) -> Decision | None:
+    def _passed(self, decision: Decision, before: Incident | None) -> Decision:
         incident = decision.incident
         if before is None or decision.action == "reopened":
             began = incident.started_at if before is None and decision.action == "new" else self.at - incident.window
-            return None if incident.direction == "down" and self._why(began, incident.window) else decision
+            why = self._why(began, incident.window) if incident.direction == "down" else ""
+            return Decision("held", incident, f"held back: {why}", decision.cause) if why else decision
         if decision.action == "joined" and decision.cause is not None and decision.cause.direction == "down":
             window = decision.cause.window
             why = self._why(self.at - window, window)

@@ -50,6 +50,8 @@ class Outcome:
     reason: str = ""
     scores: pl.DataFrame = field(default_factory=pl.DataFrame)
     """The anomalies with the largest evidence, and where they are; those of detectors on trial too."""
+    held: tuple[Decision, ...] = ()
+    """What would be new incidents, and is not told as data is missing."""
 
     @property
     def incidents(self) -> list[Incident]:
@@ -65,7 +67,7 @@ class Outcome:
             return self.reason
         windows = ", ".join(map(show_duration, self.sweep.windows)) or "no"
         counts = f"{self.sweep.monitors:,} monitors, {self.sweep.tests:,} tests, {self.sweep.anomalies:,} anomalies"
-        found = f"{counts}, {len(self.new)} new incidents"
+        found = f"{counts}, {len(self.new)} new incidents{f', {len(self.held)} held back' if self.held else ''}"
         return f"{self.at:%Y-%m-%d %H:%M:%S} UTC, windows of {windows}: {found}, {self.seconds:.2f} s"
 
     def _repr_html_(self) -> str:
@@ -73,7 +75,7 @@ class Outcome:
             f"<tr><td>{d.action}</td><td>{d.incident.severity}</td><td>{d.incident.metric} {d.incident.direction}</td>"
             f"<td>{html.escape(show_scope(d.incident.scope))}</td><td>{d.incident.observed:.4g}</td>"
             f"<td>{d.incident.expected:.4g}</td><td>{html.escape(d.reason)}</td></tr>"
-            for d in self.decisions
+            for d in (*self.decisions, *self.held)
         )
         head = "".join(f"<th>{h}</th>" for h in ("", "severity", "metric", "where", "observed", "expected", "why"))
         table = f"<table><tr>{head}</tr>{rows}</table>" if rows else "<p>No incident is open.</p>"
@@ -156,7 +158,9 @@ class Watch:
         decided = decide(self._config, at, causes, known, recheck, ended)
         over = {i.id for i in known if i.resolved_at is not None}
         begun = [self._begun(at, d) for d in decided if d.incident.id not in over]
-        decisions = [self._told(at, d) for d in state.passed(begun, known)]
+        passed = state.passed(begun, known)
+        held = tuple(d for d in passed if d.action == "held")
+        decisions = [self._told(at, d) for d in passed if d.action != "held"]
         decisions += [replace(d, incident=self._addressed(d.incident)) for d in (state.decision,) if d is not None]
         outbox = self._outbox(decisions) if self._deliver else []
         seconds = time.monotonic() - began
@@ -165,7 +169,8 @@ class Watch:
         anomalies = [*_anomalies(at, decisions), *self._shadows(sweep)]
         tails = {} if state.closed else sweep.tails  # what is missing would pass for normal
         self._ledger.record(record, [d.incident for d in decisions], anomalies, outbox, tails=tails, seen=seen)
-        return Outcome(at, sweep, tuple(decisions), tuple(outbox), seconds, scores=self._scores(sweep))
+        scores = self._scores(sweep)
+        return Outcome(at, sweep, tuple(decisions), tuple(outbox), seconds, scores=scores, held=held)
 
     def _look_at_the_pipeline(self, last: SweepRecord | None, live: dt.datetime, reason: str, began: float) -> Outcome:
         """What there is to say where nothing is new: that nothing is may be what is wrong."""

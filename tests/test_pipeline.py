@@ -38,7 +38,9 @@ Row = tuple[float, str, str, int]
 
 def came(*rows: Row, heard: dt.datetime = AT) -> pl.DataFrame:
     """Rows of the table intake: minutes before AT, partition, reason, records."""
-    data = [((AT - ago * MINUTE).replace(tzinfo=None), p, why, n, heard.replace(tzinfo=None)) for ago, p, why, n in rows]
+    data = [
+        ((AT - ago * MINUTE).replace(tzinfo=None), p, why, n, heard.replace(tzinfo=None)) for ago, p, why, n in rows
+    ]
     return pl.DataFrame(data, schema=INTAKE, orient="row")
 
 
@@ -315,6 +317,16 @@ def test_the_partners_of_a_dead_partition_are_not_told_and_its_operators_are(
     assert incident.channel == "#kmon"
     assert [(d.kind, d.sink) for d in ledger.deliveries()] == [("firing", "console")]
     assert incident.impact["events"] == pytest.approx(-20 * 9 * 12, rel=0.15)
+
+
+def test_what_is_held_back_is_said_with_its_reason(store: EmbeddedStore, ledger: Ledger) -> None:
+    fed(store, traffic(dying()))
+    outcome = Watch(SETTINGS, store, ledger).look(AT - 10 * MINUTE)
+    assert {d.incident.scope["partner"] for d in outcome.held} == {"p3"}
+    assert "held back: No events come from partition 3 since 11:40 UTC: about" in outcome.held[0].reason
+    assert "1 held back" in str(outcome)
+    assert "held back: No events" in outcome._repr_html_()
+    assert ledger.tails(AT) == {}  # what is missing is no example of what is normal
 
 
 def test_another_partners_outage_is_told_all_the_same(store: EmbeddedStore, ledger: Ledger) -> None:
