@@ -31,7 +31,7 @@ from kmon.enrich import Enricher
 from kmon.events import RECORD, Decoded, Decoder
 from kmon.sources import RawBatch, Source
 from kmon.store import Commit, DeadLetter, EmbeddedStore
-from kmon.store.intake import INTAKE, INTAKE_LATE, READING
+from kmon.store.intake import INTAKE, READING
 from kmon.store.upkeep import upkeep_thread
 
 log = structlog.get_logger("kmon")
@@ -160,8 +160,6 @@ class Ingestion:
         came = pl.DataFrame({"minute": decoded.events["event_time"][start:end], "partition": names, "reason": ""})
         bad = pl.DataFrame({"minute": times, "partition": "", "reason": kinds}, schema_overrides=INTAKE)
         rows = pl.concat([came.cast(bad.schema), bad]).with_columns(pl.col("minute").dt.truncate("1m"))
-        if newest is not None:  # what is later than this may be taken out of the store at this moment
-            rows = rows.filter(pl.col("minute") > (newest - INTAKE_LATE).replace(tzinfo=None))
         counted = rows.group_by("minute", "partition", "reason").agg(records=pl.len())
         return counted.with_columns(heard=pl.lit(heard.replace(tzinfo=None))).select(
             pl.col(name).cast(kind) for name, kind in INTAKE.items()

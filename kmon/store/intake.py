@@ -1,6 +1,6 @@
 """What came in, minute by minute: the questions about the stream itself, from which trouble of the pipeline is told.
 
-The table ``intake`` has a row for each minute of event time, partition of the stream and kind of reject: the number of
+The table ``intake`` has rows for each minute of event time, partition of the stream and kind of reject: the number of
 records. An accepted event has no reason. A reject, whose own time nobody can read, belongs to the minute of the event
 that came before it, and to no partition. `INTAKE_KEPT` of it is kept.
 """
@@ -19,8 +19,8 @@ from kmon.store import sql
 MINUTE, DAY = dt.timedelta(minutes=1), dt.timedelta(days=1)
 INTAKE_KEPT = 3 * DAY
 """Behind the watermark."""
-INTAKE_LATE = 1 * DAY
-"""What is further behind the newest event is not counted: its row may be on its way out."""
+MERGED, MERGED_EVERY = dt.timedelta(hours=1), dt.timedelta(minutes=10)
+"""What the batches appended is merged so often, as far back as that."""
 READING = "reading"
 """The note that says when reading began: wall clock and watermark (empty before the first event), as JSON."""
 INTAKE: dict[str, pl.DataType] = {
@@ -148,18 +148,26 @@ class Intake(ABC):
 
 def create_intake_sql() -> str:
     return (
-        "CREATE TABLE intake(minute TIMESTAMP, partition VARCHAR, reason VARCHAR, records BIGINT NOT NULL,"
-        " heard TIMESTAMP NOT NULL, PRIMARY KEY (minute, partition, reason))"
+        "CREATE TABLE intake(minute TIMESTAMP NOT NULL, partition VARCHAR NOT NULL, reason VARCHAR NOT NULL,"
+        " records BIGINT NOT NULL, heard TIMESTAMP NOT NULL)"
     )
 
 
 def add_intake_sql() -> str:
-    """Add the rows in ``given``."""
-    return (
-        "INSERT INTO intake SELECT minute, partition, reason, records, heard FROM given"
-        " ON CONFLICT (minute, partition, reason)"
-        " DO UPDATE SET records = records + excluded.records, heard = excluded.heard"
-    )
+    """Append the rows in ``given``: a key would take as long as all the rest of a commit."""
+    return "INSERT INTO intake SELECT minute, partition, reason, records, heard FROM given"
+
+
+def merge_intake_sql(limit: dt.datetime) -> list[str]:
+    """Merge what the batches of the hour before `limit` appended into a row a minute, partition and reason."""
+    within = f"minute >= {sql.time(limit - MERGED)} AND minute < {sql.time(limit)}"
+    sums = "minute, partition, reason, sum(records)::BIGINT AS records, max(heard) AS heard"
+    return [
+        f"CREATE TEMP TABLE counting AS SELECT {sums} FROM intake WHERE {within} GROUP BY ALL",
+        f"DELETE FROM intake WHERE {within}",
+        "INSERT INTO intake SELECT * FROM counting ORDER BY ALL",
+        "DROP TABLE counting",
+    ]
 
 
 def old_intake_sql(watermark: dt.datetime) -> str:
