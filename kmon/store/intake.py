@@ -158,6 +158,12 @@ def add_intake_sql() -> str:
     return "INSERT INTO intake SELECT minute, partition, reason, records, heard FROM given"
 
 
+def unmerged_sql(limit: dt.datetime) -> str:
+    """What there is to merge in the hour before `limit`."""
+    within = f"minute >= {sql.time(limit - MERGED)} AND minute < {sql.time(limit)}"
+    return f"SELECT minute FROM intake WHERE {within} GROUP BY minute, partition, reason HAVING count(*) > 1"
+
+
 def merge_intake_sql(limit: dt.datetime) -> list[str]:
     """Merge what the batches of the hour before `limit` appended into a row a minute, partition and reason."""
     within = f"minute >= {sql.time(limit - MERGED)} AND minute < {sql.time(limit)}"

@@ -27,7 +27,7 @@ from kmon.errors import StoreError
 from kmon.store import sql
 from kmon.store.cells import interval
 from kmon.store.embedded import EmbeddedStore, transaction
-from kmon.store.intake import MERGED_EVERY, merge_intake_sql, old_intake_sql
+from kmon.store.intake import MERGED_EVERY, merge_intake_sql, old_intake_sql, unmerged_sql
 from kmon.store.schema import RAW, TIERS, Schema
 
 log = structlog.get_logger("kmon")
@@ -148,7 +148,8 @@ class Upkeep:
         """The steps that merge what came in lately, and take away what is old."""
         limit = EPOCH + (watermark - EPOCH) // MERGED_EVERY * MERGED_EVERY
         if self._counted is None or limit > self._counted:
-            yield merge_intake_sql(limit)
+            if cursor.execute(f"{unmerged_sql(limit)} LIMIT 1").fetchone():
+                yield merge_intake_sql(limit)
             if cursor.execute(f"SELECT 1 {old_intake_sql(watermark)} LIMIT 1").fetchone():
                 yield [f"DELETE {old_intake_sql(watermark)}"]
         self._counted = limit
