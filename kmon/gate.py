@@ -24,6 +24,8 @@ from kmon.store import Store
 MONTH, MINUTE = dt.timedelta(days=31), dt.timedelta(minutes=1)
 MARGIN = dt.timedelta(minutes=5)
 """How well the beginning of a fall is known at best; of one that a longer window shows, to that window."""
+LOOKED_BACK = dt.timedelta(minutes=30)
+"""So far back, or three windows, a beginning is looked for (`kmon.impact.beginning`)."""
 UP = ("rejects", "lag")
 """What is more than usual then."""
 
@@ -78,7 +80,7 @@ class Gate:
     def _passed(self, decision: Decision, before: Incident | None) -> Decision:
         incident = decision.incident
         if before is None or decision.action == "reopened":
-            began = incident.started_at if before is None and decision.action == "new" else self.at - incident.window
+            began = self._began(decision)
             why = self._why(began, incident.window) if incident.direction == "down" else ""
             return Decision("held", incident, f"held back: {why}", decision.cause) if why else decision
         if decision.action == "joined" and decision.cause is not None and decision.cause.direction == "down":
@@ -88,6 +90,14 @@ class Gate:
         if decision.action in ("quiet", "resolved", "unjudged") and (why := self._frozen(decision, before)):
             return _held(self.at, before, "unjudged", why)
         return decision
+
+    def _began(self, decision: Decision) -> dt.datetime:
+        """When a fall began: within its window where nobody knows, or where it seems older than all that was looked at."""
+        incident, within = decision.incident, self.at - decision.incident.window
+        if decision.action != "new":
+            return within
+        oldest = self.at - max(LOOKED_BACK, 3 * incident.window) + max(MINUTE, incident.window / 15)
+        return within if incident.started_at < oldest else incident.started_at
 
     def _why(self, began: dt.datetime, window: dt.timedelta) -> str:
         """Why a fall is held back; empty where it is not."""

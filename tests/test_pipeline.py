@@ -520,21 +520,31 @@ def test_status_tells_the_symptoms(tmp_path: Path) -> None:
 # ---- from end to end -------------------------------------------------------------------------------------------------
 
 
-def recorded(path: Path, *, dead: int = 0, quiet: tuple[int, int] = (0, 0), late: tuple[int, int] = (0, 0)) -> Path:
-    """Traffic of two hours a day as a file: partition 3 stops so many minutes before AT, or is late, or all are quiet.
+def recorded(
+    path: Path,
+    *,
+    dead: tuple[int, int] = (0, 0),
+    quiet: tuple[int, int] = (0, 0),
+    late: tuple[int, int] = (0, 0),
+    broken: tuple[int, int] = (0, 0),
+) -> Path:
+    """Traffic of two hours a day as a file: partition 3 is dead, or late, or all are quiet, each from so many
+    minutes before AT until so many.
 
-    `late` (from, until): what partition 3 has in between arrives at the end of it.
+    `late`: what partition 3 has in between arrives at the end of it; `broken`: partner p2 sends no kind.
     """
     events = traffic(4.0, minutes=120).with_columns(partition=pl.col("partner").str.slice(1))
     ago = (pl.lit(AT.replace(tzinfo=None)) - pl.col("event_time")).dt.total_minutes()
     events = events.with_columns(ago=ago, third=pl.col("partition") == "3")
-    events = events.filter(~((pl.col("ago") >= 0) & (pl.col("ago") <= dead) & pl.col("third")))
+    events = events.filter(~(pl.col("ago").is_between(dead[1] + 1, dead[0]) & pl.col("third")))
     events = events.filter(~pl.col("ago").is_between(quiet[1] + 1, quiet[0]))
     held = pl.col("third") & pl.col("ago").is_between(late[1] + 1, late[0])
     arrival = pl.when(held).then(late[1]).otherwise("ago")
     events = events.with_columns(arrival=arrival).sort("arrival", descending=True, maintain_order=True)
     ts = pl.col("event_time").dt.to_string("%Y-%m-%dT%H:%M:%S.000Z")
-    events.select("partition", "kind", "partner", "country", "browser", ts=ts).write_ndjson(path)
+    bad = (pl.col("partner") == "p2") & pl.col("ago").is_between(broken[1] + 1, broken[0])
+    kind = pl.when(~bad).then("kind")
+    events.select("partition", "partner", "country", "browser", ts=ts, kind=kind).write_ndjson(path)
     return path
 
 
@@ -542,7 +552,7 @@ def replayed(folder: Path, **world: Any) -> list[Incident]:
     """The incidents of a replay with a look every two minutes."""
     data = config(folder).model_dump(exclude={"path"})
     events = data["events"] | {"partition": "partition"}
-    events["fields"] = events["fields"] | {"partition": {"type": "string"}}
+    events["fields"] |= {"partition": {"type": "string"}, "kind": {"type": "string", "required": True}}
     settings = Config.model_validate(
         {**data, "events": events, "windows": ["5m", "15m", "1h"], "every": "2m", "path": folder / "kmon.yaml"}
     )
@@ -554,9 +564,17 @@ def replayed(folder: Path, **world: Any) -> list[Incident]:
 
 
 def test_a_replay_in_which_a_partition_dies_for_good(tmp_path: Path) -> None:
-    (incident,) = replayed(tmp_path, dead=40)
+    (incident,) = replayed(tmp_path, dead=(40, 0))
     assert (incident.metric, incident.scope, incident.status) == ("pipeline", {"partition": "3"}, "firing")
     assert incident.started_at == AT - 40 * MINUTE
+
+
+def test_a_replay_in_which_a_partition_dies_and_comes_back_without_what_was_lost(tmp_path: Path) -> None:
+    """What comes back is no surge, and what was missing is no outage in the longer windows."""
+    (incident,) = replayed(tmp_path, dead=(60, 25))
+    assert (incident.metric, incident.scope, incident.status) == ("pipeline", {"partition": "3"}, "resolved")
+    assert incident.resolved_at is not None
+    assert AT - 25 * MINUTE < incident.resolved_at <= AT - 15 * MINUTE
 
 
 def test_a_replay_in_which_a_partition_lags_and_catches_up(tmp_path: Path) -> None:
@@ -568,6 +586,24 @@ def test_a_replay_in_which_the_source_goes_quiet(tmp_path: Path) -> None:
     assert (incident.metric, incident.scope, incident.status) == ("pipeline", {}, "resolved")
     assert (incident.detector, incident.started_at) == ("quiet", AT - 50 * MINUTE)
     assert incident.direction == "down"
+
+
+def test_a_replay_in_which_a_producer_breaks(tmp_path: Path) -> None:
+    """Whose partner is not told: what it sends is there, and cannot be read."""
+    (incident,) = replayed(tmp_path, broken=(60, 30))
+    assert (incident.metric, incident.detector, incident.status) == ("pipeline", "rejects", "resolved")
+    assert abs(incident.started_at - (AT - 60 * MINUTE)) <= 2 * MINUTE
+    assert incident.resolved_at is not None
+    assert AT - 30 * MINUTE < incident.resolved_at <= AT - 12 * MINUTE
+
+
+def test_a_store_of_the_second_layout_is_brought_up_to_date(tmp_path: Path) -> None:
+    with EmbeddedStore(tmp_path / "x.duckdb", config()) as store:
+        store.connection.execute("DROP TABLE intake")
+        store.note("schema", json.dumps(json.loads(store.schema.dumps()) | {"layout": 2}))
+    with EmbeddedStore(tmp_path / "x.duckdb", config()) as store:
+        assert store.heard() is None
+        assert store.schema.layout == 3
 
 
 def test_a_look_back_leaves_the_incident_alone(store: EmbeddedStore, ledger: Ledger) -> None:
