@@ -92,7 +92,7 @@ class Gate:
         return decision
 
     def _began(self, decision: Decision) -> dt.datetime:
-        """When a fall began: within its window where nobody knows, or where it seems older than all that was looked at."""
+        """When a fall began: within its window where nobody knows, or where that seems older than all looked at."""
         incident, within = decision.incident, self.at - decision.incident.window
         if decision.action != "new":
             return within
