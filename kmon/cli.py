@@ -262,7 +262,7 @@ def detect(at: Moment = None, config: ConfigPath = DEFAULT, store: StorePath = N
     show.out.print(str(outcome))
     rows = [
         (d.action, d.incident.severity, d.incident.metric, d.incident.direction, show.scope(d.incident.scope), d.reason)
-        for d in outcome.decisions
+        for d in (*outcome.decisions, *outcome.held)
     ]
     if rows:
         show.table(["", "severity", "metric", "direction", "where", "why"], rows)
@@ -326,7 +326,7 @@ def series(
     from kmon import arguments
     from kmon.detect import expected_series
     from kmon.fits import usable
-    from kmon.ledger import open_ledger
+    from kmon.ledger import as_mask, open_ledger
     from kmon.store import open_for_reading
     from kmon.watch import MONTH
 
@@ -339,7 +339,7 @@ def series(
         until = arguments.moment(end) or dt.datetime.fromtimestamp(newest.timestamp() // 60 * 60, dt.UTC)
         begin = arguments.moment(start) or until - dt.timedelta(hours=3)
         with open_ledger(loaded, store) as ledger:
-            masks = ledger.overlapping(begin - MONTH, until)
+            masks = list(map(as_mask, ledger.overlapping(begin - MONTH, until)))
             models = usable(ledger.fits(until), loaded, until) if loaded.models.on else []
         options: Any = {"grain": width, "masks": masks, "outlooks": models}
         data = expected_series(opened, loaded, metric, scope, begin, until, **options)

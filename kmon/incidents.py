@@ -11,7 +11,8 @@ from kmon.config import Config, show_duration
 from kmon.explain import Cause
 from kmon.ledger import Direction, Incident, Severity, new_id
 
-Action = Literal["new", "reopened", "joined", "still", "quiet", "resolved", "unjudged"]
+Action = Literal["new", "reopened", "joined", "still", "quiet", "resolved", "unjudged", "held"]
+"""`held`: what would be new is not told, as data is missing that explains it."""
 Verdict = Literal["abnormal", "normal", "unjudged"]
 """What a sweep says of an open incident's own monitor."""
 FORGOTTEN = 8

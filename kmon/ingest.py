@@ -10,6 +10,7 @@ letters, clocks and the offsets are one transaction.
 from __future__ import annotations
 
 import datetime as dt
+import json
 import threading
 import time
 from bisect import bisect_left
@@ -19,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
+import polars as pl
 import streamz
 import structlog
 
@@ -29,6 +31,7 @@ from kmon.enrich import Enricher
 from kmon.events import RECORD, Decoded, Decoder
 from kmon.sources import RawBatch, Source
 from kmon.store import Commit, DeadLetter, EmbeddedStore
+from kmon.store.intake import INTAKE, READING
 from kmon.store.upkeep import upkeep_thread
 
 log = structlog.get_logger("kmon")
@@ -98,6 +101,7 @@ class Ingestion:
         stop = stop or threading.Event()
         with upkeep_thread(self._store, self._config, stop):
             self._run_steps(self._floor(self._clock.watermark))  # an earlier run may have been killed before it did
+            self._store.note(READING, json.dumps([str(dt.datetime.now(dt.UTC)), str(self._clock.watermark or "")]))
             try:
                 for raw in source.read(self._store.positions(), stop):
                     self._send(raw)
@@ -140,8 +144,26 @@ class Ingestion:
                 ticks.late_in(start, end),
                 news,
                 young_documents(decoded, start, end, self._keep_since()),
+                self._intake(decoded, ticks, (start, end), (first, upto)),
             )
             yield commit, step
+
+    def _intake(
+        self, decoded: Decoded, ticks: Ticks, events: tuple[int, int], records: tuple[int, int]
+    ) -> pl.DataFrame | None:
+        """How many of the events and records in these ranges came, by minute, partition and kind of reject."""
+        heard, newest = dt.datetime.now(dt.UTC), max(self._clock.newest.values(), default=None)
+        times, kinds = _rejects(decoded, records, (newest or heard).replace(tzinfo=None))
+        start, end = events
+        lanes = pl.Series(ticks.lanes.of[start:end], dtype=pl.UInt32)
+        names = pl.Series(ticks.lanes.names, dtype=pl.String).gather(lanes)
+        came = pl.DataFrame({"minute": decoded.events["event_time"][start:end], "partition": names, "reason": ""})
+        bad = pl.DataFrame({"minute": times, "partition": "", "reason": kinds}, schema_overrides=INTAKE)
+        rows = pl.concat([came.cast(bad.schema), bad]).with_columns(pl.col("minute").dt.truncate("1m"))
+        counted = rows.group_by("minute", "partition", "reason").agg(records=pl.len())
+        return counted.with_columns(heard=pl.lit(heard.replace(tzinfo=None))).select(
+            pl.col(name).cast(kind) for name, kind in INTAKE.items()
+        )
 
     def _news(self) -> dict[str, int]:
         """By partition, what is unread where that has changed since it was last asked for."""
@@ -231,6 +253,22 @@ def _lanes(decoded: Decoded) -> Lanes | None:
         return None
     names = [label(move.source, move.partition) for move in batch.moves]
     return Lanes(names, batch.lanes[decoded.events[RECORD].to_numpy()])
+
+
+def _rejects(decoded: Decoded, records: tuple[int, int], newest: dt.datetime) -> tuple[list[dt.datetime], list[str]]:
+    """When the rejected ones of these records came and why they are: the time of the event before each of them.
+
+    `newest` is the newest event of all, which stands for it where the batch has none.
+    """
+    first, upto = records
+    rejects = [reject for reject in decoded.rejects if first <= reject.record < upto]
+    if not rejects:
+        return [], []
+    kinds = [reject.reason.partition(":")[0] for reject in rejects]
+    if not decoded.events.height:
+        return [newest] * len(rejects), kinds
+    before = decoded.events[RECORD].to_numpy().searchsorted([r.record for r in rejects], side="right") - 1
+    return decoded.events["event_time"].gather(np.maximum(before, 0)).to_list(), kinds
 
 
 def _unread(decoded: Decoded) -> dict[str, int] | None:

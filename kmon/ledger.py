@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,7 +22,7 @@ from sqlalchemy.engine import Connection, Dialect, RowMapping
 
 from kmon import environment
 from kmon.calibrate import LEVELS, Calibration, Key, Tail, Tails
-from kmon.config import Config
+from kmon.config import PIPELINE, Config
 from kmon.errors import LedgerError
 
 Status = Literal["firing", "acked", "snoozed", "resolved"]
@@ -178,6 +179,11 @@ class Fit:
     def series(self) -> str:
         """Names monitor and measure, whatever the order of the dimensions."""
         return f"{self.measure} {json.dumps(self.scope, sort_keys=True, ensure_ascii=False)}"
+
+
+def as_mask(incident: Incident) -> Incident:
+    """The incident as its minutes weigh on references: one of the pipeline on everybody's."""
+    return replace(incident, scope={}) if incident.metric == PIPELINE else incident
 
 
 def new_id(prefix: str) -> str:
@@ -434,6 +440,24 @@ class Ledger:
         row = next(iter(self._rows(sa.select(t).where(t.c.id == id))), None)
         return Incident(**row) if row else None
 
+    def record_pipeline(self, incident: Incident, outbox: Sequence[Delivery], known: str | None) -> None:
+        """Write what became of the pipeline's incident between two sweeps, in one transaction.
+
+        `known` is the id of the open one when it was decided: LedgerError, having changed nothing, where it is another
+        by now.
+        """
+        t = incidents_table
+        open_ = sa.select(t.c.id).where(t.c.metric == PIPELINE, t.c.status.in_(OPEN)).order_by(t.c.id)
+        with self._write() as connection:
+            if connection.scalar(open_) != known:
+                message = (
+                    "another process judged at the same time: its pipeline incident was recorded, this one was not"
+                )
+                raise LedgerError(message)
+            _upsert(connection, incidents_table, [_row(incident)], "id")
+            if outbox:
+                connection.execute(sa.insert(outbox_table), [_row(row) for row in outbox])
+
     def record(
         self,
         sweep: SweepRecord,
@@ -480,6 +504,20 @@ class Ledger:
         t = sweeps_table
         row = next(iter(self._rows(sa.select(t).order_by(t.c.at.desc()).limit(1))), None)
         return SweepRecord(**row) if row else None
+
+    def pauses(self, since: dt.datetime) -> list[dt.timedelta]:
+        """The times (wall clock) from one sweep to the next since then, the longest first."""
+        t = sweeps_table
+        ran = [row["ran_at"] for row in self._rows(sa.select(t.c.ran_at).where(t.c.ran_at >= since))]
+        ran.sort()
+        return sorted((b - a for a, b in pairwise(ran)), reverse=True)
+
+    def least_lag(self, since: dt.datetime, start: dt.datetime) -> dt.timedelta | None:
+        """How little the data of a sweep was behind the clock since then; of the last one since `start` if none was."""
+        t = sweeps_table
+        newest = sa.select(t.c.at, t.c.ran_at).where(t.c.ran_at >= start).order_by(t.c.ran_at.desc())
+        rows = self._rows(newest.where(t.c.ran_at >= since)) or self._rows(newest.limit(1))
+        return min((row["ran_at"] - row["at"] for row in rows), default=None)
 
     def newest_record(self) -> dt.datetime:
         """When the latest sweep was recorded (wall clock); 1970 where none was."""

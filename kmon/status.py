@@ -5,15 +5,17 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from kmon.config import Config, show_duration
+from kmon.config import PIPELINE, Config, show_duration
+from kmon.gate import incident_of
 from kmon.ledger import Ledger, SweepRecord, open_ledger, show_time
+from kmon.pipeline import DAY, symptoms
 from kmon.store import open_for_reading
 
 
 def status(config: Config, store: str | None = None) -> dict[str, Any]:
     """Offsets, clocks, tiers, dead letters, and a `summary` with watermark, lag, last sweep and queue."""
     with open_for_reading(config, store) as opened, open_ledger(config, store) as ledger:
-        found = opened.status()
+        found, now = opened.status(), dt.datetime.now(dt.UTC)
         mark = opened.watermark(config.events.lateness, config.events.idle)
         newest = opened.newest()
         sweep = ledger.last_sweep()
@@ -24,11 +26,21 @@ def status(config: Config, store: str | None = None) -> dict[str, Any]:
             for c in found["clocks"]
             if newest and c["newest"] and newest.replace(tzinfo=None) - c["newest"] > config.events.idle
         ]
+        lately = [i for i in ledger.overlapping(mark - DAY, now) if i.metric == PIPELINE] if mark else []
+        trouble = (
+            symptoms(config, opened, ledger, mark, mark - config.pipeline.quiet, known=lately, now=now) if mark else []
+        )
+        found["pipeline"] = [
+            {"kind": s.kind, "since": show_time(s.since), "partitions": list(s.partitions), "what": told}
+            for s in trouble
+            if (told := incident_of(s, now).reason)
+        ]
         unread = [c["unread"] for c in found["clocks"] if c["unread"] is not None]
         found["summary"] = {
             "watermark": show_time(mark),
             "newest_event": show_time(newest),
-            "lag_seconds": round((dt.datetime.now(dt.UTC) - mark).total_seconds(), 1) if mark else None,
+            "pipeline": "; ".join(one["what"] for one in found["pipeline"]) or "as usual",
+            "lag_seconds": round((now - mark).total_seconds(), 1) if mark else None,
             "lag_messages": sum(unread) if unread else None,
             "lagging_partitions": ", ".join(lagging) or None,
             "events": sum(tier["events"] for tier in found["tiers"].values()),

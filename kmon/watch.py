@@ -1,6 +1,7 @@
 """One look at everything: what the scheduled notebook, ``kmon detect`` and ``kmon replay`` do at each instant.
 
-sweep  ►  explain  ►  decide  ►  tell when it began and what it costs  ►  record with the outbox, in one transaction
+gate  ►  sweep  ►  explain  ►  decide  ►  hold back what the gate explains  ►  tell when it began and what it costs
+  ►  record with the outbox, in one transaction
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import html
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
@@ -18,15 +19,16 @@ import polars as pl
 from kmon.alerts.notifier import outbox_for
 from kmon.alerts.routing import route
 from kmon.clock import EPOCH
-from kmon.config import Config, page_key, show_duration
+from kmon.config import PIPELINE, Config, page_key, show_duration
 from kmon.detect import Fleet, Sweep, observe
 from kmon.detect import sweep as run_sweep
 from kmon.errors import UsageError
 from kmon.explain import Cause, explain
 from kmon.fits import usable
+from kmon.gate import gate
 from kmon.impact import an_hour, beginning, loss
 from kmon.incidents import REOPENED, Decision, decide, severity_of
-from kmon.ledger import Anomaly, Delivery, Incident, Ledger, Severity, SweepRecord, open_ledger
+from kmon.ledger import Anomaly, Delivery, Incident, Ledger, Severity, SweepRecord, as_mask, open_ledger
 from kmon.partners import Partners
 from kmon.recheck import Recheck
 from kmon.store import Store, open_for_reading
@@ -49,6 +51,8 @@ class Outcome:
     reason: str = ""
     scores: pl.DataFrame = field(default_factory=pl.DataFrame)
     """The anomalies with the largest evidence, and where they are; those of detectors on trial too."""
+    held: tuple[Decision, ...] = ()
+    """What would be new incidents, and is not told as data is missing."""
 
     @property
     def incidents(self) -> list[Incident]:
@@ -64,7 +68,7 @@ class Outcome:
             return self.reason
         windows = ", ".join(map(show_duration, self.sweep.windows)) or "no"
         counts = f"{self.sweep.monitors:,} monitors, {self.sweep.tests:,} tests, {self.sweep.anomalies:,} anomalies"
-        found = f"{counts}, {len(self.new)} new incidents"
+        found = f"{counts}, {len(self.new)} new incidents{f', {len(self.held)} held back' if self.held else ''}"
         return f"{self.at:%Y-%m-%d %H:%M:%S} UTC, windows of {windows}: {found}, {self.seconds:.2f} s"
 
     def _repr_html_(self) -> str:
@@ -72,7 +76,7 @@ class Outcome:
             f"<tr><td>{d.action}</td><td>{d.incident.severity}</td><td>{d.incident.metric} {d.incident.direction}</td>"
             f"<td>{html.escape(show_scope(d.incident.scope))}</td><td>{d.incident.observed:.4g}</td>"
             f"<td>{d.incident.expected:.4g}</td><td>{html.escape(d.reason)}</td></tr>"
-            for d in self.decisions
+            for d in (*self.decisions, *self.held)
         )
         head = "".join(f"<th>{h}</th>" for h in ("", "severity", "metric", "where", "observed", "expected", "why"))
         table = f"<table><tr>{head}</tr>{rows}</table>" if rows else "<p>No incident is open.</p>"
@@ -105,6 +109,10 @@ def run(config: Config, *, store: str | None = None, at: str | dt.datetime | Non
         return watch.look(moment, thorough=True)
 
 
+def utc_now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
 def floor(at: dt.datetime, every: dt.timedelta) -> dt.datetime:
     """The last multiple of `every` up to `at`."""
     return EPOCH + (at - EPOCH) // every * every
@@ -113,9 +121,18 @@ def floor(at: dt.datetime, every: dt.timedelta) -> dt.datetime:
 class Watch:
     """Looks at the store again and again, and keeps the ledger."""
 
-    def __init__(self, config: Config, store: Store, ledger: Ledger, *, deliver: bool = True) -> None:
-        """Without `deliver` incidents are recorded, but no alert is put into the outbox."""
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        ledger: Ledger,
+        *,
+        deliver: bool = True,
+        clock: Callable[[], dt.datetime] = utc_now,
+    ) -> None:
+        """Without `deliver` incidents are recorded, but no alert is put into the outbox. `clock` is the wall clock."""
         self._config, self._store, self._ledger, self._deliver = config, store, ledger, deliver
+        self._clock = clock
         self._partners = Partners.load(config.resolve(config.partners) if config.partners else None)
 
     def look(self, at: dt.datetime | None = None, *, thorough: bool = False) -> Outcome:
@@ -123,29 +140,51 @@ class Watch:
 
         Those that have become due since the last sweep; all of them where `thorough`, or where `at` lies before it.
         """
-        began = time.monotonic()
+        began, live = time.monotonic(), None
         last = self._ledger.last_sweep()
         if at is None:
+            live = self._clock()
             at, reason = self._newest_unjudged(last)
             if at is None:
-                return Outcome(None, None, (), (), time.monotonic() - began, reason)
+                return self._look_at_the_pipeline(last, live, reason, began)
         seen = self._ledger.newest_record()
         since = last.at if last and last.at < at and not thorough else None
+        state = gate(self._config, self._store, self._ledger, at, last.at if last else None, live)
         sweep, causes, recent = self.examine(at, since)
+        recent = [i for i in recent if i.metric != PIPELINE]
         known = [i for i in recent if _open_at(i, at)]
         recheck = Recheck(self._store, self._config, sweep)
         lately = at - max(*self._config.windows, REOPENED)
         ended = [i for i in recent if i.resolved_at is not None and lately < i.resolved_at <= at]
         decided = decide(self._config, at, causes, known, recheck, ended)
         over = {i.id for i in known if i.resolved_at is not None}
-        decisions = [self._told(at, d) for d in decided if d.incident.id not in over]
+        begun = [self._begun(at, d) for d in decided if d.incident.id not in over]
+        passed = state.passed(begun, known)
+        held = tuple(d for d in passed if d.action == "held")
+        decisions = [self._told(at, d) for d in passed if d.action != "held"]
+        decisions += [replace(d, incident=self._addressed(d.incident)) for d in (state.decision,) if d is not None]
         outbox = self._outbox(decisions) if self._deliver else []
         seconds = time.monotonic() - began
         counts = (sweep.monitors, sweep.tests, sweep.anomalies, sweep.cutoff)
         record = SweepRecord(at, dt.datetime.now(dt.UTC), seconds, *counts)
         anomalies = [*_anomalies(at, decisions), *self._shadows(sweep)]
-        self._ledger.record(record, [d.incident for d in decisions], anomalies, outbox, tails=sweep.tails, seen=seen)
-        return Outcome(at, sweep, tuple(decisions), tuple(outbox), seconds, scores=self._scores(sweep))
+        tails = {} if state.closed else sweep.tails  # what is missing would pass for normal
+        self._ledger.record(record, [d.incident for d in decisions], anomalies, outbox, tails=tails, seen=seen)
+        scores = self._scores(sweep)
+        return Outcome(at, sweep, tuple(decisions), tuple(outbox), seconds, scores=scores, held=held)
+
+    def _look_at_the_pipeline(self, last: SweepRecord | None, live: dt.datetime, reason: str, began: float) -> Outcome:
+        """What there is to say where nothing is new: that nothing is may be what is wrong."""
+        mark = self._store.watermark(self._config.events.lateness, self._config.events.idle)
+        at = floor(mark, self._config.every) if mark is not None else live
+        state = gate(self._config, self._store, self._ledger, at, last.at if last else None, live)
+        if state.decision is None:
+            return Outcome(None, None, (), (), time.monotonic() - began, reason)
+        decision = replace(state.decision, incident=self._addressed(state.decision.incident))
+        outbox = self._outbox([decision]) if self._deliver else []
+        self._ledger.record_pipeline(decision.incident, outbox, state.known)
+        told = f"{reason}; the pipeline: {decision.reason}"
+        return Outcome(None, None, (decision,), tuple(outbox), time.monotonic() - began, told)
 
     def examine(self, at: dt.datetime, since: dt.datetime | None = None) -> tuple[Sweep, list[Cause], list[Incident]]:
         """The sweep at `at` and the causes of its anomalies, with nothing recorded; and the incidents that it masked.
@@ -153,10 +192,11 @@ class Watch:
         Those are the ones that are not normal by now.
         """
         recent = spoiling(self._ledger, self._config, at - MONTH, at)
-        masks, usual = [spoilt(i) for i in recent], self._ledger.calibrations(at)
+        masks = [as_mask(spoilt(i)) for i in recent if not _is_missing_now(i)]
+        usual = self._ledger.calibrations(at)
         models = usable(self._ledger.fits(at), self._config, at) if self._config.models.on else []
         sweep = run_sweep(self._store, self._config, at, since=since, masks=masks, calibrations=usual, outlooks=models)
-        known = [i.scope for i in recent if _open_at(i, at)]
+        known = [i.scope for i in recent if _open_at(i, at) and i.metric != PIPELINE]
         return sweep, explain(sweep, self._config, self._scope, self._inside, known), recent
 
     def _newest_unjudged(self, last: SweepRecord | None) -> tuple[dt.datetime | None, str]:
@@ -197,11 +237,16 @@ class Watch:
 
     # ---- what people want to know ------------------------------------------------------------------------------------
 
+    def _begun(self, at: dt.datetime, decision: Decision) -> Decision:
+        """The decision with a new incident's beginning."""
+        if decision.action != "new":
+            return decision
+        started_at = beginning(self._store, self._config, decision.incident, at)
+        return replace(decision, incident=replace(decision.incident, started_at=started_at))
+
     def _told(self, at: dt.datetime, decision: Decision) -> Decision:
-        """The decision with its incident's beginning, loss, channel and link filled in."""
+        """The decision with its incident's loss, channel and link filled in."""
         incident = decision.incident
-        if decision.action == "new":
-            incident = replace(incident, started_at=beginning(self._store, self._config, incident, at))
         if decision.action in ("new", "reopened", "joined", "still"):
             incident = replace(incident, impact=loss(self._store, self._config, incident, at))
             incident = replace(incident, severity=self._severity(incident, at))
@@ -219,6 +264,8 @@ class Watch:
     def _addressed(self, incident: Incident) -> Incident:
         scope = {page_key(dimension): value for dimension, value in incident.scope.items()}
         query = {**scope, "metric": incident.metric, "incident": incident.id}
+        if incident.metric == PIPELINE:  # which no page can filter by
+            query = {"incident": incident.id}
         url = f"{self._config.apps.base_url}/partner?{urlencode(query)}"
         return replace(incident, channel=route(self._config, incident, self._partners).channel, url=url)
 
@@ -268,8 +315,16 @@ def spoiling(ledger: Ledger, config: Config, start: dt.datetime, end: dt.datetim
     return [i for i in ledger.overlapping(start, end) if not is_normal_now(i)]
 
 
+def _is_missing_now(incident: Incident) -> bool:
+    """Whether data is missing at this moment: masked for everybody, no count could be judged after two hours of it."""
+    return incident.metric == PIPELINE and incident.resolved_at is None and incident.quiet == 0
+
+
 def spoilt(incident: Incident) -> Incident:
     """The incident as long as it was seen: what came then, until it was resolved, is a reference like any other."""
+    if incident.metric == PIPELINE:  # where it is over, or nearly; a lag leaves nothing out
+        ended = incident.started_at if incident.detector == "lag" else incident.seen_at
+        return replace(incident, resolved_at=ended)
     return incident if incident.resolved_at is None else replace(incident, resolved_at=incident.seen_at)
 
 

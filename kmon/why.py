@@ -14,14 +14,14 @@ import numpy as np
 import polars as pl
 
 from kmon.calibrate import Calibration, Key
-from kmon.config import Config, show_duration
+from kmon.config import PIPELINE, Config, show_duration
 from kmon.detect import Scored, Sweep
 from kmon.detect.expect import RECENT, expect
 from kmon.detect.fleet import numbers_of
 from kmon.errors import UsageError
 from kmon.explain import Cause
 from kmon.fits import Model, models_of
-from kmon.ledger import Fit, Incident, Ledger, show_time
+from kmon.ledger import Fit, Incident, Ledger, as_mask, show_time
 from kmon.recheck import row_of
 from kmon.store import Store
 from kmon.watch import Watch, floor, show_scope
@@ -124,9 +124,13 @@ def why(
     scope = {d: where[d] for d in config.dimensions if d in where}
     cause = _cause_of(causes, metric, scope)
     windows = tuple(_window(config, store, sweep, scored, metric, scope, cause) for scored in sweep.scored)
-    masks = tuple(i for i in recent if _weighs_on(i.scope, scope))
-    incident = next((i for i in ledger.overlapping(moment, moment) if cause and _weighs_on(i.scope, cause.scope)), None)
+    masks = tuple(i for i in recent if _weighs_on(as_mask(i).scope, scope))
+    then = ledger.overlapping(moment, moment)
+    partners = [i for i in then if i.metric != PIPELINE]
+    incident = next((i for i in partners if cause and _weighs_on(i.scope, cause.scope)), None)
     outcome, sentence = _told(metric, scope, moment, windows, cause, incident)
+    if cause and incident is None and len(partners) < len(then):
+        sentence += "; the data itself was in trouble then, which holds back what it explains"
     other = cause.scope if cause and cause.scope != scope else None
     parts = [part for part in config.metrics[metric].parts if part is not None]
     fitted = models_of(known.fits(moment), config, moment, scope) if config.metrics[metric].kind != "mean" else []

@@ -29,8 +29,8 @@ _PLACES = {
     "device": "on {}",
     "channel": "via {}",
 }
-_ICONS = {"critical": "\N{LARGE RED CIRCLE}", "warning": "\N{LARGE ORANGE CIRCLE}", "info": "\N{LARGE BLUE CIRCLE}"}
-_RESOLVED = "\N{LARGE GREEN CIRCLE}"
+ICONS = {"critical": "\N{LARGE RED CIRCLE}", "warning": "\N{LARGE ORANGE CIRCLE}", "info": "\N{LARGE BLUE CIRCLE}"}
+RESOLVED = "\N{LARGE GREEN CIRCLE}"
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ def compose(
         title=title,
         summary=summary,
         rows=tuple((label, value) for label, value in rows if value not in ("", "about ")),
-        note=_note(incident, kind, now),
+        note=note(incident, kind, now),
         url=show(incident.url, 2000),
-        icon=_ICONS[incident.severity] if kind == "firing" else _RESOLVED,
+        icon=ICONS[incident.severity] if kind == "firing" else RESOLVED,
     )
 
 
@@ -190,13 +190,13 @@ def show(text: str, most: int = 80) -> str:
 def quantity(metric: Metric, value: float) -> str:
     """A value of a metric for people: a rate in percent, the others with their unit."""
     if metric.kind == "rate":
-        return f"{_percent(value)} %"
+        return f"{percent(value)} %"
     figure = number(value) if metric.kind == "count" else _significant(value)
     return f"{figure} {metric.unit}".rstrip()
 
 
 def _between(metric: Metric, lower: float, upper: float) -> str:
-    low = _percent(lower) if metric.kind == "rate" else number(lower) if metric.kind == "count" else _significant(lower)
+    low = percent(lower) if metric.kind == "rate" else number(lower) if metric.kind == "count" else _significant(lower)
     return f"{low} to {quantity(metric, upper)}"
 
 
@@ -211,13 +211,14 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if size >= 10 or float(f"{value:.1f}").is_integer() else f"{value:.1f}"
 
 
-def _percent(value: float) -> str:
-    percent = 100 * value
-    if not math.isfinite(percent):
+def percent(value: float) -> str:
+    """A share between 0 and 1 in percent, without the sign."""
+    share = 100 * value
+    if not math.isfinite(share):
         return "any"
-    if percent in (0, 100):
-        return f"{percent:.0f}"
-    return f"{percent:.1f}" if percent >= 1 else f"{percent:.2f}" if percent >= 0.1 else f"{percent:.1g}"
+    if share in (0, 100):
+        return f"{share:.0f}"
+    return f"{share:.1f}" if share >= 1 else f"{share:.2f}" if share >= 0.1 else f"{share:.1g}"
 
 
 def _significant(value: float) -> str:
@@ -270,7 +271,7 @@ def _is_bad(incident: Incident, metric: Metric) -> bool:
     return metric.good != incident.direction
 
 
-def _note(incident: Incident, kind: str, now: dt.datetime) -> str:
+def note(incident: Incident, kind: str, now: dt.datetime) -> str:
     """Small print; the reason says why it is over."""
     parts = [incident.severity, f"detected {moment(incident.detected_at, now)}", incident.id]
     if kind == "resolved" and incident.reason:

@@ -15,12 +15,13 @@ from typing import Literal
 
 import structlog
 
+from kmon.alerts import operators
 from kmon.alerts.message import Message, compose
 from kmon.alerts.routing import route
 from kmon.alerts.sinks import Alert, Receipt, Sink, make_sinks
-from kmon.config import Config
+from kmon.config import PIPELINE, Config
 from kmon.errors import KmonError, LedgerError, SinkError, ThrottledError
-from kmon.ledger import Delivery, Incident, Ledger, new_id
+from kmon.ledger import Delivery, Incident, Ledger, as_mask, new_id
 from kmon.partners import Partners
 from kmon.store import Store
 
@@ -190,12 +191,15 @@ class Notifier:
         return replace(parcel, firing=firing)
 
     def _write(self, parcel: Parcel) -> Parcel:
-        message = compose(parcel.incident, parcel.delivery.kind, self.config, self.partners, self.clock())
+        incident, kind = parcel.incident, parcel.delivery.kind
+        if incident.metric == PIPELINE:
+            return replace(parcel, message=operators.compose(incident, kind, self.config, self.clock()))
+        message = compose(incident, kind, self.config, self.partners, self.clock())
         return replace(parcel, message=message)
 
     def _draw(self, parcel: Parcel) -> Parcel:
-        """A chart that cannot be drawn does not hold back the message."""
-        if self.store is None or not parcel.sink.charts:
+        """A chart that cannot be drawn does not hold back the message. Of the pipeline there is none."""
+        if self.store is None or not parcel.sink.charts or parcel.incident.metric == PIPELINE:
             return parcel
         if self._drawn[0] != parcel.incident:
             try:
@@ -234,7 +238,7 @@ class Notifier:
 
         known = self.ledger.overlapping(incident.started_at - REFERENCES, self.clock())
         lasting = self.config.incidents.lasting  # what lasted so long counts as normal, and serves as a reference
-        masks = [i for i in known if i.resolved_at is None or i.resolved_at - i.started_at < lasting]
+        masks = [as_mask(i) for i in known if i.resolved_at is None or i.resolved_at - i.started_at < lasting]
         at = incident.detected_at
         models = usable(self.ledger.fits(at), self.config, at) if self.config.models.on else []
         series = series_for(incident, store, self.config, masks=masks, outlooks=models)

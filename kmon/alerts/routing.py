@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kmon.config import Config, Match, Route
+from kmon.config import PIPELINE, Config, Match, Route
 from kmon.ledger import Incident
 from kmon.partners import Partners
 
@@ -25,6 +25,8 @@ def route(config: Config, incident: Incident, partners: Partners) -> Routing:
     """The first route that matches decides; where none does, nobody is told."""
     number, chosen = _first(config, incident.metric, incident.severity, incident.scope)
     channel, why = _channel(config, chosen, incident.scope, partners)
+    if incident.metric == PIPELINE and config.pipeline.channel:
+        channel, why = config.pipeline.channel, "the pipeline has a channel of its own"
     if chosen is None:
         kinds = f"{incident.severity} incidents of {incident.metric}"
         return Routing(

@@ -17,7 +17,7 @@ from kmon.apps.selection import Selection
 from kmon.config import BUCKET, Config, load_config
 from kmon.detect import expected_measures
 from kmon.errors import ConfigError, KmonError, StoreError
-from kmon.ledger import Incident, Ledger, open_ledger
+from kmon.ledger import Incident, Ledger, as_mask, open_ledger
 from kmon.partners import Partner, Partners
 from kmon.store import EmbeddedStore, Store, open_for_reading
 from kmon.store.schema import EVENTS
@@ -160,7 +160,8 @@ class Feed:
         grain = view.grain or self._grain(store, view.selection, end)
         grid = _floor(end, grain)
         start = grid - view.selection.range.span
-        masks = [i for i in self._overlapping(start - _MASKED, end) if choose.covers(where, i)]
+        known = map(as_mask, self._overlapping(start - _MASKED, end))
+        masks = [i for i in known if choose.covers(where, i)]
         series = view.series
         if not series or view.start != start:
             frames = expected_measures(store, config, names, where, start, grid, grain=grain, masks=masks)

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import param
 from panel.custom import JSComponent
 
+from kmon.alerts import operators
 from kmon.apps import words
 from kmon.apps.feed import View
 from kmon.apps.selection import concerns, of_incident, write_query
-from kmon.config import Config
+from kmon.config import PIPELINE, Config
 from kmon.ledger import Incident
 
 ELSEWHERE = 20
@@ -65,11 +66,14 @@ def row(config: Config, incident: Incident, watermark: dt.datetime | None, *, se
     observed, expected = (
         (words.value(metric, v) if metric else words.number(v)) for v in (incident.observed, incident.expected)
     )
+    what = f"{arrow} {words.title(incident.metric)}"
+    if incident.metric == PIPELINE:
+        what, (observed, expected) = operators.headline(incident), operators.figures(incident)
     return {
         "id": incident.id,
         "href": write_query(config, of_incident(config, incident, watermark)) or "?",
         "severity": incident.severity,
-        "what": f"{arrow} {words.title(incident.metric)}",
+        "what": what,
         "where": [[words.title(d), words.visible(v)] for d, v in incident.scope.items()],
         "since": words.moment(incident.started_at, now),
         "lasted": words.duration(until - incident.started_at),

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from kmon.apps import words
-from kmon.config import Config, equalities, show_duration
+from kmon.config import PIPELINE, Config, equalities, show_duration
 from kmon.ledger import Incident
 from kmon.store import Store
 from kmon.store.schema import RAW
@@ -36,6 +36,8 @@ class Samples:
 
 def read(store: Store, config: Config, incident: Incident, watermark: dt.datetime) -> Samples:
     """The newest events in the incident's scope since it began, until it ended or the data is complete."""
+    if incident.metric == PIPELINE:
+        return Samples(incident, nothing="This is about events that are missing: kmon status says more.")
     gone = [d for d in incident.scope if d not in store.schema.dimensions]
     if gone:
         return Samples(incident, nothing=f"Events are no longer told apart by {words.title(gone[0]).lower()}.")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlencode
 
-from kmon.config import Config, page_key, parse_duration, show_duration
+from kmon.config import PIPELINE, Config, page_key, parse_duration, show_duration
 from kmon.ledger import Incident, show_time
 
 HOUR, DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
@@ -99,6 +99,8 @@ def of_incident(config: Config, incident: Incident, watermark: dt.datetime | Non
     until = incident.resolved_at or watermark or incident.seen_at
     choices = [r for r in ranges(config)[1:] if r.span * 0.8 >= until - start] or [ranges(config)[-1]]
     at = None if incident.resolved_at is None else incident.resolved_at
+    if incident.metric == PIPELINE:  # of no metric, and where it is no filter
+        return Selection(choices[0], {}, None, incident.id, at)
     return Selection(choices[0], dict(incident.scope), incident.metric, incident.id, at)
 
 

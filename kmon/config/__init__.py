@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kmon.config.checks import PIPELINE
 from kmon.config.expressions import columns_of, equalities, is_count, merge_function
 from kmon.config.loading import copy_config, error_at, load_config
 from kmon.config.models import (
@@ -23,6 +24,7 @@ from kmon.config.models import (
     Model,
     Models,
     Money,
+    Pipeline,
     Queries,
     Route,
     SimulatorSource,
@@ -36,6 +38,7 @@ from kmon.config.words import BUCKET, MINUTE, Duration, Name, page_key, parse_du
 __all__ = [
     "BUCKET",
     "MINUTE",
+    "PIPELINE",
     "Apps",
     "Config",
     "ConsoleSink",
@@ -56,6 +59,7 @@ __all__ = [
     "Models",
     "Money",
     "Name",
+    "Pipeline",
     "Queries",
     "Route",
     "SimulatorSource",

@@ -13,6 +13,8 @@ if typing.TYPE_CHECKING:
     from kmon.config.models import Config
 
 Loc = tuple[str | int, ...]
+PIPELINE = "pipeline"
+"""The metric of incidents that are of the data itself and not of a partner."""
 _PREVIOUS = 6
 """So many windows before the current one are its references."""
 _DAY = dt.timedelta(days=1)
@@ -44,6 +46,8 @@ def inconsistencies(config: Config) -> Iterator[tuple[Loc, str]]:
             yield ("enrich", "money", "amount"), f"{money.amount!r} is not a field of type number"
     yield from _unknown(("dimensions",), config.dimensions, a_field)
     yield from _measure_errors(config, a_field)
+    if PIPELINE in metrics:
+        yield ("metrics", PIPELINE), f"the name {PIPELINE!r} is taken: incidents of the data itself have it"
     for name, metric in metrics.items():
         for part in metric.parts:
             yield from _unknown(("metrics", name), {metric.kind: part}, measures)
@@ -56,7 +60,8 @@ def inconsistencies(config: Config) -> Iterator[tuple[Loc, str]]:
             yield from _unknown(("incidents", "money", key), (getattr(loss, key),), measures)
     for i, route in enumerate(config.routes):
         yield from _unknown(("routes", i, "sinks"), route.sinks, ("a sink", config.sinks))
-        yield from _unknown(("routes", i, "match", "metric"), route.match.metric or (), ("a metric", metrics))
+        told = ("a metric", [*metrics, PIPELINE])
+        yield from _unknown(("routes", i, "match", "metric"), route.match.metric or (), told)
         scope = dict(zip(route.match.scope, route.match.scope, strict=True))
         yield from _unknown(("routes", i, "match", "scope"), scope, dimensions)
     yield from _repetitions(config)

@@ -321,6 +321,21 @@ class Incidents(Model):
     """Severity comes from what is lost, where it can be told; default from the relative change."""
 
 
+class Pipeline(Model):
+    """When the data itself is in trouble: the operators are told, and verdicts that it explains are held back."""
+
+    channel: str | None = None
+    """Where the operators are told, default the route's channel or `default_channel`."""
+    missing: int = Field(default=50, ge=20)
+    """So many events must be missing, or records rejected, before anybody is told."""
+    quiet: Duration = Field(default=dt.timedelta(minutes=5), ge=MINUTE)
+    """A source without any event for this long has gone quiet, where it usually has some at that time."""
+    lag: Duration = Field(default=dt.timedelta(minutes=10), ge=MINUTE)
+    """Data that falls so much further behind the clock than it was, while events come, is late."""
+    rejects: float = Field(default=0.05, gt=0, lt=1)
+    """A share of rejected records that is larger by this than it was in the day before is a fault of a producer."""
+
+
 class Match(Model):
     """Which incidents a route takes; what is not named matches all."""
 
@@ -444,6 +459,7 @@ class Config(Model):
     detectors: tuple[DetectorUse, ...] = (DetectorUse(use="compare"),)
     models: Models = Models()
     incidents: Incidents = Incidents()
+    pipeline: Pipeline = Pipeline()
     sinks: dict[Name, Sink] = {}
     routes: tuple[Route, ...] = ()
     jobs: dict[Name, Job] = {}

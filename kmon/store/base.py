@@ -18,6 +18,7 @@ import pyarrow as pa
 from kmon.errors import StoreError
 from kmon.store import sql
 from kmon.store.cells import interval, scan_sql
+from kmon.store.intake import Intake
 from kmon.store.questions import Questions
 from kmon.store.schema import EVENTS, RAW, TIERS
 from kmon.store.sql import Where
@@ -41,7 +42,7 @@ class Span:
         return self.start + self.count * self.width
 
 
-class Store(Questions):
+class Store(Questions, Intake):
     """Rollups of events: what happened."""
 
     def __init__(self) -> None:

@@ -22,6 +22,7 @@ from kmon.sources import Move
 from kmon.store import sql
 from kmon.store.base import Store
 from kmon.store.grouping import expressions, kinds
+from kmon.store.intake import add_intake_sql
 from kmon.store.numbers import Numbers
 from kmon.store.running import run
 from kmon.store.schema import LAYOUT, RAW, Schema, rejected_sql
@@ -57,6 +58,8 @@ class Commit:
     """How many records are left to be read, by partition, where that is another number than before."""
     documents: pl.DataFrame | None = None
     """Whole events to be kept, as `kmon.documents.young_documents` gives them."""
+    intake: pl.DataFrame | None = None
+    """How many records came, with the columns `kmon.store.intake.INTAKE`."""
 
 
 class EmbeddedStore(Store):
@@ -221,6 +224,8 @@ class EmbeddedStore(Store):
                 if batch.documents is not None:
                     _run_with(connection, self.documents_sql(), self._located(batch.documents, numbered))
             self._move_clocks(connection, batch)
+            if batch.intake is not None and batch.intake.height:
+                _run_with(connection, add_intake_sql(), batch.intake.to_arrow())
             if batch.dead_letters:
                 letters = _letters(batch.dead_letters)
                 _run_with(connection, "INSERT INTO dead_letters SELECT * FROM given", letters)

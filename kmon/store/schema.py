@@ -12,6 +12,7 @@ clocks(partition, newest, late, unread)        by partition of the stream: the n
                                                late, how many the source still has to be read
 dead_letters(source, partition, position, received_at, reason, size, raw)
 rejected(reason, records)                      how many dead letters there ever were, by kind of reason
+intake(minute, partition, reason, records, heard)   how many records came, by minute of event time (`kmon.store.intake`)
 meta(key, value)                               this schema, as JSON, so that readers need no configuration
 """
 
@@ -27,6 +28,7 @@ import duckdb
 from kmon.config import Config, EventField, error_at, is_count, merge_function
 from kmon.errors import ConfigError
 from kmon.store import sql
+from kmon.store.intake import create_intake_sql
 
 TIERS = {
     "rollup_10s": dt.timedelta(seconds=10),
@@ -35,7 +37,7 @@ TIERS = {
 }
 """The width of a bucket by tier, in the order in which rows move down."""
 RAW = "raw_events"
-LAYOUT = 2
+LAYOUT = 3
 """Counts up when tables change that do not depend on the configuration."""
 EVENTS = "events_"
 """The built-in measure: the number of events in a cell."""
@@ -127,6 +129,7 @@ class Schema:
             ),
             "CREATE TABLE meta(key VARCHAR PRIMARY KEY, value VARCHAR)",
             *self._second_layout_sql(),
+            create_intake_sql(),  # came with the third layout
             *self.view_sql(),
         ]
 
@@ -172,7 +175,8 @@ class Schema:
         where `config.forget` names it, and ConfigError elsewhere: history would mean something else.
         """
         self._check_change(stored, config)
-        statements = stored._second_layout_sql() if stored.layout < LAYOUT else []
+        statements = stored._second_layout_sql() if stored.layout < 2 else []
+        statements += [create_intake_sql()] if stored.layout < LAYOUT else []
         gone = self.gone(stored)
         for name in gone:
             tables = (*TIERS, RAW) if name in stored.dimensions else TIERS

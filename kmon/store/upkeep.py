@@ -27,6 +27,7 @@ from kmon.errors import StoreError
 from kmon.store import sql
 from kmon.store.cells import interval
 from kmon.store.embedded import EmbeddedStore, transaction
+from kmon.store.intake import MERGED_EVERY, merge_intake_sql, old_intake_sql, unmerged_sql
 from kmon.store.schema import RAW, TIERS, Schema
 
 log = structlog.get_logger("kmon")
@@ -65,6 +66,7 @@ class Upkeep:
         self.config = config
         self._store, self._step = store, step
         self._reached: dict[str, dt.datetime] = {}  # by tier: what is older has moved out of it, but for late rows
+        self._counted: dt.datetime | None = None  # what came in is merged up to here
         self._sorted: dt.datetime | None = None  # deltas are sorted from where this process began up to here
 
     def run(self, watermark: dt.datetime | None, now: dt.datetime, stop: threading.Event | None = None) -> int:
@@ -103,6 +105,7 @@ class Upkeep:
                 yield from self._moved(cursor, merge, watermark - kept)
             yield from self._deltas(cursor, watermark, watermark - keep.ten_seconds)
             yield from self._raw(cursor, watermark - keep.raw, keep.raw_bytes)
+            yield from self._intake(cursor, watermark)
         old = f"FROM dead_letters WHERE received_at < {sql.time(now - keep.dead_letters)}"
         if cursor.execute(f"SELECT 1 {old} LIMIT 1").fetchone():
             yield [f"DELETE {old}"]
@@ -140,6 +143,16 @@ class Upkeep:
                 yield sort_sql(schema, tier, f"{block} AND {part}", order)
             start += SORTED
         self._sorted = limit
+
+    def _intake(self, cursor: duckdb.DuckDBPyConnection, watermark: dt.datetime) -> Iterator[list[str]]:
+        """The steps that merge what came in lately, and take away what is old."""
+        limit = EPOCH + (watermark - EPOCH) // MERGED_EVERY * MERGED_EVERY
+        if self._counted is None or limit > self._counted:
+            if cursor.execute(f"{unmerged_sql(limit)} LIMIT 1").fetchone():
+                yield merge_intake_sql(limit)
+            if cursor.execute(f"SELECT 1 {old_intake_sql(watermark)} LIMIT 1").fetchone():
+                yield [f"DELETE {old_intake_sql(watermark)}"]
+        self._counted = limit
 
     @staticmethod
     def _is_worth_it(cursor: duckdb.DuckDBPyConnection, tier: str, block: str, late: int) -> bool:
