@@ -1,10 +1,10 @@
 """Calibration: p-values made true by the fleet's own recent ones, because heavy tails fool any model.
 
 Each sweep counts how many p-values of normal monitors lay beyond some levels. Where the usual hour of the last day had
-more than it should, the excess is taken off: beyond the last level that is seen often enough, the tail of -log p goes on
-as an exponential with the slope that was seen (peaks over a threshold, Pickands 1975). The usual hour is the median one:
-an incident that nobody has seen yet makes one hour look wild, and must not make the next ones blind. Calibration never
-makes a p-value smaller.
+more than it should, the excess is taken off: beyond the last level that is seen often enough, the tail of -log p goes
+on as an exponential with the slope that was seen (peaks over a threshold, Pickands 1975). The usual hour is the median
+one: an incident that nobody has seen yet makes one hour look wild, and must not make the next ones blind. Calibration
+never makes a p-value smaller.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How well detection finds what is wrong in simulated traffic, judged by its truth.
 
-simulate a day of history and half a day with incidents  ►  replay it as if live  ►  compare the incidents with the truth
+simulate a day of history and half a day with incidents  ►  replay as if live  ►  compare the incidents with the truth
 
 Every run is another world: other noise, other strengths, other incidents. A true incident counts as *detectable* if an
 optimal test would need less than 12 minutes: ln(1/alpha) over the Kullback-Leibler divergence a minute (Lorden 1971),

@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 NOISE = 2.0
 """Standard deviations by which a falling rate's numerator must have fallen itself."""
 EDGE = 3.0
-"""Standard deviations that the exposure must have moved within a lag, for a surge or an outage to begin or end there."""
+"""Standard deviations that the exposure must have moved by within a lag, for a surge or an outage to begin or end."""
 LAST = 6
 """Bins that tell the usual exposure."""
 GROWTH = 1.25

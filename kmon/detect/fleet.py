@@ -96,7 +96,7 @@ class Modelled:
 
 
 def bin_for(windows: Sequence[dt.timedelta]) -> dt.timedelta:
-    """The width of a bin: that of the shortest window, but half of the recent ones are as long as the longest window."""
+    """The width of a bin: the shortest window's, but half of the recent ones are as long as the longest window."""
     least = max(BIN, min(windows), -(-max(windows) // (RECENT // 2)))
     return -(-least // BIN) * BIN
 

@@ -192,8 +192,8 @@ class Store(Questions, Intake):
         Returns a row for each monitor and window that has events: `set` (index into `sets`), `slot` (0-based over all
         spans in their order), the dimensions as numbers (null where the set does not group by them), the measures.
         The values of a dimension that has many are left out where they have fewer than `least` events in all spans of
-        each name, and so is the value that an event did not have. `measures` are the only ones, default all. A window has no events, too, where they are kept in buckets that do not fit into it
-        (`kmon.store.cells`). Only events that match `where` and none of `without` count.
+        each name, and so is the value that an event did not have. `measures` are the only ones, default all. A window
+        has no events, too, where they are kept in buckets that do not fit into it (`kmon.store.cells`). Only events that match `where` and none of `without` count.
         """
         self.refresh()
         return self.sql(self.windows_sql(spans, sets, where or {}, least, without, measures))
