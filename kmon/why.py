@@ -55,6 +55,8 @@ class Window:
     """Of them, not used: inside the window, a known incident, or nothing was recorded."""
     days: dict[str, float] | None = None
     """By day that was used: its weight."""
+    unlike: dict[str, str] | None = None
+    """By day that is of another kind than today: why it was not used, or not for the level where all are."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def _window(
     given = fleet.windows(config.metrics[metric], width, company)
     place = int(np.searchsorted(company, row))
     mine = given.row(place, named=True)
-    known = {"value": mine["value"], "exposure": mine["exposure"]}
+    known = {"value": mine["value"], "exposure": mine["exposure"], "unlike": fleet.unlike_days(row)}
     used = int(np.isfinite(np.array(mine["recent_value"], dtype=float)).sum())
     found = scored.scores.filter((pl.col("metric") == metric) & (pl.col("row") == row))
     if not found.height:
@@ -192,6 +194,15 @@ def _window(
         masked_bins=RECENT - used,
         days={day: weight for day, weight in days.items() if weight > 0},
     )
+
+
+def days_unused(window: Window) -> list[str]:
+    """The days that are not comparable with today, in words, such as "day7 not used: public holiday in DE (...)"."""
+    used = window.days or {}
+    return [
+        f"{day} not used: {text}" if day not in used else f"{day} used for its shape only: {text}"
+        for day, text in (window.unlike or {}).items()
+    ]
 
 
 def _unjudged(mine: dict[str, Any], used: int) -> str:

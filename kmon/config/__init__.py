@@ -6,6 +6,8 @@ from kmon.config.expressions import columns_of, equalities, is_count, merge_func
 from kmon.config.loading import copy_config, error_at, load_config
 from kmon.config.models import (
     Apps,
+    Calendar,
+    CalendarEvent,
     Config,
     ConsoleSink,
     DetectorUse,
@@ -36,6 +38,8 @@ __all__ = [
     "BUCKET",
     "MINUTE",
     "Apps",
+    "Calendar",
+    "CalendarEvent",
     "Config",
     "ConsoleSink",
     "DetectorUse",

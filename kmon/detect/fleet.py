@@ -19,6 +19,7 @@ import polars as pl
 
 from kmon.clock import EPOCH
 from kmon.config import Config, Metric
+from kmon.detect.calendar import Calendar, Comparable
 from kmon.detect.expect import AFTER, RECENT
 from kmon.errors import UsageError
 from kmon.store import Span, Store
@@ -100,6 +101,8 @@ class Fleet:
     """(slots): false in a bin without any event at all."""
     unknown: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     """By measure that came later than the first event: (slots), true before it was counted."""
+    comparable: Comparable | None = None
+    """Which days are like today; None: all."""
 
     # ---- the detectors' input ----------------------------------------------------------------------------------------
 
@@ -137,7 +140,9 @@ class Fleet:
             pl.Series("bin", [self.bin.total_seconds()]),
             *(pl.Series(k, [v], pl.Float64) for k, v in own.items()),
         ]
-        return pl.DataFrame(columns).hstack([constant.new_from_index(0, len(pick)) for constant in constants])
+        unlike = np.zeros(len(pick), dtype=bool) if self.comparable is None else self.comparable.unlike[pick]
+        found = pl.DataFrame(columns).with_columns(unlike=pl.Series(unlike))
+        return found.hstack([constant.new_from_index(0, len(pick)) for constant in constants])
 
     def volume(self, metric: Metric, width: dt.timedelta) -> Floats:
         """About how much a monitor has in a window, now or usually, of what must be enough to judge it."""
@@ -146,7 +151,7 @@ class Fleet:
         if metric.parts[1] is not None:
             return now
         usual = [self.values[measure][:, : self._today].sum(axis=1) / RECENT]
-        usual += [self.values[measure][:, self._slots(name)].sum(axis=1) / (RECENT + AFTER + 1) for name in self.days]
+        usual += [self.values[measure][:, self.slots(name)].sum(axis=1) / (RECENT + AFTER + 1) for name in self.days]
         return np.asarray(np.maximum(now, np.max(usual, axis=0) * (width / self.bin)))
 
     def total(self, measure: str, width: dt.timedelta) -> Floats:
@@ -157,6 +162,10 @@ class Fleet:
     def untouched(self) -> npt.NDArray[np.bool_]:
         """The monitors that no known incident touches today."""
         return (self.usable | ~self.recorded)[:, : self._today].all(axis=1)
+
+    def unlike_days(self, row: int) -> dict[str, str]:
+        """The days that are not comparable with today for a monitor, and why."""
+        return {} if self.comparable is None else dict(self.comparable.reasons[self.comparable.kind[row]])
 
     @property
     def days(self) -> list[str]:
@@ -171,7 +180,8 @@ class Fleet:
     def _grain(self) -> dt.timedelta:
         return self.spans[1].width
 
-    def _slots(self, name: str) -> slice:
+    def slots(self, name: str) -> slice:
+        """Where a day's bins are."""
         first = 0
         for span in self.spans:
             if span.name == name:
@@ -224,7 +234,7 @@ class Fleet:
 
     def _day(self, counts: Floats, name: str) -> Floats:
         """A day's bins, moved by what `at` lies behind the last whole bin."""
-        bins = counts[:, self._slots(name)]
+        bins = counts[:, self.slots(name)]
         late = ((self.at - EPOCH) % self.bin) / self.bin
         return np.asarray((1 - late) * bins[:, :-1] + late * bins[:, 1:]) if late else bins[:, :-1]
 
@@ -274,7 +284,9 @@ def observe(
     """
     oldest = store.oldest() or at
     bin_ = bin_for(config.windows)
-    spans = spans_for(at, bin_, grain_for(at, config.windows), oldest)
+    calendar = Calendar(config, store)
+    needed = spans_for(at, bin_, grain_for(at, config.windows), oldest)
+    spans = calendar.widened(needed)
     sets = [*(grouping for grouping in config.watch if grouping), ()]
     measures = {part for metric in config.metrics.values() for part in metric.parts if part is not None}
     rows = store.windows(spans, sets, scope, least, without, measures)
@@ -298,7 +310,7 @@ def observe(
     unknown = {m: starts < _naive(since) for m in store.schema.measures if (since := store.schema.known_from(m))}
     fleet = Fleet(at, bin_, tuple(spans), monitors, values, usable, recorded, unknown)
     _mask(fleet, store, masks)
-    return fleet
+    return calendar.applied(fleet, needed)
 
 
 def _with_enough(rows: pl.DataFrame, monitor: list[str], spans: Sequence[Span], least: float) -> pl.DataFrame:
