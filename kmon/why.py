@@ -162,6 +162,8 @@ def _window(
     fleet, width, name = scored.fleet, scored.width, scored.detector.name
     numbers = numbers_of(store, scope)
     row = row_of(fleet, numbers) if len(numbers) == len(scope) else None
+    if scored.apart:
+        return _apart(config, sweep, scored, metric, scope, row, cause)
     if row is None:
         reason = "too few events in the last two hours and at this time of the other days"
         return Window(width, name, "not judged", reason, 0.0, 0.0)
@@ -194,6 +196,28 @@ def _window(
         masked_bins=RECENT - used,
         days={day: weight for day, weight in days.items() if weight > 0},
     )
+
+
+def _apart(
+    config: Config,
+    sweep: Sweep,
+    scored: Scored,
+    metric: str,
+    scope: dict[str, str],
+    row: int | None,
+    cause: Cause | None,
+) -> Window:
+    """The monitor in the window of a detector that brings its own, such as that of silence."""
+    found = scored.scores.filter((pl.col("metric") == metric) & (pl.col("row") == row))
+    if not found.height:
+        reason = "it is not silent, or too little is expected in so short a silence"
+        return Window(scored.width, scored.detector.name, "not judged", reason, 0.0, 0.0)
+    score, family = found.row(0, named=True), sweep.families[scored.width]
+    cutoff = max(family.cutoff, family.rate / max(family.tests, 1))
+    outcome, reason = _judged(config, scored, score, cutoff, scope, cause)
+    shown = {key: score[key] for key in ("observed", "expected", "lower", "upper", "p_value")}
+    name, width = scored.detector.name, scored.window(score)
+    return Window(width, name, outcome, reason, 0.0, 1.0, **shown, cutoff=cutoff, tests=family.tests)
 
 
 def days_unused(window: Window) -> list[str]:

@@ -241,10 +241,16 @@ class Calendar:
         reasons = tuple(each.unlike(fleet.at, fleet.days) for each in kinds)
         return _compared(fleet, kind, reasons) if any(reasons) else fleet
 
-    def kinds_of(self, numbers: Mapping[str, int]) -> _Kind:
-        """Of one monitor, by the numbers of its dimension values."""
-        columns = {d: pl.Series([numbers.get(d)], dtype=pl.UInt32) for d in self._store.schema.dimensions}
-        return self._kinds(pl.DataFrame(columns))[1][0]
+    def hours(self, monitors: pl.DataFrame, at: dt.datetime, days: int) -> tuple[npt.NDArray[np.bool_], Ints]:
+        """Of each monitor and of each of the last `days`: is it comparable, and its `clock_shift` in hours."""
+        kind, kinds = self._kinds(monitors)
+        names = [f"day{day}" for day in range(1, days + 1)]
+        unlike = [each.unlike(at, names) for each in kinds]
+        like = np.array([[name not in found for name in names] for found in unlike], dtype=bool)
+        shifts = [
+            [clock_shift(k.zone, at - days_ago(n), days_ago(n)) / dt.timedelta(hours=1) for n in names] for k in kinds
+        ]
+        return like[kind], np.array(shifts).round().astype(np.int64)[kind]
 
     def _kinds(self, monitors: pl.DataFrame) -> tuple[Ints, list[_Kind]]:
         """The kind of each monitor, and all kinds."""

@@ -88,7 +88,7 @@ def detector(function: Callable[..., pl.DataFrame]) -> Callable[..., Detector]:
     return make
 
 
-BUILT_IN = {"compare": "kmon.detect.compare:Compare"}
+BUILT_IN = {"compare": "kmon.detect.compare:Compare", "silence": "kmon.detect.silence:Silence"}
 """What stands behind a name without a colon in ``kmon.yaml``."""
 
 

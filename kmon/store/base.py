@@ -261,6 +261,60 @@ class Store(Questions):
             f" FROM {source} GROUP BY GROUPING SETS ({groups}) HAVING {present}"
         )
 
+    def silent(
+        self,
+        by: Sequence[str],
+        measure: str,
+        at: dt.datetime,
+        *,
+        quiet: dt.timedelta,
+        hours: int,
+        lasting: int,
+        least: float,
+    ) -> pl.DataFrame:
+        """Hourly counts before `at` of those who have had none of `measure` for `quiet`, and some in `lasting` hours.
+
+        A row for each combination of values of `by` and hour with events, among the last `hours`: the numbers of `by`,
+        `hour` (0 the one that ends at `at`), `n`, `newest` (the last bucket with events, UTC) and `tests`, how many
+        combinations there were at all. Only those that in as many hours of a day before as they are silent had `least`
+        on average. A row with null dimensions for each hour of everybody comes with them.
+        """
+        self.refresh()
+        return self.sql(self.silent_sql(by, measure, at, quiet=quiet, hours=hours, lasting=lasting, least=least))
+
+    def silent_sql(
+        self,
+        by: Sequence[str],
+        measure: str,
+        at: dt.datetime,
+        *,
+        quiet: dt.timedelta,
+        hours: int,
+        lasting: int,
+        least: float,
+    ) -> str:
+        """Most combinations are not silent: they are left out before anything is grouped by the hour."""
+        keys, count = ", ".join(sql.name(self._known(d)) for d in by), sql.name(measure)
+        hour = dt.timedelta(hours=1)
+        first, since = at - hours * hour, at - quiet
+        slot = f"({hours - 1} - epoch(bucket - {sql.time(first)})::BIGINT // 3600)::INTEGER AS hour"
+        some = " AND ".join([f"{count} > 0", *(f"{sql.name(d)} > 0" for d in by)])
+        none = ", ".join(f"NULL::UINTEGER AS {sql.name(d)}" for d in by)
+        return (
+            f"WITH active AS MATERIALIZED (SELECT DISTINCT {keys} FROM ({scan_sql(keys, since, at, some)})),"
+            f" counted AS MATERIALIZED (SELECT {keys}, hour, sum({count}) AS n, max(bucket) AS newest FROM"
+            f" ({scan_sql(f'{keys}, bucket, {slot}, {count}', first, since, some, hour)})"
+            f" ANTI JOIN active USING ({keys}) GROUP BY ALL),"
+            f" gaps AS (SELECT {keys}, min(hour) AS gap, greatest((max(hour) - min(hour)) // 24, 1) AS days"
+            f" FROM counted GROUP BY ALL),"
+            f" chosen AS (SELECT {keys} FROM counted JOIN gaps USING ({keys}) WHERE gap < {lasting} GROUP BY ALL"
+            f" HAVING sum(n) FILTER (hour > gap AND hour % 24 <= gap) >= {least} * any_value(days)),"
+            f" tested AS (SELECT (SELECT count(*) FROM active) + (SELECT count(*) FROM gaps) AS tests)"
+            f" SELECT {keys}, hour, n::DOUBLE AS n, newest, tests FROM counted SEMI JOIN chosen USING ({keys}), tested"
+            f" UNION ALL SELECT {none}, hour, sum({count})::DOUBLE, max(bucket), 0 FROM"
+            f" ({scan_sql(f'bucket, {slot}, {count}', first, at, 'true', hour)}) GROUP BY hour"
+        )
+
     def cardinality(self, dimension: str) -> int:
         """How many values of a dimension were ever seen."""
         return int(self._one(f"SELECT count(*) FROM {sql.dictionary(dimension)}")[0])
