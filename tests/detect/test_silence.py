@@ -14,7 +14,7 @@ from kmon.ledger import Ledger
 from kmon.watch import Watch
 from kmon.why import why
 from tests.conftest import ROOT
-from tests.detect.worlds import AT, DAY, MINUTE, Mask, add, config, shop, windows
+from tests.detect.worlds import AT, DAY, MINUTE, Mask, config, shop, windows
 
 HOUR = dt.timedelta(hours=1)
 DAYS = 7
@@ -95,8 +95,8 @@ USE = {"use": "silence"}
 
 
 def settings(folder=None, **changes):
-    detectors = [{"use": "compare"}, USE]
-    return config(folder, **{"watch": [["partner"]], "windows": ["1h"], "detectors": detectors, "every": "10m", "false_alerts_per_day": 0.1, **changes})
+    few = {"windows": ["1h"], "every": "10m", "false_alerts_per_day": 0.1, "watch": [["partner"]]}
+    return config(folder, **{"detectors": [{"use": "compare"}, USE], **few, **changes})
 
 
 def visits(rates, start, end, seed=2, hours=None):
@@ -183,7 +183,10 @@ def test_nobody_is_silent_while_the_source_stands_still():
 
 
 def test_a_known_incident_is_no_longest_silence():
-    events = visits({"p": 6.0}, BEGIN, AT - 60 * HOUR, seed=3), visits({"p": 6.0}, AT - 50 * HOUR, AT - 6 * HOUR, seed=4)
+    events = (
+        visits({"p": 6.0}, BEGIN, AT - 60 * HOUR, seed=3),
+        visits({"p": 6.0}, AT - 50 * HOUR, AT - 6 * HOUR, seed=4),
+    )
     mask = Mask({"partner": "p"}, AT - 60 * HOUR, AT - 50 * HOUR)
     with shop(pl.concat([visits(OTHERS, BEGIN, AT), *events]).sort("event_time"), settings(), AT) as store:
         detector = Silence()
@@ -204,7 +207,7 @@ def test_a_silence_from_its_beginning_to_its_end_and_who_retires():
         watch = Watch(full, store, ledger)
         for step in range(16 * 6 + 1):
             at = gone + step * 10 * MINUTE
-            for d in watch.look(at).decisions:
+            for d in (d for d in watch.look(at).decisions if d.incident.scope == {"partner": "p"}):
                 actions.append((d.action, d.incident, (at - gone) / HOUR))
                 if d.action == "new":
                     told = why(full, store, ledger, "sessions", {"partner": "p"}, at)
