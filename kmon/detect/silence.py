@@ -43,6 +43,8 @@ DOUBT = 2.0
 """Standard deviations by which the count of the same day of the week must be lower to be believed."""
 LEAK = 0.02
 """What still comes of a partner that is silent, of its usual rate: a stray event is no return."""
+SURE = 0.75
+"""The store leaves out who had less than this part of `least` on the other days, comparable or not."""
 TELLING = 3.0
 """Nats that one side must be ahead, as in `kmon.recheck`."""
 
@@ -187,7 +189,7 @@ class Silence:
     """The grouping sets whose monitors are judged."""
     days: int = 7
     """Days before today that tell what is usual."""
-    least: float = 5.0
+    least: float = 8.0
     """Expected events since the last one below which nothing is judged."""
     history: float = 1.0
     """Days after its first event from which on a partner can be silent."""
@@ -259,7 +261,7 @@ class Silence:
         lasting = int(min(config.incidents.lasting, 24 * HOUR) / HOUR)
         quiet = min(max(config.windows), lasting * HOUR)
         rows = store.silent(
-            by, measure, at, quiet=quiet, hours=24 * (self.days + 1), lasting=lasting, least=self.least / 2
+            by, measure, at, quiet=quiet, hours=24 * (self.days + 1), lasting=lasting, least=SURE * self.least
         )
         everything = rows.filter(pl.col(by[0]).is_null())
         rows = rows.filter(pl.col(by[0]).is_not_null())

@@ -276,7 +276,7 @@ class Store(Questions):
 
         A row for each combination of values of `by` and hour with events, among the last `hours`: the numbers of `by`,
         `hour` (0 the one that ends at `at`), `n`, `newest` (the last bucket with events, UTC) and `tests`, how many
-        combinations there were at all. Only those that in as many hours of a day before as they are silent had `least`
+        combinations had events in `lasting` hours. Only those that in as many hours of a day before as they are silent had `least`
         on average. A row with null dimensions for each hour of everybody comes with them.
         """
         self.refresh()
@@ -293,26 +293,30 @@ class Store(Questions):
         lasting: int,
         least: float,
     ) -> str:
-        """Most combinations are not silent: they are left out before anything is grouped by the hour."""
+        """Who is silent first, from a day; who might matter of them next; the hours of those alone at last."""
         keys, count = ", ".join(sql.name(self._known(d)) for d in by), sql.name(measure)
         hour = dt.timedelta(hours=1)
         first, since = at - hours * hour, at - quiet
         slot = f"({hours - 1} - epoch(bucket - {sql.time(first)})::BIGINT // 3600)::INTEGER AS hour"
         some = " AND ".join([f"{count} > 0", *(f"{sql.name(d)} > 0" for d in by)])
         none = ", ".join(f"NULL::UINTEGER AS {sql.name(d)}" for d in by)
+
+        def scan(columns: str, start: dt.datetime, end: dt.datetime, condition: str = some) -> str:
+            return f"({scan_sql(columns, start, end, condition, hour)})"
+
         return (
             f"WITH active AS MATERIALIZED (SELECT DISTINCT {keys} FROM ({scan_sql(keys, since, at, some)})),"
-            f" counted AS MATERIALIZED (SELECT {keys}, hour, sum({count}) AS n, max(bucket) AS newest FROM"
-            f" ({scan_sql(f'{keys}, bucket, {slot}, {count}', first, since, some, hour)})"
-            f" ANTI JOIN active USING ({keys}) GROUP BY ALL),"
-            f" gaps AS (SELECT {keys}, min(hour) AS gap, greatest((max(hour) - min(hour)) // 24, 1) AS days"
-            f" FROM counted GROUP BY ALL),"
-            f" chosen AS (SELECT {keys} FROM counted JOIN gaps USING ({keys}) WHERE gap < {lasting} GROUP BY ALL"
-            f" HAVING sum(n) FILTER (hour > gap AND hour % 24 <= gap) >= {least} * any_value(days)),"
-            f" tested AS (SELECT (SELECT count(*) FROM active) + (SELECT count(*) FROM gaps) AS tests)"
-            f" SELECT {keys}, hour, n::DOUBLE AS n, newest, tests FROM counted SEMI JOIN chosen USING ({keys}), tested"
-            f" UNION ALL SELECT {none}, hour, sum({count})::DOUBLE, max(bucket), 0 FROM"
-            f" ({scan_sql(f'bucket, {slot}, {count}', first, at, 'true', hour)}) GROUP BY hour"
+            f" gone AS MATERIALIZED (SELECT {keys}, min(hour) AS gap"
+            f" FROM {scan(f'{keys}, {slot}', at - lasting * hour, since)} ANTI JOIN active USING ({keys}) GROUP BY {keys}),"
+            f" chosen AS MATERIALIZED (SELECT {keys}"
+            f" FROM {scan(f'{keys}, {slot}, {count}', first, at - 24 * hour)} JOIN gone USING ({keys})"
+            f" WHERE hour % 24 <= gap GROUP BY {keys} HAVING sum({count}) >= {least} * (max(hour) // 24)),"
+            f" tested AS (SELECT (SELECT count(*) FROM active) + (SELECT count(*) FROM gone) AS tests)"
+            f" SELECT {keys}, hour, n, newest, tests FROM (SELECT {keys}, hour, sum({count})::DOUBLE AS n,"
+            f" max(bucket) AS newest FROM {scan(f'{keys}, bucket, {slot}, {count}', first, since)}"
+            f" SEMI JOIN chosen USING ({keys}) GROUP BY {keys}, hour), tested"
+            f" UNION ALL SELECT {none}, hour, sum({count})::DOUBLE, max(bucket), 0"
+            f" FROM {scan(f'bucket, {slot}, {count}', first, at, 'true')} GROUP BY hour"
         )
 
     def cardinality(self, dimension: str) -> int:

@@ -30,7 +30,7 @@ def test_the_silent_by_the_hour(reader, store, config, five, compacted):
         settle(store, config, minutes=T - HOUR)
     found, rows = told(reader)
     assert found == [*EVERYBODY, ("p1", 1, 1), ("p1", 25, 2)]
-    assert set(rows.filter(rows["partner"].is_not_null())["tests"]) == {3}
+    assert set(rows.filter(rows["partner"].is_not_null())["tests"]) == {2}  # p3 is asked about no more
     assert rows.filter(rows["hour"] == 1)["newest"].max() == (T - 90 * MINUTE).replace(tzinfo=None)
 
 
