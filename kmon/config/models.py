@@ -269,7 +269,7 @@ class DetectorUse(Model):
     """A detector and its parameters."""
 
     use: str
-    """``compare``, or one's own as ``module:Name``."""
+    """``compare``, ``silence``, or one's own as ``module:Name``."""
     params: dict[str, Any] = {}
     shadow: bool = False
     """Score and record, never alert."""

@@ -43,8 +43,8 @@ DOUBT = 2.0
 """Standard deviations by which the count of the same day of the week must be lower to be believed."""
 LEAK = 0.02
 """What still comes of a partner that is silent, of its usual rate: a stray event is no return."""
-SURE = 0.75
-"""The store leaves out who had less than this part of `least` on the other days, comparable or not."""
+SURE = 1.5
+"""The store leaves out who had less than so many times `least` on two other days together: nobody that could matter."""
 TELLING = 3.0
 """Nats that one side must be ahead, as in `kmon.recheck`."""
 

@@ -276,8 +276,9 @@ class Store(Questions):
 
         A row for each combination of values of `by` and hour with events, among the last `hours`: the numbers of `by`,
         `hour` (0 the one that ends at `at`), `n`, `newest` (the last bucket with events, UTC) and `tests`, how many
-        combinations had events in `lasting` hours. Only those that in as many hours of a day before as they are silent had `least`
-        on average. A row with null dimensions for each hour of everybody comes with them.
+        combinations had events in `lasting` hours. Only those that in as many hours as they are silent had `least`
+        yesterday and on the first of the days together. A row with null dimensions for each hour of everybody comes
+        with them.
         """
         self.refresh()
         return self.sql(self.silent_sql(by, measure, at, quiet=quiet, hours=hours, lasting=lasting, least=least))
@@ -297,26 +298,28 @@ class Store(Questions):
         keys, count = ", ".join(sql.name(self._known(d)) for d in by), sql.name(measure)
         hour = dt.timedelta(hours=1)
         first, since = at - hours * hour, at - quiet
-        slot = f"({hours - 1} - epoch(bucket - {sql.time(first)})::BIGINT // 3600)::INTEGER AS hour"
+        slot = f"({hours - 1} - (epoch_us(bucket) - epoch_us({sql.time(first)})) // 3600000000)::INTEGER"
         some = " AND ".join([f"{count} > 0", *(f"{sql.name(d)} > 0" for d in by)])
         none = ", ".join(f"NULL::UINTEGER AS {sql.name(d)}" for d in by)
+        shown = f"{keys}, bucket, {count}"
 
         def scan(columns: str, start: dt.datetime, end: dt.datetime, condition: str = some) -> str:
             return f"({scan_sql(columns, start, end, condition, hour)})"
 
+        days = [scan(shown, start, start + 24 * hour)[1:-1] for start in (at - 48 * hour, first)]
         return (
             f"WITH active AS MATERIALIZED (SELECT DISTINCT {keys} FROM ({scan_sql(keys, since, at, some)})),"
-            f" gone AS MATERIALIZED (SELECT {keys}, min(hour) AS gap"
-            f" FROM {scan(f'{keys}, {slot}', at - lasting * hour, since)} ANTI JOIN active USING ({keys}) GROUP BY {keys}),"
+            f" gone AS MATERIALIZED (SELECT {keys}, {slot.replace('bucket', 'max(bucket)')} AS gap"
+            f" FROM {scan(shown, at - lasting * hour, since)} ANTI JOIN active USING ({keys}) GROUP BY {keys}),"
             f" chosen AS MATERIALIZED (SELECT {keys}"
-            f" FROM {scan(f'{keys}, {slot}, {count}', first, at - 24 * hour)} JOIN gone USING ({keys})"
-            f" WHERE hour % 24 <= gap GROUP BY {keys} HAVING sum({count}) >= {least} * (max(hour) // 24)),"
+            f" FROM ({' UNION ALL '.join(dict.fromkeys(days))}) JOIN gone USING ({keys})"
+            f" WHERE {slot} % 24 <= gap GROUP BY {keys} HAVING sum({count}) >= {least}),"
             f" tested AS (SELECT (SELECT count(*) FROM active) + (SELECT count(*) FROM gone) AS tests)"
-            f" SELECT {keys}, hour, n, newest, tests FROM (SELECT {keys}, hour, sum({count})::DOUBLE AS n,"
-            f" max(bucket) AS newest FROM {scan(f'{keys}, bucket, {slot}, {count}', first, since)}"
+            f" SELECT {keys}, hour, n, newest, tests FROM (SELECT {keys}, {slot} AS hour, sum({count})::DOUBLE AS n,"
+            f" max(bucket) AS newest FROM {scan(shown, first, since)}"
             f" SEMI JOIN chosen USING ({keys}) GROUP BY {keys}, hour), tested"
-            f" UNION ALL SELECT {none}, hour, sum({count})::DOUBLE, max(bucket), 0"
-            f" FROM {scan(f'bucket, {slot}, {count}', first, at, 'true')} GROUP BY hour"
+            f" UNION ALL SELECT {none}, {slot} AS hour, sum(n)::DOUBLE, max(bucket), 0 FROM (SELECT bucket,"
+            f" sum({count}) AS n FROM {scan(f'bucket, {count}', first, at, 'true')} GROUP BY bucket) GROUP BY hour"
         )
 
     def cardinality(self, dimension: str) -> int:
