@@ -30,6 +30,7 @@ from kmon.errors import KmonError
 from kmon.partners import Partners
 from kmon.store import Span, Store
 from kmon.store.schema import EVENTS
+from kmon.store.sql import Where
 
 if TYPE_CHECKING:
     from kmon.detect.fleet import Fleet
@@ -195,6 +196,21 @@ class Comparable:
     """(monitors,): no comparable day is left."""
 
 
+@dataclass(frozen=True)
+class Along:
+    """The days of one monitor, time by time."""
+
+    later: dict[int, list[dt.timedelta]]
+    """By day ago: the `clock_shift` at each time."""
+    like: dict[int, npt.NDArray[np.bool_]]
+    """By day ago: whether it is comparable at each time."""
+
+    @classmethod
+    def plain(cls, count: int, days: Sequence[int]) -> Along:
+        """Without a clock change and with all days alike."""
+        return cls({d: [dt.timedelta(0)] * count for d in days}, {d: np.ones(count, dtype=bool) for d in days})
+
+
 class Calendar:
     """Where monitors are, and what their days are, by one configuration."""
 
@@ -240,6 +256,26 @@ class Calendar:
             fleet = _moved(fleet, spans, kind, [each.zone for each in kinds])
         reasons = tuple(each.unlike(fleet.at, fleet.days) for each in kinds)
         return _compared(fleet, kind, reasons) if any(reasons) else fleet
+
+    def along(self, where: Where, times: Sequence[dt.datetime], days: Sequence[int]) -> Along:
+        """The days of one monitor at each of some `times`, the ends of windows in their order."""
+        if self._says_nothing or not times:
+            return Along.plain(len(times), days)
+        named = {d: v for d, v in where.items() if isinstance(v, str)}
+        numbers = self._store.numbers
+        monitor = {d: pl.Series([numbers(d, [v]).get(v)], dtype=pl.UInt32) for d, v in named.items()}
+        (kind,) = self._kinds(pl.DataFrame(monitor or {"nowhere": pl.Series([None], dtype=pl.UInt32)}))[1]
+        found = Along.plain(len(times), days)
+        for day in days:
+            ago = day * DAY
+            if any(clock_shift(kind.zone, time - ago, ago) for time in (times[0], times[-1])):
+                found.later[day] = [clock_shift(kind.zone, time - ago, ago) for time in times]
+        names = [f"day{day}" for day in days]
+        dates = [kind.day(time) for time in times]
+        unlike = {date: kind.unlike(time, names) for date, time in zip(dates, times, strict=True)}
+        for day, name in zip(days, names, strict=True):
+            found.like[day] = np.array([name not in unlike[date] for date in dates])
+        return found
 
     def hours(self, monitors: pl.DataFrame, at: dt.datetime, days: int) -> tuple[npt.NDArray[np.bool_], Ints]:
         """Of each monitor and of each of the last `days`: is it comparable, and its `clock_shift` in hours."""

@@ -1,6 +1,6 @@
-"""The silence detector: a partner that usually comes at this hour has not come for this long. How likely is that?
+"""Silence: who usually comes at this hour has not come for this long, and how likely is that?
 
-    hourly counts of the days before  ►  its own count of as long at this hour  ►  P(not one)  ►  longer than ever before
+    hourly counts of the days before  ►  its own count of as long at this hour  ►  P(none)  ►  longer than ever before
 
 Windows end at an hour, in which a partner with three events an hour can prove nothing. A silence grows until it can:
 its window is the time since the last event. Partners appear and retire by themselves: who is new has no usual count,

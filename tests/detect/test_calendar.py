@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from kmon.config import load_config
-from kmon.detect import observe, sweep
+from kmon.detect import expected_series, observe, sweep
 from kmon.detect.calendar import Calendar, clock_shift, country_in, zone_of
 from kmon.detect.fleet import grain_for, numbers_of, spans_for
 from kmon.errors import ConfigError
@@ -17,7 +17,7 @@ from kmon.recheck import row_of
 from kmon.why import days_unused, why
 from tests.detect.worlds import DAY, MINUTE, config, shop
 
-FIVE = 5 * MINUTE
+FIVE, HOUR = 5 * MINUTE, 60 * MINUTE
 ZONES = {"SE": "Europe/Stockholm", "DE": "Europe/Berlin", "US": "America/New_York"}
 OWN = {"enrich": {"country": "country"}}
 
@@ -323,3 +323,28 @@ def test_a_list_stands_for_the_events(tmp_path):
     path.write_text(f"{BASE}calendar:\n  - {{name: sale, dates: [2026-11-31]}}\n")
     with pytest.raises(ConfigError, match=r"line 10: calendar\.0\.dates\.0: '2026-11-31' is not a date"):
         load_config(path)
+
+
+# ---- the band of a chart ---------------------------------------------------------------------------------------------
+
+
+def band(at, level, **where):
+    settings = config(**OWN)
+    with shop(world(at, level, countries=("DE", "US")), settings, at) as store:
+        return expected_series(store, settings, "sessions", where, at - HOUR, at, grain=FIVE)
+
+
+def test_the_band_of_a_chart_follows_the_local_clock():
+    """Sixty times as many from 8 o'clock: at 8 local time, the day after the clocks went forward."""
+    at = utc("2026-03-30T06:30")
+    shown = band(at, lambda local, *_: 60 if local.hour >= 8 else 1, country="DE")
+    before, after = shown["expected"][3], shown["expected"][8]
+    assert before < 20
+    assert after > 40
+    assert shown["yesterday"].to_list() == shown["observed"].to_list()
+
+
+def test_the_band_of_a_chart_leaves_out_holidays():
+    shown = band(utc("2026-10-04T10:00"), half_on_holidays, country="DE")
+    assert shown["expected"].to_list() == pytest.approx([40] * 12, rel=0.1)
+    assert set(shown["yesterday"]) == {13.0}
