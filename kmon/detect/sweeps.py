@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import structlog
 from statsmodels.stats.multitest import multipletests
 
 from kmon.calibrate import Key, Tail, Tails
@@ -23,8 +24,10 @@ from kmon.config import Config, DetectorUse, Metric
 from kmon.detect.contract import SCORES, Detector, load_detector, scored
 from kmon.detect.fleet import Fleet, Mask, check_taken_over, observe
 from kmon.detect.silence import Silence
+from kmon.errors import StoreError
 from kmon.store import Store
 
+log = structlog.get_logger("kmon")
 LOOKS = 5
 """How often a window is judged within its own length: more often adds tests, not evidence."""
 COMPANY = 500
@@ -192,7 +195,11 @@ def _silence(
 
     Its width stands for all of its windows, none of which is longer, and is that of no other.
     """
-    looked = detector.look(store, config, at, masks) if detector.is_due(config, at, since) else None
+    try:
+        looked = detector.look(store, config, at, masks) if detector.is_due(config, at, since) else None
+    except StoreError as error:  # it looks through much; the windows must not wait where that takes too long
+        log.warning("silence is not judged", reason=str(error))
+        return None
     if looked is None:
         return None
     fleet, scores, tests = looked
