@@ -363,6 +363,7 @@ def why(
     from kmon.config import show_duration
     from kmon.ledger import open_ledger
     from kmon.store import open_for_reading
+    from kmon.why import days_unused
     from kmon.why import why as answer
 
     loaded = _load(config)
@@ -402,6 +403,8 @@ def why(
     show.table(columns, rows)
     for model in found.models:
         show.out.print(show.visible(model.sentence), markup=False)
+    for line in dict.fromkeys(line for w in found.windows for line in days_unused(w)):
+        show.out.print(show.visible(line), markup=False)
     masks = [(i.id, show.scope(i.scope), show.clock(i.started_at), show.clock(i.resolved_at)) for i in found.masked]
     if masks:
         show.table(["no reference: incident", "where", "from (UTC)", "to"], masks)

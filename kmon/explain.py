@@ -86,14 +86,14 @@ def explain(
         alone = len(causes) >= MOST
         first = holder.child(row)
         explained = [c for p in pending for c in (p.take(scope) if alone else p.explain(row, scope))]
-        if not alone and any(p.flagged.height for p in pending):
+        if not alone and not holder.scored.apart and any(p.flagged.height for p in pending):
             rest.take_away(holder.fleet, scope)
             explained += [c for p in pending for c in p.judge_again()]
         keys = ("metric", "direction", "observed", "expected", "lower", "upper", "p_value", "effect", "evidence")
         causes.append(
             Cause(
                 scope=scope,
-                window=holder.scored.width,
+                window=holder.scored.window(row),
                 detector=holder.scored.detector.name,
                 children=(first, *(child for child in explained if child != first)),
                 **{key: row[key] for key in keys},
@@ -150,7 +150,7 @@ class _Pending:
 
     def child(self, row: Row) -> Child:
         keys = ("metric", "direction", "observed", "expected", "p_value")
-        return Child(scope=self.scope(row), window=self.scored.width, **{key: row[key] for key in keys})
+        return Child(scope=self.scope(row), window=self.scored.window(row), **{key: row[key] for key in keys})
 
     def take(self, scope: dict[str, str]) -> list[Child]:
         """The anomalies with exactly this scope, which are no longer pending."""
@@ -165,7 +165,7 @@ class _Pending:
 
     def judge_again(self) -> list[Child]:
         """Remove and return the anomalies that are none without the causes known by now."""
-        if self._rest.fleet is None or not self.flagged.height:
+        if self._rest.fleet is None or self.scored.apart or not self.flagged.height:
             return []
         gone = []
         for (metric,), part in self.flagged.group_by("metric", maintain_order=True):

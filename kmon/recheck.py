@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from kmon.config import Config
-from kmon.detect import Fleet, Scored, Sweep
+from kmon.detect import Fleet, Scored, Silence, Sweep, load_detector
 from kmon.detect.fleet import numbers_of
 from kmon.incidents import Verdict
 from kmon.ledger import Incident
@@ -28,12 +28,16 @@ class Recheck:
 
     def __init__(self, store: Store, config: Config, sweep: Sweep) -> None:
         self._store, self._config, self._sweep = store, config, sweep
+        own = (load_detector(use, config.path.parent) for use in config.detectors if use.use == Silence.name)
+        self._silence = next((one for one in own if isinstance(one, Silence)), None)
 
     def __call__(self, incident: Incident) -> Verdict:
         numbers = numbers_of(self._store, incident.scope)
         gone = incident.metric not in self._config.metrics  # taken out of kmon.yaml while the incident was open
         if gone or len(numbers) < len(incident.scope):
             return "unjudged"
+        if incident.detector == Silence.name and self._silence is not None:
+            return self._silence.verdict(self._store, self._config, incident.scope, incident.metric, self._sweep.at)
         scored = sorted((s for s in self._sweep.scored if s.detector.name == incident.detector), key=lambda s: s.width)
         row = row_of(scored[0].fleet, numbers) if scored else None
         if row is None:

@@ -228,7 +228,7 @@ class Watch:
                 top.select(
                     *("metric", "direction"),
                     pl.Series("where", where, dtype=pl.String),
-                    pl.lit(scored.width).alias("window"),
+                    (pl.duration(seconds="seconds") if scored.apart else pl.lit(scored.width)).alias("window"),
                     pl.lit(scored.detector.name).alias("detector"),
                     *("observed", "expected", "lower", "upper", "p_value", "evidence"),
                 )
@@ -290,7 +290,7 @@ class Watch:
                         at=sweep.at,
                         incident="",
                         scope=self._scope(scored.fleet, row["row"]),
-                        window=scored.width,
+                        window=scored.window(row),
                         detector=scored.detector.name,
                         shadow=True,
                         **{key: row[key] for key in keys},

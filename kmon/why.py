@@ -56,6 +56,8 @@ class Window:
     """Of them, not used: inside the window, a known incident, or nothing was recorded."""
     days: dict[str, float] | None = None
     """By day that was used, or `model`: its weight."""
+    unlike: dict[str, str] | None = None
+    """By day that is of another kind than today: why it was not used, or not for the level where all are."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,8 @@ def _window(
     fleet, width, name = scored.fleet, scored.width, scored.detector.name
     numbers = numbers_of(store, scope)
     row = row_of(fleet, numbers) if len(numbers) == len(scope) else None
+    if scored.apart:
+        return _apart(config, sweep, scored, metric, scope, row, cause)
     if row is None:
         reason = "too few events in the last two hours and at this time of the other days"
         return Window(width, name, "not judged", reason, 0.0, 0.0)
@@ -191,7 +195,7 @@ def _window(
     given = fleet.windows(config.metrics[metric], width, company)
     place = int(np.searchsorted(company, row))
     mine = given.row(place, named=True)
-    known = {"value": mine["value"], "exposure": mine["exposure"]}
+    known = {"value": mine["value"], "exposure": mine["exposure"], "unlike": fleet.unlike_days(row)}
     used = int(np.isfinite(np.array(mine["recent_value"], dtype=float)).sum())
     found = scored.scores.filter((pl.col("metric") == metric) & (pl.col("row") == row))
     if not found.height:
@@ -215,6 +219,37 @@ def _window(
         masked_bins=RECENT - used,
         days={day: weight for day, weight in days.items() if weight > 0},
     )
+
+
+def _apart(
+    config: Config,
+    sweep: Sweep,
+    scored: Scored,
+    metric: str,
+    scope: dict[str, str],
+    row: int | None,
+    cause: Cause | None,
+) -> Window:
+    """The monitor in the window of a detector that brings its own, such as that of silence."""
+    found = scored.scores.filter((pl.col("metric") == metric) & (pl.col("row") == row))
+    if not found.height:
+        reason = "it is not silent, or too little is expected in so short a silence"
+        return Window(scored.width, scored.detector.name, "not judged", reason, 0.0, 0.0)
+    score, family = found.row(0, named=True), sweep.families[scored.width]
+    cutoff = max(family.cutoff, family.rate / max(family.tests, 1))
+    outcome, reason = _judged(config, scored, score, cutoff, scope, cause)
+    shown = {key: score[key] for key in ("observed", "expected", "lower", "upper", "p_value")}
+    name, width = scored.detector.name, scored.window(score)
+    return Window(width, name, outcome, reason, 0.0, 1.0, **shown, cutoff=cutoff, tests=family.tests)
+
+
+def days_unused(window: Window) -> list[str]:
+    """The days that are not comparable with today, in words, such as "day7 not used: public holiday in DE (...)"."""
+    used = window.days or {}
+    return [
+        f"{day} not used: {text}" if day not in used else f"{day} used for its shape only: {text}"
+        for day, text in (window.unlike or {}).items()
+    ]
 
 
 def _unjudged(mine: dict[str, Any], used: int) -> str:

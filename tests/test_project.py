@@ -23,6 +23,7 @@ CONDA_NAMES = {
     "confluent-kafka": "python-confluent-kafka",
     "duckdb": "python-duckdb",
     "matplotlib": "matplotlib-base",
+    "tzdata": "python-tzdata",
 }
 
 

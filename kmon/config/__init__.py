@@ -7,6 +7,8 @@ from kmon.config.expressions import columns_of, equalities, is_count, merge_func
 from kmon.config.loading import copy_config, error_at, load_config
 from kmon.config.models import (
     Apps,
+    Calendar,
+    CalendarEvent,
     Config,
     ConsoleSink,
     DetectorUse,
@@ -40,6 +42,8 @@ __all__ = [
     "MINUTE",
     "PIPELINE",
     "Apps",
+    "Calendar",
+    "CalendarEvent",
     "Config",
     "ConsoleSink",
     "DetectorUse",

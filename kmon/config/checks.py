@@ -64,6 +64,7 @@ def inconsistencies(config: Config) -> Iterator[tuple[Loc, str]]:
         yield from _unknown(("routes", i, "match", "metric"), route.match.metric or (), told)
         scope = dict(zip(route.match.scope, route.match.scope, strict=True))
         yield from _unknown(("routes", i, "match", "scope"), scope, dimensions)
+    yield from _calendar_errors(config, dimensions)
     yield from _repetitions(config)
     yield from _time_errors(config)
     yield from _keep_errors(config)
@@ -77,6 +78,24 @@ def _unknown(
     for key, name in names.items() if isinstance(names, typing.Mapping) else enumerate(names):
         if name is not None and name not in valid:
             yield (*loc, key), f"{name!r} is not {what}; {nearest(name, valid)}"
+
+
+def _calendar_errors(config: Config, dimensions: tuple[str, typing.Iterable[str]]) -> Iterator[tuple[Loc, str]]:
+    for code in config.calendar.zones:
+        yield from _no_country(("calendar", "zones", code), code)
+    for i, event in enumerate(config.calendar.events):
+        loc: Loc = ("calendar", "events", i, "scope")
+        yield from _unknown(loc, dict(zip(event.scope, event.scope, strict=True)), dimensions)
+        if config.enrich.country in event.scope:
+            yield from _no_country((*loc, config.enrich.country or ""), event.scope[config.enrich.country or ""])
+
+
+def _no_country(loc: Loc, code: str) -> Iterator[tuple[Loc, str]]:
+    import pycountry
+
+    codes = [country.alpha_2 for country in pycountry.countries]
+    if code not in codes:
+        yield loc, f"{code!r} is not a country; {nearest(code.upper(), codes, 'write its ISO 3166 code, such as DE')}"
 
 
 def _measure_errors(config: Config, a_field: tuple[str, typing.Iterable[str]]) -> Iterator[tuple[Loc, str]]:

@@ -23,6 +23,20 @@ NO_KEYS = ("path", "copied", "digest")
 _COPY = re.compile(r"\n# kmon runs by this copy of (?P<path>.+)\n\Z")
 
 
+class _Loader(yaml.SafeLoader):
+    """Leaves a date that there is not, such as 2026-02-30, as text: the model says at which key it stands."""
+
+
+def _timestamp(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    try:
+        return loader.construct_yaml_timestamp(node)
+    except ValueError:
+        return loader.construct_scalar(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _timestamp)
+
+
 def copy_config(path: Path, to: Path) -> Config:
     """Copy a ``kmon.yaml`` to `to`, which stands for it from then on; ConfigError, as `load_config`, where it is bad.
 
@@ -49,7 +63,7 @@ def load_config(path: str | Path = "kmon.yaml") -> Config:
         text = path.read_text(encoding="utf-8-sig")
         if (copy := _COPY.search(text)) is not None:
             copied, path, text = path.absolute(), Path(copy["path"]), text[: copy.start()]
-        node, data = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+        node, data = yaml.compose(text, Loader=yaml.SafeLoader), yaml.load(text, _Loader)  # noqa: S506
     except FileNotFoundError:
         message = f"{path} does not exist: create one with 'kmon init', or name yours with --config"
         raise ConfigError(message) from None
@@ -158,7 +172,7 @@ def _keys_at(loc: tuple[str | int, ...]) -> list[str]:
     for step in loc:
         here = _step_into(here, step)
     return (
-        [key for key in here.model_fields if here is not Config or key not in NO_KEYS]
+        [found.alias or key for key, found in here.model_fields.items() if here is not Config or key not in NO_KEYS]
         if isinstance(here, type) and issubclass(here, Model)
         else []
     )

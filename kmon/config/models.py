@@ -12,7 +12,16 @@ import zoneinfo
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from kmon.config.checks import InconsistentError, inconsistencies
 from kmon.config.words import MINUTE, Address, Duration, Name, Size, nearest
@@ -62,11 +71,7 @@ class EventField(Model):
     @field_validator("timezone")
     @classmethod
     def _timezone(cls, value: str) -> str:
-        if value not in zoneinfo.available_timezones():
-            hint = nearest(value, zoneinfo.available_timezones(), "write for example Europe/London")
-            message = f"{value!r} is not a time zone; {hint}"
-            raise ValueError(message)
-        return value
+        return _zone(value)
 
 
 class Events(Model):
@@ -264,7 +269,7 @@ class DetectorUse(Model):
     """A detector and its parameters."""
 
     use: str
-    """``compare``, or one's own as ``module:Name``."""
+    """``compare``, ``silence``, or one's own as ``module:Name``."""
     params: dict[str, Any] = {}
     shadow: bool = False
     """Score and record, never alert."""
@@ -376,6 +381,74 @@ class SlackSink(Model):
 Sink = Annotated[ConsoleSink | FolderSink | SlackSink, Field(discriminator="kind")]
 
 
+def _date(value: object) -> object:
+    """A day as YAML or text has it; a time of day is none."""
+    if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
+        return value
+    try:
+        return dt.date.fromisoformat(str(value))
+    except ValueError:
+        message = f"{str(value)!r} is not a date: write for example 2026-11-27"
+        raise ValueError(message) from None
+
+
+def _zone(value: str) -> str:
+    """An IANA name; ValueError with the nearest one otherwise."""
+    if value not in zoneinfo.available_timezones():
+        hint = nearest(value, zoneinfo.available_timezones(), "write for example Europe/London")
+        message = f"{value!r} is not a time zone; {hint}"
+        raise ValueError(message)
+    return value
+
+
+Date = Annotated[dt.date, BeforeValidator(_date)]
+
+
+class CalendarEvent(Model):
+    """Days that are like no others: a sale, a match, a freeze. Days are those of a monitor's own time zone."""
+
+    name: str = Field(min_length=1)
+    """What people call it; days of events with one name are comparable with each other."""
+    dates: tuple[Date, ...] = ()
+    first: Date | None = Field(default=None, alias="from")
+    """The first day of a longer event."""
+    last: Date | None = Field(default=None, alias="to")
+    """Its last day, included."""
+    scope: dict[Name, str] = {}
+    """Dimension values of the monitors that it concerns; default all."""
+
+    @model_validator(mode="after")
+    def _some_days(self) -> CalendarEvent:
+        if (self.first is None) != (self.last is None) or bool(self.dates) == (self.first is not None):
+            message = f"the event {self.name!r} has either dates, or from and to"
+            raise ValueError(message)
+        if self.first is not None and self.last is not None and self.last < self.first:
+            message = f"the event {self.name!r} ends on {self.last}, before it begins on {self.first}"
+            raise ValueError(message)
+        return self
+
+    def on(self, day: dt.date) -> bool:
+        """Whether that day is one of the event's."""
+        return day in self.dates or (
+            self.first is not None and self.last is not None and self.first <= day <= self.last
+        )
+
+
+class Calendar(Model):
+    """Which days are comparable, beyond the time of day; a list stands for its `events`."""
+
+    holidays: bool = True
+    """The public holidays of each country of `enrich.country`, from the holidays package, are days of another kind."""
+    zones: dict[str, Annotated[str, AfterValidator(_zone)]] = {}
+    """The time zone of a country that has several, by its alpha-2 code; default that of its largest city."""
+    events: tuple[CalendarEvent, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list(cls, value: object) -> object:
+        return {"events": value} if isinstance(value, list | tuple) else value
+
+
 class Job(Model):
     """A notebook that papermill runs on a schedule."""
 
@@ -462,6 +535,7 @@ class Config(Model):
     pipeline: Pipeline = Pipeline()
     sinks: dict[Name, Sink] = {}
     routes: tuple[Route, ...] = ()
+    calendar: Calendar = Calendar()
     jobs: dict[Name, Job] = {}
     apps: Apps = Apps()
     telemetry: Telemetry | None = None

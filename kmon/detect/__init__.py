@@ -4,6 +4,7 @@ from kmon.detect.compare import Compare
 from kmon.detect.contract import SCORES, Detector, detector, load_detector
 from kmon.detect.fleet import Fleet, Mask, Outlook, observe
 from kmon.detect.series import expected_measures, expected_series
+from kmon.detect.silence import Silence
 from kmon.detect.surprise import SeriesScores, Surprise
 from kmon.detect.sweeps import Family, Scored, Sweep, due_windows, sweep
 
@@ -17,6 +18,7 @@ __all__ = [
     "Outlook",
     "Scored",
     "SeriesScores",
+    "Silence",
     "Surprise",
     "Sweep",
     "detector",

@@ -10,12 +10,13 @@
     recent_value, ...         arrays: 24 bins, the last one ending with the current window, NaN where they reach into it
     day<N>_value, ...         arrays: the same bins N days ago, and 6 more after the window's time of day
     model_value, ...          arrays: the same as a model forecast it for today (`kmon.detect.models`), if any did
+    unlike                    true where no day is of today's kind: their level says little of today's (optional)
     min_volume, min_effect, min_rise          the metric's own thresholds, null where it leaves them to the detector
 
 (each `_value` has its `_exposure`; of a count that is the part of a window that a bin is), with NaN for what must not
-serve as a reference: nothing was recorded, or a known incident lies in it. `scores` has the columns of SCORES, aligned
-with `windows`. A detector does not change its input, keeps no state between calls, and says "not judged" rather than
-guess.
+serve as a reference: nothing was recorded, a known incident lies in it, or the day is of another kind than today
+(`kmon.detect.calendar`). `scores` has the columns of SCORES, aligned with `windows`. A detector does not change its
+input, keeps no state between calls, and says "not judged" rather than guess.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def detector(function: Callable[..., pl.DataFrame]) -> Callable[..., Detector]:
     return make
 
 
-BUILT_IN = {"compare": "kmon.detect.compare:Compare"}
+BUILT_IN = {"compare": "kmon.detect.compare:Compare", "silence": "kmon.detect.silence:Silence"}
 """What stands behind a name without a colon in ``kmon.yaml``."""
 
 

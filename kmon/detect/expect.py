@@ -42,6 +42,8 @@ ALIKE = 40.0
 """Independent residuals that the fleet's noise weighs against a monitor's own."""
 STEADY = 0.01
 """Least relative variance of a level from day to day."""
+LOOSE = 1.0
+"""Relative variance of a level of today that no other day is like, such as a holiday's."""
 LIKELY = 2e-4
 """The same of a rate."""
 SHAPELESS = 3e-3
@@ -124,6 +126,8 @@ class References:
     """The same of each day: (monitors, RECENT + AFTER)."""
     previous: tuple[Floats, Floats]
     """The windows just before, of the same width: (monitors, any number)."""
+    unlike: npt.NDArray[np.bool_]
+    """(monitors,): none of the days is of today's kind."""
     model: tuple[tuple[Floats, Floats], ...] = ()
     """A day that a model forecast, if any: it tells what is usual, and nothing of chance."""
     names: tuple[str, ...] = ()
@@ -144,9 +148,10 @@ class References:
         width, bin_ = (float(windows[name][0]) for name in ("width", "bin"))
         days = tuple(pair(name, RECENT + AFTER) for name in names)
         near = min(NEAR, SAME_TIME / bin_)
+        unlike = windows["unlike"].to_numpy() if "unlike" in windows.columns else np.zeros(m, dtype=bool)
         model = (pair("model", RECENT + AFTER),) if "model_value" in windows.columns else ()
         names += ["model"] * len(model)
-        return cls(width / bin_, near, pair("recent", RECENT), days, pair("previous", 0), model, tuple(names))
+        return cls(width / bin_, near, pair("recent", RECENT), days, pair("previous", 0), unlike, model, tuple(names))
 
 
 def expect(windows: pl.DataFrame, kind: str) -> Expectation:
@@ -189,18 +194,20 @@ def _counts(given: References) -> Expectation:
     volume = around * np.maximum(used, 1) + np.nansum(recent, axis=1)
     disagreement = _disagreement(shapes[: len(given.days)], weights[: len(given.days)], noise)
     effective, around = effective / noise, around / noise  # what varies more tells less
-    fit = ~flat & (before > 0)
+    fit = ~flat & (before > 0) & ~given.unlike
     usual = today[fit].sum() / before[fit].sum() if fit.any() else 1.0
     level = usual * (before + 0.5 / effective)
     base = level / effective * (1 + usual / np.maximum(used, 1))
     steady = max(STEADY, overdispersion((today - level)[fit] ** 2, base[fit], level[fit] ** 2, most=1.0))
     moved = ((today - level) ** 2 - base) / level**2  # a holiday moves some, and them far
+    moved = np.where(given.unlike, np.fmax(moved, LOOSE), moved)
     prior, counted = 1 / np.maximum(steady, moved), effective * today
     discount = 1 / (1 + effective * level * LEVEL_DRIFT)
     share = discount * effective * level / (prior + discount * effective * level)
     factor = usual * (prior + discount * counted) / (prior + discount * effective * level)
     drift = 1 / (prior + discount * counted) + 1 / (around + 0.5)
     drift += share / (effective * before * np.maximum(used, 1) + 0.5)
+    drift += np.where(given.unlike, TREND, 0.0)  # the shape is of another kind of day, too
     expected = np.where(flat, alone.window, factor * window)
     drift = np.where(flat, noise * alone.drift, drift + disagreement)
     bins = np.isfinite(recent).sum(axis=1)
@@ -431,7 +438,7 @@ def _rates(given: References) -> Expectation:
     moved = (hits / np.maximum(trials, 1e-9) - usual) ** 2
     base = variance * (1 / np.maximum(trials, 1e-9) + 1 / (other_trials + PRIOR))
     steady = max(LIKELY, overdispersion(moved[telling], base[telling], variance[telling], most=1.0))
-    own = np.fmax(steady, (moved - base) / variance)
+    own = np.fmax(np.where(given.unlike, 1 / PRIOR, steady), (moved - base) / variance)
     prior = np.where(other_trials > 0, 1 / (own + 1 / (other_trials + PRIOR)), PRIOR)
     discount = 1 / (1 + trials * steady / 2)
     level = np.clip((prior * usual + discount * hits) / (prior + discount * trials), 1e-6, 1 - 1e-6)
@@ -490,7 +497,8 @@ def _means(given: References) -> Expectation:
     square = usual**2
     steady = max(LIKELY, overdispersion(moved[both], base[both], square[both], most=1.0))
     recent = np.where(np.isfinite(now), 1 / (one / size + steady / 2 * now**2), 0.0)
-    days = np.where(np.isfinite(usual), 1 / (one / other_size + steady * square), 0.0)
+    loose = np.where(given.unlike, LOOSE, steady)
+    days = np.where(np.isfinite(usual), 1 / (one / other_size + loose * square), 0.0)
     level = (np.nan_to_num(now) * recent + np.nan_to_num(usual) * days) / (recent + days)
     drift = 1 / (recent + days) / level**2
     weights = _shares([np.nansum(exposure, axis=1) for _, exposure in given.days], len(now))

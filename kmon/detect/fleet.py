@@ -19,6 +19,7 @@ import polars as pl
 
 from kmon.clock import EPOCH
 from kmon.config import Config, Metric
+from kmon.detect.calendar import Calendar, Comparable
 from kmon.detect.expect import AFTER, RECENT
 from kmon.detect.models import STEP, at_bins
 from kmon.errors import UsageError
@@ -144,6 +145,8 @@ class Fleet:
     """By measure that came later than the first event: (slots), true before it was counted."""
     models: Mapping[str, Modelled] = field(default_factory=dict)
     """By measure: what models forecast."""
+    comparable: Comparable | None = None
+    """Which days are like today; None: all."""
 
     # ---- the detectors' input ----------------------------------------------------------------------------------------
 
@@ -182,7 +185,9 @@ class Fleet:
             pl.Series("bin", [self.bin.total_seconds()]),
             *(pl.Series(k, [v], pl.Float64) for k, v in own.items()),
         ]
-        return pl.DataFrame(columns).hstack([constant.new_from_index(0, len(pick)) for constant in constants])
+        unlike = np.zeros(len(pick), dtype=bool) if self.comparable is None else self.comparable.unlike[pick]
+        found = pl.DataFrame(columns).with_columns(unlike=pl.Series(unlike))
+        return found.hstack([constant.new_from_index(0, len(pick)) for constant in constants])
 
     def _model(self, metric: Metric, width: dt.timedelta, pick: npt.NDArray[np.int64]) -> dict[str, Floats]:
         """Value and exposure as a model forecast them; nothing where none did for any of the monitors, or of a mean.
@@ -208,7 +213,7 @@ class Fleet:
         if metric.parts[1] is not None:
             return now
         usual = [self.values[measure][:, : self._today].sum(axis=1) / RECENT]
-        usual += [self.values[measure][:, self._slots(name)].sum(axis=1) / (RECENT + AFTER + 1) for name in self.days]
+        usual += [self.values[measure][:, self.slots(name)].sum(axis=1) / (RECENT + AFTER + 1) for name in self.days]
         return np.asarray(np.maximum(now, np.max(usual, axis=0) * (width / self.bin)))
 
     def total(self, measure: str, width: dt.timedelta) -> Floats:
@@ -219,6 +224,10 @@ class Fleet:
     def untouched(self) -> npt.NDArray[np.bool_]:
         """The monitors that no known incident touches today."""
         return np.asarray((self.usable | ~self.recorded)[:, : self._today].all(axis=1))
+
+    def unlike_days(self, row: int) -> dict[str, str]:
+        """The days that are not comparable with today for a monitor, and why."""
+        return {} if self.comparable is None else dict(self.comparable.reasons[self.comparable.kind[row]])
 
     @property
     def days(self) -> list[str]:
@@ -233,7 +242,8 @@ class Fleet:
     def _grain(self) -> dt.timedelta:
         return self.spans[1].width
 
-    def _slots(self, name: str) -> slice:
+    def slots(self, name: str) -> slice:
+        """Where a day's bins are."""
         first = 0
         for span in self.spans:
             if span.name == name:
@@ -286,7 +296,7 @@ class Fleet:
 
     def _day(self, counts: Floats, name: str) -> Floats:
         """A day's bins, moved by what `at` lies behind the last whole bin."""
-        bins = counts[:, self._slots(name)]
+        bins = counts[:, self.slots(name)]
         late = ((self.at - EPOCH) % self.bin) / self.bin
         return np.asarray((1 - late) * bins[:, :-1] + late * bins[:, 1:]) if late else bins[:, :-1]
 
@@ -341,7 +351,9 @@ def observe(
     """
     oldest = store.oldest() or at
     bin_ = bin_for(config.windows)
-    spans = spans_for(at, bin_, grain_for(at, config.windows), oldest)
+    calendar = Calendar(config, store)
+    needed = spans_for(at, bin_, grain_for(at, config.windows), oldest)
+    spans = calendar.widened(needed)
     sets = [*(grouping for grouping in config.watch if grouping), ()]
     measures = {part for metric in config.metrics.values() for part in metric.parts if part is not None}
     rows = store.windows(spans, sets, scope, least, without, measures)
@@ -365,7 +377,9 @@ def observe(
     unknown = {m: starts < _naive(since) for m in store.schema.measures if (since := store.schema.known_from(m))}
     fleet = Fleet(at, bin_, tuple(spans), monitors, values, usable, recorded, unknown)
     _mask(fleet, store, masks)
-    return replace(fleet, models=_models(fleet, store, outlooks)) if outlooks else fleet
+    if outlooks:
+        fleet = replace(fleet, models=_models(fleet, store, outlooks))
+    return calendar.applied(fleet, needed)
 
 
 def _models(fleet: Fleet, store: Store, outlooks: Sequence[Outlook]) -> dict[str, Modelled]:

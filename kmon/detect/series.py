@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import polars as pl
 
 from kmon.config import Config, Metric
 from kmon.config.words import nearest
+from kmon.detect.calendar import Calendar
 from kmon.detect.contract import Detector, load_detector
 from kmon.detect.expect import AFTER, RECENT
 from kmon.detect.fleet import BIN, DAY, DAYS, LAG, RECENT_WINDOWS, Mask, Outlook, check_taken_over
@@ -80,30 +81,34 @@ def expected_measures(
     step = dt.timedelta(seconds=math.gcd(int(grain.total_seconds()), int(bin_.total_seconds())))
     oldest = store.oldest() or start
     begin, finish = start - RECENT * bin_, start + n * grain
+    along = Calendar(config, store).along(where, [start + (i + 1) * grain for i in range(n)], DAYS)
     blocks = {0: _Block.read(store, where, begin, finish, step, masks)}
     for days in DAYS:
         if n and finish + AFTER * bin_ - days * DAY > oldest:
-            first, last = begin - days * DAY, finish + AFTER * bin_ - days * DAY
-            blocks[days] = _Block.read(store, where, first, last, step, masks)
+            shifts = np.array([round(later / step) for later in along.later[days]], dtype=int)
+            low, high = min(0, int(shifts.min())), max(0, int(shifts.max()))
+            first, last = begin - days * DAY + low * step, finish + AFTER * bin_ - days * DAY + high * step
+            block = _Block.read(store, where, first, last, step, masks)
+            blocks[days] = replace(block, later=shifts - low, like=along.like[days])
     detector = load_detector(config.detectors[0], config.path.parent)
     grid = _Grid(start, n, grain // step, bin_ // step, LAG / step)
     told = {one.measure: one for one in outlooks if one.scope == dict(where)}
     return [_scored(m, detector, blocks, told, grid, grain, bin_) for m in chosen]
 
 
+@dataclass(frozen=True)
 class _Block:
     """A stretch of dense steps: measures, and which of them may serve as references."""
 
-    def __init__(
-        self,
-        values: dict[str, npt.NDArray[np.float64]],
-        events: npt.NDArray[np.float64],
-        usable: npt.NDArray[np.bool_],
-        counted: npt.NDArray[np.bool_],
-        unknown: dict[str, npt.NDArray[np.bool_]],
-    ) -> None:
-        self.values, self.events = values, events
-        self._usable, self._counted, self._unknown = usable, counted, unknown
+    values: dict[str, npt.NDArray[np.float64]]
+    events: npt.NDArray[np.float64]
+    _usable: npt.NDArray[np.bool_]
+    _counted: npt.NDArray[np.bool_]
+    _unknown: dict[str, npt.NDArray[np.bool_]]
+    later: npt.NDArray[np.int64] | int = 0
+    """(buckets,): by how many steps a bucket lies later in it than in today's."""
+    like: npt.NDArray[np.bool_] | bool = True
+    """(buckets,): whether the day is of the bucket's kind."""
 
     def measure(self, name: str | None, part: float) -> npt.NDArray[np.float64]:
         """A measure step by step; of a count's exposure, which has no name, the `part` of a bucket that a step is."""
@@ -173,23 +178,30 @@ class _Grid:
         """The step after each bucket."""
         return RECENT * self.bin + self.grain * np.arange(1, self.count + 1)
 
-    def sums(self, steps: npt.NDArray[np.float64], width: int, back: Sequence[int]) -> npt.NDArray[np.float64]:
+    def sums(
+        self,
+        steps: npt.NDArray[np.float64],
+        width: int,
+        back: Sequence[int],
+        later: npt.NDArray[np.int64] | int = 0,
+    ) -> npt.NDArray[np.float64]:
         """(buckets, len(back)): sums over the `width` steps that end so many steps before a bucket's end."""
         total = np.concatenate([[0.0], np.cumsum(steps)])
-        last = self.ends[:, None] - np.array(back, dtype=int)[None, :]
+        last = (self.ends + later)[:, None] - np.array(back, dtype=int)[None, :]
         inside = (last - width >= 0) & (last < len(total))
         last = np.clip(last, width, len(total) - 1)
         return np.where(inside, total[last] - total[last - width], np.nan)
 
     def recorded(self, block: _Block, metric: Metric) -> npt.NDArray[np.bool_]:
         """The buckets in which somebody had an event, and the metric was counted."""
-        return np.asarray(self.sums(block.events * block.counted(metric), self.grain, [0])[:, 0] > 0)
+        events = self.sums(block.events * block.counted(metric), self.grain, [0], block.later)
+        return np.asarray(events[:, 0] > 0)
 
     def bins(self, block: _Block, metric: Metric, name: str | None, ends: Sequence[int]) -> npt.NDArray[np.float64]:
         """A measure in the bins with these ends; NaN where a bin must not be used, or nobody had an event in it."""
-        value = self.sums(block.measure(name, 1 / self.grain), self.bin, ends)
-        spoilt = self.sums((~block.known(metric)).astype(float), self.bin, ends)
-        events = self.sums(block.events, self.bin, ends)
+        value = self.sums(block.measure(name, 1 / self.grain), self.bin, ends, block.later)
+        spoilt = self.sums((~block.known(metric)).astype(float), self.bin, ends, block.later)
+        events = self.sums(block.events, self.bin, ends, block.later)
         return np.where((spoilt == 0) & (events > 0), value, np.nan)
 
 
@@ -203,7 +215,7 @@ def _scored(
     bin_: dt.timedelta,
 ) -> pl.DataFrame:
     now, n = blocks[0], grid.count
-    columns: dict[str, object] = {}
+    columns: dict[str, Any] = {}
     for key, name in zip(("value", "exposure"), metric.parts, strict=True):
         steps = now.measure(name, 1 / grid.grain)
         columns[key] = np.ones(n) if name is None else grid.sums(steps, grid.grain, [0])[:, 0]
@@ -222,6 +234,7 @@ def _scored(
             if days:
                 columns[f"day{days}_{key}"] = grid.bins(block, metric, name, ends)
     columns |= _model(metric, told, grid, grain, bin_)
+    columns["unlike"] = _leave_unlike(columns, blocks, n)
     seconds = {"width": grain.total_seconds(), "bin": bin_.total_seconds()}
     own = {key: getattr(metric, key) for key in ("min_volume", "min_effect", "min_rise")}
     constants = [pl.lit(metric.kind).alias("kind"), *(pl.lit(v).alias(k) for k, v in seconds.items())]
@@ -260,12 +273,24 @@ def _model(
     return {"model_value": np.minimum(value, exposure) if rest else value, "model_exposure": exposure}
 
 
+def _leave_unlike(columns: dict[str, Any], blocks: dict[int, _Block], n: int) -> npt.NDArray[np.bool_]:
+    """Take the days of another kind from the buckets that have one of their own; where none is left."""
+    days = {days: np.broadcast_to(block.like, n) for days, block in blocks.items() if days}
+    left = np.zeros(n, dtype=bool)
+    for day, like in days.items():
+        left |= like & (np.nan_to_num(columns[f"day{day}_value"]).sum(axis=1) > 0)
+    for day, like in days.items():
+        for key in ("value", "exposure"):
+            columns[f"day{day}_{key}"][left & ~like] = np.nan
+    return np.asarray(~left & ~np.all(list(days.values()), axis=0) if days else ~left & False)
+
+
 def _plain(block: _Block | None, metric: Metric, grid: _Grid) -> npt.NDArray[np.float64]:
     """What a metric was in each bucket of a block; NaN where that is not known."""
     if block is None:
         return np.full(grid.count, np.nan)
     value, size = (
-        np.ones(grid.count) if name is None else grid.sums(block.measure(name, 1), grid.grain, [0])[:, 0]
+        np.ones(grid.count) if name is None else grid.sums(block.measure(name, 1), grid.grain, [0], block.later)[:, 0]
         for name in metric.parts
     )
     with np.errstate(all="ignore"):

@@ -10,10 +10,12 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import structlog
 from statsmodels.stats.multitest import multipletests
 
 from kmon.calibrate import Calibration, Calibrations, Key, Tail
@@ -21,8 +23,11 @@ from kmon.clock import EPOCH
 from kmon.config import Config, DetectorUse, Metric
 from kmon.detect.contract import SCORES, Detector, load_detector, scored
 from kmon.detect.fleet import Fleet, Mask, Outlook, check_taken_over, observe
+from kmon.detect.silence import Silence
+from kmon.errors import StoreError
 from kmon.store import Store
 
+log = structlog.get_logger("kmon")
 LOOKS = 5
 """How often a window is judged within its own length: more often adds tests, not evidence."""
 COMPANY = 500
@@ -43,6 +48,17 @@ class Scored:
     """A row for each judged monitor and metric: `metric`, `row` (of the fleet), the detector's scores with calibrated
     p-values, and `raw`, the p-value as the detector said it."""
     calibrations: Calibrations
+    tests: int | None = None
+    """How many monitors were tested by a detector that brings its own windows; None: those of `scores`."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether its windows are its own, each as long as `seconds` says, from which no cause is to be taken."""
+        return self.tests is not None
+
+    def window(self, score: Mapping[str, Any]) -> dt.timedelta:
+        """How long the window of one of `scores` is."""
+        return dt.timedelta(seconds=score["seconds"]) if self.apart else self.width
 
     def again(self, fleet: Fleet, metric: str, rows: list[int], config: Config) -> pl.DataFrame:
         """Score some monitors of another fleet, such as this one less a known cause; in company, as they were."""
@@ -118,7 +134,12 @@ def due_windows(config: Config, at: dt.datetime, since: dt.datetime | None = Non
 def false_discovery_rate(config: Config, width: dt.timedelta) -> float:
     """Of one look at the windows of `width`: the day's budget, in equal parts to the widths and to their looks."""
     looks = dt.timedelta(days=1) / look_every(config, width)
-    return min(MOST, config.false_alerts_per_day / len(config.windows) / looks)
+    return min(MOST, config.false_alerts_per_day / _shares(config) / looks)
+
+
+def _shares(config: Config) -> int:
+    """The families that share the budget: a width each, and a detector that brings its own windows."""
+    return len(config.windows) + sum(use.use == Silence.name and not use.shadow for use in config.detectors)
 
 
 def sweep(
@@ -138,7 +159,8 @@ def sweep(
     day saw of normal monitors, `outlooks` are what models forecast. Reads the store, writes nothing.
     """
     check_taken_over(store, config, config.metrics.values(), (d for grouping in config.watch for d in grouping))
-    detectors = [(use, load_detector(use, config.path.parent)) for use in config.detectors]
+    loaded = [(use, load_detector(use, config.path.parent)) for use in config.detectors]
+    detectors = [(use, d) for use, d in loaded if not isinstance(d, Silence)]
     widths = due_windows(config, at, since)
     fleet = observe(store, config, at, masks=masks, outlooks=outlooks, least=_least(config, [d for _, d in detectors]))
     found: list[Scored] = []
@@ -152,8 +174,47 @@ def sweep(
         rate = false_discovery_rate(config, width)
         families[width] = Family(rate, len(p), _cutoff(p, rate))
         found += scores
+    if not fleet.quiet(max(config.windows)):
+        for use, detector in loaded:
+            if isinstance(detector, Silence) and (one := _silence(use, detector, store, config, at, since, masks)):
+                families[one.width] = _family(config, detector, one)
+                found.append(one)
     flagged = tuple(s.scores.filter((pl.col("p_value") <= families[s.width].cutoff) & pl.col("notable")) for s in found)
     return Sweep(at, tuple(found), families, fleet.monitors.height, flagged, _tails(found, families))
+
+
+def _silence(
+    use: DetectorUse,
+    detector: Silence,
+    store: Store,
+    config: Config,
+    at: dt.datetime,
+    since: dt.datetime | None,
+    masks: Sequence[Mask],
+) -> Scored | None:
+    """What the detector of silence says, where a look is due and anybody is silent.
+
+    Its width stands for all of its windows, none of which is longer, and is that of no other.
+    """
+    try:
+        looked = detector.look(store, config, at, masks) if detector.is_due(config, at, since) else None
+    except StoreError as error:  # it looks through much; the windows must not wait where that takes too long
+        log.warning("silence is not judged", reason=str(error))
+        return None
+    if looked is None:
+        return None
+    fleet, scores, tests = looked
+    width = max(config.incidents.lasting, max(config.windows) + dt.timedelta(seconds=1))
+    return Scored(use, detector, fleet, width, scores.with_columns(raw=pl.col("p_value")), {}, tests)
+
+
+def _family(config: Config, detector: Silence, one: Scored) -> Family:
+    looks = dt.timedelta(days=1) / detector.look_every(config)
+    rate = min(MOST, config.false_alerts_per_day / _shares(config) / looks)
+    tests = one.tests or 0
+    p = np.ones(max(tests, one.scores.height))
+    p[: one.scores.height] = one.scores["p_value"].to_numpy()
+    return Family(rate, tests, _cutoff(p, rate))
 
 
 def _calibrated(scores: pl.DataFrame, calibration: Calibration | None) -> pl.DataFrame:
@@ -166,7 +227,7 @@ def _calibrated(scores: pl.DataFrame, calibration: Calibration | None) -> pl.Dat
 def _tails(found: Sequence[Scored], families: Mapping[dt.timedelta, Family]) -> dict[Key, Tail]:
     """The p-values of the first detector for monitors which no known incident touches, and which are no anomaly."""
     tails: dict[Key, Tail] = {}
-    for one in (one for one in found if one.use is found[0].use):
+    for one in (one for one in found if one.use is found[0].use and not one.apart):
         calm = one.fleet.untouched[one.scores["row"].to_numpy()]
         normal = one.scores.filter(pl.Series(calm) & (pl.col("p_value") > families[one.width].cutoff))
         for (metric,), part in normal.group_by("metric"):
@@ -200,7 +261,7 @@ def _cutoff(p: npt.NDArray[np.float64], rate: float) -> float:
 
 def _least(config: Config, detectors: Sequence[Detector]) -> float:
     """The events below which no metric can be judged: a metric's volume is never more than its events."""
-    if not _countable(config):
+    if not _countable(config) or not detectors:
         return 1.0
     return max(1.0, min(_least_volume(m, d) for m in config.metrics.values() for d in detectors))
 

@@ -193,7 +193,8 @@ class Store(Questions, Intake):
         spans in their order), the dimensions as numbers (null where the set does not group by them), the measures.
         The values of a dimension that has many are left out where they have fewer than `least` events in all spans of
         each name, and so is the value that an event did not have. `measures` are the only ones, default all. A window
-        has no events, too, where they are kept in buckets that do not fit into it (`kmon.store.cells`). Only events that match `where` and none of `without` count.
+        has no events, too, where they are kept in buckets that do not fit into it (`kmon.store.cells`). Only events
+        that match `where` and none of `without` count.
         """
         self.refresh()
         return self.sql(self.windows_sql(spans, sets, where or {}, least, without, measures))
@@ -260,6 +261,67 @@ class Store(Questions, Intake):
         return (
             f"SELECT {number} AS set, slot{', ' + shown if shown else ''}, {self.schema.merged(measures)}"
             f" FROM {source} GROUP BY GROUPING SETS ({groups}) HAVING {present}"
+        )
+
+    def silent(
+        self,
+        by: Sequence[str],
+        measure: str,
+        at: dt.datetime,
+        *,
+        quiet: dt.timedelta,
+        hours: int,
+        lasting: int,
+        least: float,
+    ) -> pl.DataFrame:
+        """Hourly counts before `at` of those who have had none of `measure` for `quiet`, and some in `lasting` hours.
+
+        A row for each combination of values of `by` and hour with events, among the last `hours`: the numbers of `by`,
+        `hour` (0 the one that ends at `at`), `n`, `newest` (the last bucket with events, UTC) and `tests`, how many
+        combinations had events in `lasting` hours. Only those that in as many hours as they are silent had `least`
+        yesterday and on the first of the days together. A row with null dimensions for each hour of everybody comes
+        with them.
+        """
+        self.refresh()
+        return self.sql(self.silent_sql(by, measure, at, quiet=quiet, hours=hours, lasting=lasting, least=least))
+
+    def silent_sql(
+        self,
+        by: Sequence[str],
+        measure: str,
+        at: dt.datetime,
+        *,
+        quiet: dt.timedelta,
+        hours: int,
+        lasting: int,
+        least: float,
+    ) -> str:
+        """Who is silent first, from a day; who might matter of them next; the hours of those alone at last."""
+        keys, count = ", ".join(sql.name(self._known(d)) for d in by), sql.name(measure)
+        hour = dt.timedelta(hours=1)
+        first, since = at - hours * hour, at - quiet
+        slot = f"({hours - 1} - (epoch_us(bucket) - epoch_us({sql.time(first)})) // 3600000000)::INTEGER"
+        some = " AND ".join([f"{count} > 0", *(f"{sql.name(d)} > 0" for d in by)])
+        none = ", ".join(f"NULL::UINTEGER AS {sql.name(d)}" for d in by)
+        shown = f"{keys}, bucket, {count}"
+
+        def scan(columns: str, start: dt.datetime, end: dt.datetime, condition: str = some) -> str:
+            return f"({scan_sql(columns, start, end, condition, hour)})"
+
+        days = [scan(shown, start, start + 24 * hour)[1:-1] for start in (at - 48 * hour, first)]
+        return (
+            f"WITH active AS MATERIALIZED (SELECT DISTINCT {keys} FROM ({scan_sql(keys, since, at, some)})),"
+            f" gone AS MATERIALIZED (SELECT {keys}, {slot.replace('bucket', 'max(bucket)')} AS gap"
+            f" FROM {scan(shown, at - lasting * hour, since)} ANTI JOIN active USING ({keys}) GROUP BY {keys}),"
+            f" chosen AS MATERIALIZED (SELECT {keys}"
+            f" FROM ({' UNION ALL '.join(dict.fromkeys(days))}) JOIN gone USING ({keys})"
+            f" WHERE {slot} % 24 <= gap GROUP BY {keys} HAVING sum({count}) >= {least}),"
+            f" tested AS (SELECT (SELECT count(*) FROM active) + (SELECT count(*) FROM gone) AS tests)"
+            f" SELECT {keys}, hour, n, newest, tests FROM (SELECT {keys}, {slot} AS hour, sum({count})::DOUBLE AS n,"
+            f" max(bucket) AS newest FROM {scan(shown, first, since)}"
+            f" SEMI JOIN chosen USING ({keys}) GROUP BY {keys}, hour), tested"
+            f" UNION ALL SELECT {none}, {slot} AS hour, sum(n)::DOUBLE, max(bucket), 0 FROM (SELECT bucket,"
+            f" sum({count}) AS n FROM {scan(f'bucket, {count}', first, at, 'true')} GROUP BY bucket) GROUP BY hour"
         )
 
     def cardinality(self, dimension: str) -> int:
