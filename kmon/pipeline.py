@@ -31,6 +31,8 @@ PAUSE = 1.5
 """A silence is unusual that exceeds the usual ones by this factor."""
 USUAL = 3
 """A pause of the source is usual that came at least so often in the last day."""
+DENSE = 0.8
+"""A silence tells something where there usually are events in so many of the minutes: small shops sell in bursts."""
 WEEKLY = 6 * HOUR
 """A longer silence of the source is judged only where the week before is known: the shop may be closed."""
 LIVE = 1 * HOUR
@@ -110,7 +112,8 @@ def silent(config: Config, store: Store, at: dt.datetime, known: Sequence[Incide
         pauses = store.pauses(last - DAY, last + MINUTE, idle, [partition])
         usual = [share * store.received(*pause, list(gone))[1] for pause in pauses if not _is_known(*pause, known)]
         missing = share * store.received(last + MINUTE, _minute(end), list(gone))[1]
-        if missing >= max(config.pipeline.missing, PAUSE * max(usual, default=0.0)):
+        enough = missing >= max(config.pipeline.missing, PAUSE * max(usual, default=0.0))
+        if enough and store.dense(last - HOUR / 2, last, [partition]) >= DENSE:
             found[partition] = last + MINUTE, missing
     if not found:
         return []
@@ -142,9 +145,16 @@ def usual(store: Store, start: dt.datetime, end: dt.datetime) -> float:
     """The events that usually come in [start, end): the least that any reference says, 0 where they do not suffice.
 
     They are the hour before, the same time of the day before, and of the week before. Without a day before nobody
-    knows, and without a week before nobody knows about long silences.
+    knows, and without a week before nobody knows about long silences, nor of a stream that comes in bursts.
     """
     oldest, length = store.oldest() or start, end - start
+    first = _minute(start)
+    spans = [
+        (first - HOUR, first),
+        (first - DAY, first - DAY + max(_minute(start + min(length, HOUR)) - first, MINUTE)),
+    ]
+    if any(store.dense(*span) < DENSE for span in spans):
+        return 0.0
     days = [d for d in (1, 7) if start - d * DAY >= oldest]
     if not days or (length > WEEKLY and 7 not in days):
         return 0.0

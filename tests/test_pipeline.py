@@ -103,6 +103,12 @@ def test_pauses_lie_between_minutes_with_events(store: EmbeddedStore) -> None:
     assert store.pauses(AT - HOUR, AT, 3 * MINUTE) == [(AT - 19 * MINUTE, AT - 15 * MINUTE)]
 
 
+def test_in_how_many_minutes_there_are_events(store: EmbeddedStore) -> None:
+    put(store, came((4, "a", "", 7), (4, "b", "", 1), (3, "a", "", 1), (2, "", "bad", 1), (1, "b", "", 1)))
+    assert store.dense(AT - 4 * MINUTE, AT) == 0.75
+    assert store.dense(AT - 4 * MINUTE, AT, ["b"]) == 0.5
+
+
 def test_the_share_of_rejects_before_and_now(store: EmbeddedStore) -> None:
     put(store, came((9, "a", "", 7), (9, "", "x", 1), (2, "a", "", 6), (2, "", "y", 3), (1, "", "x", 2)))
     found = store.rejected(AT - 10 * MINUTE, AT - 5 * MINUTE, AT)
@@ -155,6 +161,7 @@ def test_a_partition_that_died_while_others_go_on(store: EmbeddedStore) -> None:
         (steady("3", until=15, records=1), 15),  # too little is missing
         (steady("3", until=150), 0),  # heard of again
         (steady("3", since=120, until=15) + [(ago, "3", "", 20) for ago in (180, 179, 178)], 15),  # it often is so
+        ([(ago, "3", "", 80) for ago in range(180, 15, -4)], 15),  # it comes in bursts
         ([], 0),  # never heard of
     ],
 )
@@ -188,7 +195,7 @@ def busy(store: EmbeddedStore, heard: dt.datetime, days: Sequence[int] = (1, 0),
     """A shop with usual traffic up to AT, on each of these days, which was last heard of then."""
     events = traffic(days=days)
     store.commit(Commit([Move("test", 0, first, first + events.height)], events, {"0": AT}))
-    put(store, came(*steady("0"), heard=heard))
+    put(store, came(*steady("0"), *steady("0", since=1560, until=1380), heard=heard))
 
 
 def test_a_source_that_went_quiet_by_the_clock(store: EmbeddedStore, ledger: Ledger) -> None:
@@ -223,6 +230,7 @@ def test_without_a_day_before_nobody_knows_what_is_usual(store: EmbeddedStore) -
         busy(again, AT)
         assert usual(again, AT, AT + 10 * MINUTE) == pytest.approx(10 * 648, rel=0.1)
         assert usual(again, AT, AT + 7 * HOUR) == 0  # nor, of a long silence, without a week before
+        assert usual(again, AT - 150 * MINUTE, AT - 140 * MINUTE) == 0  # nor of what comes in bursts, or has just begun
 
 
 def test_data_that_falls_behind_the_clock(store: EmbeddedStore, ledger: Ledger) -> None:

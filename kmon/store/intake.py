@@ -93,6 +93,18 @@ class Intake(ABC):
             f" WHERE ended - began >= to_seconds({least.total_seconds()}) ORDER BY ended"
         )
 
+    def dense(self, start: dt.datetime, end: dt.datetime, partitions: Sequence[str] = ()) -> float:
+        """The share of the minutes that begin in [start, end) in which some partitions, or any, have events."""
+        return float(self.sql(self.dense_sql(start, end, partitions)).item()) / max((end - start) / MINUTE, 1.0)
+
+    @staticmethod
+    def dense_sql(start: dt.datetime, end: dt.datetime, partitions: Sequence[str] = ()) -> str:
+        kept = f" AND partition IN ({', '.join(map(sql.text, partitions))})" if partitions else ""
+        return (
+            "SELECT count(DISTINCT minute) AS minutes FROM intake WHERE reason = ''"
+            f" AND minute >= {sql.time(start)} AND minute < {sql.time(end)}{kept}"
+        )
+
     def rejected(self, start: dt.datetime, middle: dt.datetime, end: dt.datetime) -> dict[str, Any]:
         """How many records there were, and how many of them were rejected, before and from `middle` on.
 
