@@ -312,9 +312,9 @@ sweeps_table = sa.Table(
 tails_table = sa.Table(
     "tails",
     _metadata,
-    _column("at", _Time, index=True),
-    _column("metric", _text),
-    _column("window", _Seconds),
+    _column("hour", _Time, primary_key=True),
+    _column("metric", _text, primary_key=True),
+    _column("window", _Seconds, primary_key=True),
     _column("tests", _int),
     *(_column(f"beyond_{i}", _int) for i in range(len(LEVELS))),
 )
@@ -477,22 +477,25 @@ class Ledger:
             if seen is not None and (connection.scalar(_NEWEST) or EPOCH) != seen:
                 message = "another process judged at the same time: its sweep was recorded, this one was not"
                 raise LedgerError(message)
+            same = sa.select(sa.literal(1)).where(sweeps_table.c.at == sweep.at)
+            first = connection.scalar(same) is None  # what is judged again does not count again
             _upsert(connection, sweeps_table, [_row(sweep)], "at")
             _upsert(connection, incidents_table, [_row(incident) for incident in incidents], "id")
             for table, rows in ((anomalies_table, anomalies), (outbox_table, outbox)):
                 if rows:
                     connection.execute(sa.insert(table), [_row(row) for row in rows])
-            _put_tails(connection, sweep.at, tails or {})
+            if first:
+                _add_tails(connection, sweep.at, tails or {})
 
     def calibrations(self, at: dt.datetime) -> dict[Key, Calibration]:
-        """What the sweeps of the day before `at` tell of the p-values of normal monitors."""
-        t = tails_table
-        rows = self._rows(sa.select(t).where(t.c.at < at, t.c.at >= at - DAY))
-        hours: dict[Key, dict[dt.datetime, list[RowMapping]]] = {}
-        for row in rows:
-            key = (row["metric"], row["window"].total_seconds())
-            hours.setdefault(key, {}).setdefault(row["at"].replace(minute=0, second=0, microsecond=0), []).append(row)
-        return {key: Calibration.of([_tail(parts) for parts in found.values()]) for key, found in hours.items()}
+        """What the whole hours of the day before `at` tell of the p-values of normal monitors."""
+        t, end = tails_table, _hour(at)
+        within = sa.and_(t.c.hour < end, t.c.hour >= end - DAY)
+        hours: dict[Key, list[Tail]] = {}
+        for row in self._rows(sa.select(t).where(within).order_by(t.c.hour)):
+            tail = Tail(row["tests"], tuple(row[name] for name in _BEYOND))
+            hours.setdefault((row["metric"], row["window"].total_seconds()), []).append(tail)
+        return {key: Calibration.of(tails) for key, tails in hours.items()}
 
     def anomalies(self, incident: str) -> list[Anomaly]:
         """What one incident explained, in time order."""
@@ -613,21 +616,21 @@ def _row(record: Any) -> dict[str, Any]:
 _BEYOND = [f"beyond_{i}" for i in range(len(LEVELS))]
 
 
-def _tail(rows: Sequence[RowMapping]) -> Tail:
-    return Tail(sum(row["tests"] for row in rows), tuple(sum(row[name] for row in rows) for name in _BEYOND))
+def _hour(at: dt.datetime) -> dt.datetime:
+    return at.replace(minute=0, second=0, microsecond=0)
 
 
-def _put_tails(connection: Connection, at: dt.datetime, tails: Tails) -> None:
-    """Those of one sweep, in place of what it may have written before; two days of them are kept."""
+def _add_tails(connection: Connection, at: dt.datetime, tails: Tails) -> None:
+    """Count those of one sweep in with their hour's; two days of them are kept."""
     t = tails_table
-    connection.execute(sa.delete(t).where(sa.or_(t.c.at == at, t.c.at < at - 2 * DAY)))
-    rows = [
-        {"at": at, "metric": metric, "window": dt.timedelta(seconds=seconds), "tests": tail.tests}
-        | dict(zip(_BEYOND, tail.beyond, strict=True))
-        for (metric, seconds), tail in tails.items()
-    ]
-    if rows:
-        connection.execute(sa.insert(t), rows)
+    connection.execute(sa.delete(t).where(t.c.hour < _hour(at) - 2 * DAY))
+    for (metric, seconds), tail in tails.items():
+        key = {"hour": _hour(at), "metric": metric, "window": dt.timedelta(seconds=seconds)}
+        counts = {"tests": tail.tests, **dict(zip(_BEYOND, tail.beyond, strict=True))}
+        same = sa.and_(*(t.c[name] == value for name, value in key.items()))
+        more = {name: t.c[name] + count for name, count in counts.items()}
+        if not connection.execute(sa.update(t).where(same).values(more)).rowcount:
+            connection.execute(sa.insert(t), [key | counts])
 
 
 def _upsert(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], key: str) -> None:

@@ -1,6 +1,6 @@
 """Whether an open incident's own monitor is still abnormal: a likelihood ratio between what it was and what is normal.
 
-"Still abnormal" is that more than about half of the change is left. The shortest window that can tell decides, so that
+"Still abnormal" is that more than about a quarter of the change is left. The shortest window that can tell decides, so that
 the end of a sudden one is seen as soon as its beginning was (a sequential probability ratio test, Wald 1945, of each
 window afresh).
 """

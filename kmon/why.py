@@ -73,7 +73,7 @@ class Why:
     masked: tuple[Incident, ...]
     """Known incidents whose minutes were no references."""
     cause: dict[str, str] | None
-    """The scope that explains the change, where that is another one."""
+    """The scope that explains the change, where another one or another metric does."""
     incident: str | None
     """The incident that it belongs to."""
     models: tuple[Model, ...] = ()
@@ -121,6 +121,10 @@ def why(
         complete = f"up to {mark:%Y-%m-%d %H:%M:%S} UTC only" if mark else "nowhere: the store has no events yet"
         message = f"that time was not judged: the data is complete {complete}"
         raise UsageError(message)
+    begins = store.begins("rollup_1m")
+    if begins is not None and moment - max(config.windows) < begins:
+        message = f"that time cannot be judged any more: its minutes are kept from {begins:%Y-%m-%d %H:%M:%S} UTC on"
+        raise UsageError(message)
     known = _Then(ledger, moment)
     sweep, causes, recent = Watch(config, store, known, deliver=False).examine(moment)  # type: ignore[arg-type]
     scope = {d: where[d] for d in config.dimensions if d in where}
@@ -133,7 +137,7 @@ def why(
     outcome, sentence = _told(metric, scope, moment, windows, cause, incident)
     if cause and incident is None and len(partners) < len(then):
         sentence += "; the data itself was in trouble then, which holds back what it explains"
-    other = cause.scope if cause and cause.scope != scope else None
+    other = cause.scope if cause and (cause.metric, cause.scope) != (metric, scope) else None
     parts = [part for part in config.metrics[metric].parts if part is not None]
     fitted = models_of(known.fits(moment), config, moment, scope) if config.metrics[metric].kind != "mean" else []
     models = tuple(m for m in fitted if m.measure in parts)
@@ -204,7 +208,7 @@ def _window(
     days = {day: round(float(expectation.weights[i, place]), 3) for i, day in enumerate(expectation.names)}
     score, family = found.row(0, named=True), sweep.families[width]
     cutoff = max(family.cutoff, family.rate / max(family.tests, 1))
-    outcome, reason = _judged(config, scored, score, cutoff, scope, cause)
+    outcome, reason = _judged(scored, score, cutoff, scope, cause)
     shown = {key: score[key] for key in ("observed", "expected", "lower", "upper", "p_value")}
     return Window(
         width,
@@ -237,7 +241,7 @@ def _apart(
         return Window(scored.width, scored.detector.name, "not judged", reason, 0.0, 0.0)
     score, family = found.row(0, named=True), sweep.families[scored.width]
     cutoff = max(family.cutoff, family.rate / max(family.tests, 1))
-    outcome, reason = _judged(config, scored, score, cutoff, scope, cause)
+    outcome, reason = _judged(scored, score, cutoff, scope, cause)
     shown = {key: score[key] for key in ("observed", "expected", "lower", "upper", "p_value")}
     name, width = scored.detector.name, scored.window(score)
     return Window(width, name, outcome, reason, 0.0, 1.0, **shown, cutoff=cutoff, tests=family.tests)
@@ -263,18 +267,18 @@ def _unjudged(mine: dict[str, Any], used: int) -> str:
 
 
 def _judged(
-    config: Config, scored: Scored, score: dict[str, Any], cutoff: float, scope: dict[str, str], cause: Cause | None
+    scored: Scored, score: dict[str, Any], cutoff: float, scope: dict[str, str], cause: Cause | None
 ) -> tuple[Outcome, str]:
     if score["p_value"] > cutoff:
         return "normal", f"as likely as {score['p_value']:.2g}; an anomaly is less likely than {cutoff:.2g}"
     if not score["notable"]:
-        return "suppressed", f"certain, but too small a change ({score['effect']:+.0%}) to tell anybody"
+        return "suppressed", f"certain, but no change worth telling ({score['effect']:+.0%})"
     if scored.use.shadow:
         return "suppressed", "the detector is on trial: it scores, and alerts nobody"
-    if cause is not None and cause.scope == scope:
+    if cause is not None and (cause.metric, cause.scope) == (score["metric"], scope):
         return "fired", "its own change explains it"
     if cause is not None:
-        return "explained", f"by {show_scope(cause.scope)}"
+        return "explained", f"by {cause.metric} {cause.direction} of {show_scope(cause.scope)}"
     return "suppressed", "an anomaly only in the company of others that are explained"
 
 

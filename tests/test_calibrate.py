@@ -79,9 +79,19 @@ def test_the_ledger_keeps_the_hours_of_the_day_before_a_sweep() -> None:
 
 def test_a_sweep_that_is_made_again_counts_once() -> None:
     with Ledger.open("sqlite://") as ledger:
-        for beyond in (900, 50):
+        for beyond in (50, 900):
             for hour in range(3):
                 at = AT + dt.timedelta(hours=hour)
                 tails = {("orders", FIVE): Tail(1000, (beyond, 0, 0, 0))}
                 ledger.record(SweepRecord(at, at, 0.1, 1, 1, 0, 0.0), [], tails=tails)
         assert ledger.calibrations(AT + dt.timedelta(hours=3))["orders", FIVE].shares == (0.05,)
+
+
+def test_the_sweeps_of_an_hour_are_one() -> None:
+    """Three hours of twenty sweeps each tell what no single sweep could."""
+    with Ledger.open("sqlite://") as ledger:
+        for minute in range(0, 180, 3):
+            at = AT + dt.timedelta(minutes=minute)
+            tails = {("orders", FIVE): Tail(50, (3, 0, 0, 0))}
+            ledger.record(SweepRecord(at, at, 0.1, 1, 1, 0, 0.0), [], tails=tails)
+        assert ledger.calibrations(AT + dt.timedelta(hours=3))["orders", FIVE].shares == (0.06,)

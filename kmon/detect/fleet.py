@@ -283,14 +283,14 @@ class Fleet:
 
     def _previous(self, counts: Floats, width: dt.timedelta) -> Floats:
         """The windows of the same width just before, the newest last."""
-        if width >= self.bin:
+        if not width % self.bin:
             join = width // self.bin
             bins = self._bins(counts)[:, : RECENT - -(-width // self.bin)]
             count = bins.shape[1] // join
             return np.asarray(bins[:, bins.shape[1] - count * join :].reshape(len(counts), count, join).sum(axis=2))
         fine = counts[:, RECENT - FINE : self._today]
         join = width // self._grain
-        count = min(fine.shape[1] // join - 1, RECENT_WINDOWS)
+        count = max(min(fine.shape[1] // join - 1, RECENT_WINDOWS), 0)
         first = fine.shape[1] - (count + 1) * join
         return np.asarray(fine[:, first : fine.shape[1] - join].reshape(len(counts), count, join).sum(axis=2))
 

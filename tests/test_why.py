@@ -1,0 +1,126 @@
+"""Why a monitor fired or did not, in words and as JSON."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import Any
+
+import polars as pl
+import pytest
+
+from kmon.config import Config
+from kmon.errors import UsageError
+from kmon.ledger import Ledger
+from kmon.store import EmbeddedStore
+from kmon.watch import Watch
+from kmon.why import Why, why
+from tests.detect.worlds import AT, MINUTE, NEXT, config, shop, traffic
+
+P1 = {"partner": "p1"}
+DEAD = pl.when((pl.col("partner") == "p1") & NEXT).then(0.0).otherwise(8.0)
+FEWER = pl.when((pl.col("partner") == "p1") & NEXT).then(5.0).otherwise(8.0)
+
+
+def asked(
+    store: EmbeddedStore,
+    ledger: Ledger,
+    metric: str,
+    where: dict[str, str],
+    at: dt.datetime | None = None,
+    **changes: Any,
+) -> Why:
+    return why(config(**changes), store, ledger, metric, where, at)
+
+
+@pytest.mark.parametrize(
+    ("metric", "where", "outcome", "cause"),
+    [
+        ("sessions", P1, "fired", None),
+        ("sessions", {"partner": "p1", "country": "SE"}, "explained", P1),
+        ("orders", P1, "explained", P1),
+        ("sessions", {"partner": "p2"}, "normal", None),
+        ("conversion", P1, "not judged", None),  # nobody was there to buy
+    ],
+)
+def test_what_became_of_a_monitor(metric: str, where: dict[str, str], outcome: str, cause: dict | None) -> None:
+    with shop(traffic(DEAD)) as store, Ledger.open("sqlite://") as ledger:
+        found = asked(store, ledger, metric, where, AT)
+    assert (found.outcome, found.cause) == (outcome, cause)
+    assert "2026-01-10 12:00:00 UTC" in found.sentence
+
+
+def test_the_numbers_are_those_of_the_sweep() -> None:
+    with shop(traffic(DEAD)) as store, Ledger.open("sqlite://") as ledger:
+        (window,) = asked(store, ledger, "sessions", P1, AT).windows
+    assert (window.value, window.observed) == (0.0, 0.0)
+    assert window.expected == pytest.approx(360, rel=0.15)  # 9 cells of 8 sessions a minute, for five minutes
+    assert window.lower is not None
+    assert window.lower > 100
+    assert window.p_value is not None
+    assert window.p_value < window.cutoff < 0.01  # type: ignore[operator]
+    assert window.days == {"day1": 1.0}
+    assert (window.recent_bins, window.masked_bins) == (11, 13)  # an hour of history, without the window
+
+
+def test_a_change_that_is_too_small_says_so() -> None:
+    with shop(traffic(FEWER)) as store, Ledger.open("sqlite://") as ledger:
+        found = asked(store, ledger, "sessions", P1, AT, false_alerts_per_day=1000)
+    assert found.outcome == "suppressed"
+    assert "certain, but no change worth telling (-3" in found.sentence
+
+
+def test_an_incident_is_named_and_its_minutes_are_no_references() -> None:
+    settings = config()
+    with shop(traffic(DEAD)) as store, Ledger.open("sqlite://") as ledger:
+        (incident,) = Watch(settings, store, ledger).look(AT - MINUTE).new
+        found = asked(store, ledger, "sessions", P1, AT)
+    assert found.incident == incident.id
+    assert incident.id in found.sentence
+    assert [i.id for i in found.masked] == [incident.id]
+
+
+def test_what_fired_later_is_no_reason_for_what_was_judged_before() -> None:
+    settings = config()
+    with shop(traffic(DEAD)) as store, Ledger.open("sqlite://") as ledger:
+        Watch(settings, store, ledger).look(AT)
+        found = asked(store, ledger, "sessions", P1, AT - MINUTE)
+    assert found.masked == ()
+
+
+def test_it_is_json() -> None:
+    with shop(traffic(DEAD)) as store, Ledger.open("sqlite://") as ledger:
+        told = json.loads(json.dumps(asked(store, ledger, "sessions", P1).public()))
+    assert (told["metric"], told["where"], told["at"], told["outcome"]) == (
+        "sessions", P1, "2026-01-10T12:00:00Z", "fired",
+    )  # fmt: skip
+    assert told["windows"][0]["width"] == "5m"
+
+
+@pytest.mark.parametrize(
+    ("where", "at", "says"),
+    [
+        (
+            {"country": "SE", "browser": "edge"},
+            AT,
+            "country, browser is not watched: the grouping sets are everything; p",
+        ),
+        (
+            P1,
+            AT + dt.timedelta(hours=1),
+            "that time was not judged: the data is complete up to 2026-01-10 12:00:00 UTC",
+        ),
+    ],
+)
+def test_what_cannot_be_answered_is_one_sentence(where: dict[str, str], at: dt.datetime, says: str) -> None:
+    with shop(traffic()) as store, Ledger.open("sqlite://") as ledger, pytest.raises(UsageError) as caught:
+        asked(store, ledger, "sessions", where, at)
+    assert str(caught.value).startswith(says)
+
+
+def test_a_monitor_that_nobody_ever_saw_was_not_judged() -> None:
+    settings: Config = config()
+    with shop(traffic()) as store, Ledger.open("sqlite://") as ledger:
+        found = why(settings, store, ledger, "sessions", {"partner": "nobody"}, AT)
+    assert found.outcome == "not judged"
+    assert "too few events" in found.sentence
