@@ -1,8 +1,8 @@
 """Whether an open incident's own monitor is still abnormal: a likelihood ratio between what it was and what is normal.
 
-"Still abnormal" is that more than about a quarter of the change is left. The shortest window that can tell decides, so that
-the end of a sudden one is seen as soon as its beginning was (a sequential probability ratio test, Wald 1945, of each
-window afresh).
+"Still abnormal" is that more than about a quarter of the change is left. The shortest window that can tell decides, so
+that the end of a sudden one is seen as soon as its beginning was (a sequential probability ratio test, Wald 1945, of
+each window afresh).
 """
 
 from __future__ import annotations
