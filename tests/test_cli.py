@@ -105,7 +105,7 @@ def test_detect_says_when_there_is_nothing_new(replayed):
         (["replay", "missing.ndjson", "-s", "s.duckdb"], 1, "missing.ndjson does not exist"),
         (["ingest", "kmon.yaml", "-s", "s.duckdb"], 1, "is of no known kind"),
         (["replay", "events.ndjson", "-s", "/proc/none/s.duckdb"], 1, "/proc/none/s.duckdb cannot be opened"),
-        (["jobs", "run", "nope"], 2, "there is no job 'nope': it is one of detect"),
+        (["jobs", "run", "nope"], 2, "there is no job 'nope': it is one of deep_scan, detect"),
         (["simulate", "--out", "x", "--partners", "0"], 2, "'--partners'"),
         (["init", "--example", "nope"], 2, "there is no example 'nope': there is online_retail"),
     ],

@@ -208,7 +208,7 @@ _EVENING = _MORNING[::-1].copy()
 
 def test_the_weight_goes_to_whoever_tells_today() -> None:
     right, wrong = (expect(windows(_EVENING, _MORNING), "count"), expect(windows(_MORNING, _EVENING), "count"))
-    assert right.days == wrong.days == ("day1", "model")
+    assert right.names == wrong.names == ("day1", "model")
     assert right.weights[1].min() > 0.9
     assert wrong.weights[1].max() < 0.1
     truth = 100 * _MORNING[RECENT - 1]
@@ -230,7 +230,7 @@ def test_a_forecast_is_no_proof_of_little_noise() -> None:
     """It is smooth, which says nothing of how restless the monitor is."""
     restless = _MORNING * np.exp(0.5 * np.random.default_rng(4).standard_normal(RECENT + AFTER))
     alone, modelled = (expect(windows(restless, model), "count") for model in (None, _MORNING))
-    assert modelled.noise == pytest.approx(alone.noise, rel=0.15)
+    assert modelled.noise == pytest.approx(alone.noise, rel=0.25)
 
 
 def test_without_days_a_model_is_enough() -> None:
@@ -256,4 +256,4 @@ def test_a_bad_forecast_of_a_rate_is_not_trusted() -> None:
 
 
 def test_a_mean_has_no_use_for_a_model() -> None:
-    assert expect(windows(_MORNING, _MORNING, "mean", 100.0), "mean").days == ("day1",)
+    assert expect(windows(_MORNING, _MORNING, "mean", 100.0), "mean").names == ("day1",)

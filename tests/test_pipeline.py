@@ -331,7 +331,7 @@ def test_what_is_held_back_is_said_with_its_reason(store: EmbeddedStore, ledger:
     assert "held back: No events come from partition 3 since 11:40 UTC: about" in outcome.held[0].reason
     assert "1 held back" in str(outcome)
     assert "held back: No events" in outcome._repr_html_()
-    assert ledger.tails(AT) == {}  # what is missing is no example of what is normal
+    assert ledger.calibrations(AT + 60 * MINUTE) == {}  # what is missing is no example of what is normal
 
 
 def test_another_partners_outage_is_told_all_the_same(store: EmbeddedStore, ledger: Ledger) -> None:

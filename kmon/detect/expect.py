@@ -246,11 +246,13 @@ class _Shape:
         around = events @ kernel
         both = (good[:, :RECENT] & now) * decay
         used = ((covered >= kernel.sum() / 2) & ((both > 0).sum(axis=1) >= 3)).astype(float)
-        profile = np.where(used[:, None] > 0, _smooth(day, int(given.near)), np.nan)
         before = (events[:, :RECENT] * both).sum(axis=1)
         today = (np.where(now, recent, 0.0) * both).sum(axis=1)
+        used *= (before + around >= FEW) | (today < 4 * FEW)  # a day on which it was closed tells no shape
+        profile = np.where(used[:, None] > 0, _smooth(day, int(given.near)), np.nan)
         trace = (today / np.maximum(before, 1e-9))[:, None] * profile[:, :RECENT]
-        off = np.where(both > 0, np.minimum((recent - trace) ** 2, ROBUST * (trace + 0.1 * trace**2)), 0.0)
+        most = np.fmax(trace, recent)
+        off = np.where(both > 0, np.minimum((recent - trace) ** 2, ROBUST * (most + 0.1 * most**2)), 0.0)
         excess = np.where(both > 0, off - trace, 0.0)
         rate = (around + 0.5) / np.maximum(covered, 1e-9)
         return cls(

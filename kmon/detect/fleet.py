@@ -362,7 +362,7 @@ def observe(
     if () not in config.watch:
         rows = rows.filter(pl.col("set") < len(sets) - 1)
     rows = _with_enough(rows, ["set", *dimensions], spans, least)
-    monitors = rows.select("set", *dimensions).unique(maintain_order=True)
+    monitors = rows.select("set", *dimensions).unique().sort("set", *dimensions)  # sums depend on the order a little
     indexed = rows.join(monitors.with_row_index("row"), on=["set", *dimensions], how="left", nulls_equal=True)
     row, slot = indexed["row"].to_numpy(), indexed["slot"].to_numpy()
     starts = slot_starts(spans)

@@ -26,8 +26,8 @@ GONE = np.full(BINS, np.nan)
 def expected(frame: pl.DataFrame, row: int = 0) -> Expectation:
     """Of one monitor."""
     all_of_them = expect(frame, frame["kind"][0])
-    parts = (np.asarray(part) for part in vars(all_of_them).values())
-    return Expectation(*(part[..., row] if part.ndim else part for part in parts))
+    parts = vars(all_of_them).values()
+    return Expectation(*(part[..., row] if isinstance(part, np.ndarray) else part for part in parts))
 
 
 def shaped(today: float, *days: npt.ArrayLike, **options: Any) -> pl.DataFrame:

@@ -36,7 +36,7 @@ def reloaded(folder):
 MEASURE = ("  events: count(*)\n", "  events: count(*)\n  paid: count(*) FILTER (operation = 'order')\n")
 METRIC = ("  orders: {count: orders}\n", "  orders: {count: orders}\n  paid: {count: paid}\n")
 NAMED = (
-    ("min_volume: 20", "min_vol: 20", "min_vol"),
+    ("min_volume: 10", "min_vol: 10", "min_vol"),
     ("notebook: jobs/detect.ipynb", "notebook: jobs/nope.ipynb", "nope.ipynb does not exist"),
     ("# partners: partners.csv", "partners: partners.csv  ", "partners.csv"),
 )
