@@ -229,7 +229,7 @@ def test_normal_counts_are_not_flagged_too_often(
 def test_normal_rates_are_not_flagged_too_often(
     level: float, excess: float, days: int, width: float, seed: int
 ) -> None:
-    """Where a small share varies, what is left after the cut of its skewed squares is too little: calibration's part."""
+    """Where a small share varies, what is left after the cut of its skewed squares is too little: for calibration."""
     given = history(level, excess, 0.0, days, "rate", width, seed)
     p = Compare(min_volume=0, tolerance=0).score(given)["p_value"]
     if level > 0.02 or not excess:
