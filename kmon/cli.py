@@ -325,10 +325,10 @@ def series(
     """A monitor's series with its expected band."""
     from kmon import arguments
     from kmon.detect import expected_series
-    from kmon.fits import usable
+    from kmon.fits import outlooks
+    from kmon.gate import MONTH
     from kmon.ledger import as_mask, open_ledger
     from kmon.store import open_for_reading
-    from kmon.watch import MONTH
 
     loaded = _load(config)
     scope = arguments.scope(loaded, where)
@@ -340,7 +340,7 @@ def series(
         begin = arguments.moment(start) or until - dt.timedelta(hours=3)
         with open_ledger(loaded, store) as ledger:
             masks = list(map(as_mask, ledger.overlapping(begin - MONTH, until)))
-            models = usable(ledger.fits(until), loaded, until) if loaded.models.on else []
+            models = outlooks(ledger, loaded, until)
         options: Any = {"grain": width, "masks": masks, "outlooks": models}
         data = expected_series(opened, loaded, metric, scope, begin, until, **options)
         for dimension, value in scope.items():
@@ -376,18 +376,8 @@ def why(
         return
     show.out.print(show.visible(found.sentence), markup=False)
     columns = [
-        "window",
-        "verdict",
-        "seen",
-        "expected",
-        "from",
-        "to",
-        "p-value",
-        "cut-off",
-        "level from",
-        "shape from",
-        "",
-    ]
+        "window", "verdict", "seen", "expected", "from", "to", "p-value", "cut-off", "level from", "shape from", "",
+    ]  # fmt: skip
     rows = [
         (
             show_duration(w.width),

@@ -24,10 +24,10 @@ from kmon.detect.expect import AFTER, RECENT
 from kmon.detect.fleet import bin_for, check_taken_over
 from kmon.detect.models import A_DAY, LEAST, STEP, Forecast, Share, forecast
 from kmon.errors import FitError, UsageError
-from kmon.ledger import Fit, Ledger, open_ledger
+from kmon.ledger import Fit, Ledger, open_ledger, spoiling
 from kmon.store import Span, Store, open_for_reading
 from kmon.store.schema import EVENTS
-from kmon.watch import floor, show_scope, spoiling, spoilt
+from kmon.watch import floor, show_scope, spoilt
 
 Floats = npt.NDArray[np.float64]
 Scope = dict[str, str]

@@ -10,7 +10,7 @@ from typing import Literal
 from kmon.config import Config, show_duration
 from kmon.detect.expect import RECENT
 from kmon.detect.fleet import bin_for
-from kmon.ledger import Fit
+from kmon.ledger import Fit, Ledger
 
 State = Literal["fresh", "stale", "failed"]
 ALONE = "the comparison alone judges"
@@ -36,6 +36,11 @@ class Model:
 def usable(fits: Iterable[Fit], config: Config, at: dt.datetime) -> list[Fit]:
     """The models that are fresh at `at`."""
     return [fit for fit in fits if fit.method is not None and is_fresh(fit, config, at)]
+
+
+def outlooks(ledger: Ledger, config: Config, at: dt.datetime) -> list[Fit]:
+    """The forecasts that a look at `at` goes by; none where no models are configured."""
+    return usable(ledger.fits(at), config, at) if config.models.on else []
 
 
 def is_fresh(fit: Fit, config: Config, at: dt.datetime) -> bool:

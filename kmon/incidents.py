@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -183,8 +183,7 @@ def _nested(config: Config, cause: Cause, incidents: Sequence[Incident]) -> list
     return [
         incident
         for incident in incidents
-        if (incident.scope.items() <= cause.scope.items() or cause.scope.items() <= incident.scope.items())
-        and _is_bad(config, incident.metric, incident.direction) == bad
+        if related(incident.scope, cause.scope) and _is_bad(config, incident.metric, incident.direction) == bad
     ]
 
 
@@ -194,6 +193,11 @@ def _swollen(config: Config, at: dt.datetime, cause: Cause, known: Sequence[Inci
         return False
     rises = [i for i in known if i.metric in config.metrics and not _is_bad(config, i.metric, i.direction)]
     return any(i.scope.items() <= cause.scope.items() and at - cause.window < i.seen_at for i in rises)
+
+
+def related(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether one of two scopes contains the other."""
+    return one.items() <= other.items() or other.items() <= one.items()
 
 
 def _contains(wider: dict[str, str], narrower: dict[str, str]) -> bool:

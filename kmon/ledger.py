@@ -181,6 +181,16 @@ class Fit:
         return f"{self.measure} {json.dumps(self.scope, sort_keys=True, ensure_ascii=False)}"
 
 
+def spoiling(ledger: Ledger, config: Config, start: dt.datetime, end: dt.datetime) -> list[Incident]:
+    """The known incidents between two times, without those that lasted so long that they are the new normal."""
+
+    def is_normal_now(incident: Incident) -> bool:
+        ended = incident.resolved_at
+        return ended is not None and ended - incident.started_at >= config.incidents.lasting
+
+    return [i for i in ledger.overlapping(start, end) if not is_normal_now(i)]
+
+
 def as_mask(incident: Incident) -> Incident:
     """The incident as its minutes weigh on references: one of the pipeline on everybody's."""
     return replace(incident, scope={}) if incident.metric == PIPELINE else incident

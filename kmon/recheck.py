@@ -46,11 +46,10 @@ class Recheck:
         return next((verdict for verdict in verdicts if verdict != "unjudged"), "unjudged")
 
     def _verdict(self, scored: Scored, incident: Incident, row: int) -> Verdict:
-        found = scored.scores.filter((pl.col("metric") == incident.metric) & (pl.col("row") == row))
-        if not found.height:
+        score = scored.score(incident.metric, row)
+        if score is None:
             long = scored.width >= incident.window
             return self._against_its_beginning(scored, row, incident) if long else "unjudged"
-        score = found.row(0, named=True)
         kept = 1 + (incident.observed / incident.expected - 1) / 2 if incident.expected else 2.0
         gain = self._gain(scored, row, incident, score, max(kept, 0.02))
         return "unjudged" if abs(gain) < TELLING else "abnormal" if gain > 0 else "normal"

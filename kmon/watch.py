@@ -24,16 +24,15 @@ from kmon.detect import Fleet, Sweep, observe
 from kmon.detect import sweep as run_sweep
 from kmon.errors import UsageError
 from kmon.explain import Cause, explain
-from kmon.fits import usable
-from kmon.gate import gate
+from kmon.fits import outlooks
+from kmon.gate import MONTH, gate
 from kmon.impact import an_hour, beginning, loss
 from kmon.incidents import REOPENED, Decision, decide, severity_of
-from kmon.ledger import Anomaly, Delivery, Incident, Ledger, Severity, SweepRecord, as_mask, open_ledger
+from kmon.ledger import Anomaly, Delivery, Incident, Ledger, Severity, SweepRecord, as_mask, open_ledger, spoiling
 from kmon.partners import Partners
 from kmon.recheck import Recheck
 from kmon.store import Store, open_for_reading
 
-MONTH = dt.timedelta(days=31)
 SHOWN = 100
 """Anomalies of a window that an executed notebook lists."""
 
@@ -194,7 +193,7 @@ class Watch:
         recent = spoiling(self._ledger, self._config, at - MONTH, at)
         masks = [as_mask(spoilt(i)) for i in recent if not _is_missing_now(i)]
         usual = self._ledger.calibrations(at)
-        models = usable(self._ledger.fits(at), self._config, at) if self._config.models.on else []
+        models = outlooks(self._ledger, self._config, at)
         sweep = run_sweep(self._store, self._config, at, since=since, masks=masks, calibrations=usual, outlooks=models)
         known = [i.scope for i in recent if _open_at(i, at) and i.metric != PIPELINE]
         return sweep, explain(sweep, self._config, self._scope, self._inside, known), recent
@@ -303,16 +302,6 @@ class Watch:
 def _open_at(incident: Incident, at: dt.datetime) -> bool:
     """Whether it was not resolved by then, also where that came later."""
     return incident.resolved_at is None or incident.resolved_at > at
-
-
-def spoiling(ledger: Ledger, config: Config, start: dt.datetime, end: dt.datetime) -> list[Incident]:
-    """The known incidents between two times, without those that lasted so long that they are the new normal."""
-
-    def is_normal_now(incident: Incident) -> bool:
-        ended = incident.resolved_at
-        return ended is not None and ended - incident.started_at >= config.incidents.lasting
-
-    return [i for i in ledger.overlapping(start, end) if not is_normal_now(i)]
 
 
 def _is_missing_now(incident: Incident) -> bool:

@@ -15,12 +15,13 @@ import polars as pl
 
 from kmon.calibrate import Calibration, Key
 from kmon.config import PIPELINE, Config, show_duration
-from kmon.detect import Scored, Sweep
+from kmon.detect import Family, Scored, Sweep
 from kmon.detect.expect import RECENT, expect
 from kmon.detect.fleet import numbers_of
 from kmon.errors import UsageError
 from kmon.explain import Cause
 from kmon.fits import Model, models_of
+from kmon.incidents import related
 from kmon.ledger import Fit, Incident, Ledger, as_mask, show_time
 from kmon.recheck import row_of
 from kmon.store import Store
@@ -130,10 +131,10 @@ def why(
     scope = {d: where[d] for d in config.dimensions if d in where}
     cause = _cause_of(causes, metric, scope)
     windows = tuple(_window(config, store, sweep, scored, metric, scope, cause) for scored in sweep.scored)
-    masks = tuple(i for i in recent if _weighs_on(as_mask(i).scope, scope))
+    masks = tuple(i for i in recent if related(as_mask(i).scope, scope))
     then = ledger.overlapping(moment, moment)
     partners = [i for i in then if i.metric != PIPELINE]
-    incident = next((i for i in partners if cause and _weighs_on(i.scope, cause.scope)), None)
+    incident = next((i for i in partners if cause and related(i.scope, cause.scope)), None)
     outcome, sentence = _told(metric, scope, moment, windows, cause, incident)
     if cause and incident is None and len(partners) < len(then):
         sentence += "; the data itself was in trouble then, which holds back what it explains"
@@ -165,10 +166,6 @@ class _Then:
         return self._ledger.fits(min(at, self._at))
 
 
-def _weighs_on(incident: dict[str, str], scope: dict[str, str]) -> bool:
-    return incident.items() <= scope.items() or scope.items() <= incident.items()
-
-
 def _cause_of(causes: Sequence[Cause], metric: str, scope: dict[str, str]) -> Cause | None:
     """The cause that explains the monitor: its own, or the one that lists it."""
     for cause in causes:
@@ -190,7 +187,7 @@ def _window(
     numbers = numbers_of(store, scope)
     row = row_of(fleet, numbers) if len(numbers) == len(scope) else None
     if scored.apart:
-        return _apart(config, sweep, scored, metric, scope, row, cause)
+        return _apart(sweep, scored, metric, scope, row, cause)
     if row is None:
         reason = "too few events in the last two hours and at this time of the other days"
         return Window(width, name, "not judged", reason, 0.0, 0.0)
@@ -201,24 +198,16 @@ def _window(
     mine = given.row(place, named=True)
     known = {"value": mine["value"], "exposure": mine["exposure"], "unlike": fleet.unlike_days(row)}
     used = int(np.isfinite(np.array(mine["recent_value"], dtype=float)).sum())
-    found = scored.scores.filter((pl.col("metric") == metric) & (pl.col("row") == row))
-    if not found.height:
+    score, family = scored.score(metric, row), sweep.families[width]
+    if score is None:
         return Window(width, name, "not judged", _unjudged(mine, used), **known, recent_bins=used)
     expectation = expect(given, config.metrics[metric].kind)
     days = {day: round(float(expectation.weights[i, place]), 3) for i, day in enumerate(expectation.names)}
-    score, family = found.row(0, named=True), sweep.families[width]
-    cutoff = max(family.cutoff, family.rate / max(family.tests, 1))
-    outcome, reason = _judged(scored, score, cutoff, scope, cause)
-    shown = {key: score[key] for key in ("observed", "expected", "lower", "upper", "p_value")}
     return Window(
         width,
         name,
-        outcome,
-        reason,
         **known,
-        **shown,
-        cutoff=cutoff,
-        tests=family.tests,
+        **_verdict(scored, score, family, scope, cause),
         recent_bins=used,
         masked_bins=RECENT - used,
         days={day: weight for day, weight in days.items() if weight > 0},
@@ -226,7 +215,6 @@ def _window(
 
 
 def _apart(
-    config: Config,
     sweep: Sweep,
     scored: Scored,
     metric: str,
@@ -235,16 +223,21 @@ def _apart(
     cause: Cause | None,
 ) -> Window:
     """The monitor in the window of a detector that brings its own, such as that of silence."""
-    found = scored.scores.filter((pl.col("metric") == metric) & (pl.col("row") == row))
-    if not found.height:
+    score, name = scored.score(metric, row) if row is not None else None, scored.detector.name
+    if score is None:
         reason = "it is not silent, or too little is expected in so short a silence"
-        return Window(scored.width, scored.detector.name, "not judged", reason, 0.0, 0.0)
-    score, family = found.row(0, named=True), sweep.families[scored.width]
-    cutoff = max(family.cutoff, family.rate / max(family.tests, 1))
-    outcome, reason = _judged(scored, score, cutoff, scope, cause)
+        return Window(scored.width, name, "not judged", reason, 0.0, 0.0)
+    verdict = _verdict(scored, score, sweep.families[scored.width], scope, cause)
+    return Window(scored.window(score), name, value=0.0, exposure=1.0, **verdict)
+
+
+def _verdict(
+    scored: Scored, score: dict[str, Any], family: Family, scope: dict[str, str], cause: Cause | None
+) -> dict[str, Any]:
+    """What `Window` has of a judged monitor: the outcome, its reason and the numbers that it comes from."""
+    outcome, reason = _judged(scored, score, family.reach, scope, cause)
     shown = {key: score[key] for key in ("observed", "expected", "lower", "upper", "p_value")}
-    name, width = scored.detector.name, scored.window(score)
-    return Window(width, name, outcome, reason, 0.0, 1.0, **shown, cutoff=cutoff, tests=family.tests)
+    return {"outcome": outcome, "reason": reason, "cutoff": family.reach, "tests": family.tests, **shown}
 
 
 def days_unused(window: Window) -> list[str]:

@@ -21,7 +21,7 @@ from kmon.alerts.routing import route
 from kmon.alerts.sinks import Alert, Receipt, Sink, make_sinks
 from kmon.config import PIPELINE, Config
 from kmon.errors import KmonError, LedgerError, SinkError, ThrottledError
-from kmon.ledger import Delivery, Incident, Ledger, as_mask, new_id
+from kmon.ledger import Delivery, Incident, Ledger, as_mask, new_id, spoiling
 from kmon.partners import Partners
 from kmon.store import Store
 
@@ -234,13 +234,11 @@ class Notifier:
 
     def _chart(self, store: Store, incident: Incident) -> bytes:
         from kmon.alerts.chart import draw, series_for  # matplotlib: not for those who only route
-        from kmon.fits import usable
+        from kmon.fits import outlooks
 
-        known = self.ledger.overlapping(incident.started_at - REFERENCES, self.clock())
-        lasting = self.config.incidents.lasting  # what lasted so long counts as normal, and serves as a reference
-        masks = [as_mask(i) for i in known if i.resolved_at is None or i.resolved_at - i.started_at < lasting]
-        at = incident.detected_at
-        models = usable(self.ledger.fits(at), self.config, at) if self.config.models.on else []
+        known = spoiling(self.ledger, self.config, incident.started_at - REFERENCES, self.clock())
+        masks = list(map(as_mask, known))
+        models = outlooks(self.ledger, self.config, incident.detected_at)
         series = series_for(incident, store, self.config, masks=masks, outlooks=models)
         return draw(incident, series, self.config, self.partners)
 

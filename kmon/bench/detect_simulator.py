@@ -23,6 +23,7 @@ import polars as pl
 
 from kmon.bench.rows import Row, reaching, told, under
 from kmon.bench.workplace import Options, configured, folder
+from kmon.incidents import related
 from kmon.ledger import Incident, Ledger
 from kmon.replay import replay
 from kmon.sources.scenario import SimulatedIncident, schedule
@@ -145,11 +146,9 @@ def _varied(one: SimulatedIncident, random: np.random.Generator) -> SimulatedInc
 
 
 def _found(truth: SimulatedIncident, bound: float, incidents: Sequence[Incident]) -> Found:
-    def related(incident: Incident) -> bool:
-        mine, its = incident.scope.items(), truth.scope.items()
-        return truth.start <= incident.detected_at <= truth.end + AFTERWARDS and (mine <= its or its <= mine)
-
-    return Found(truth, bound, tuple(sorted(filter(related, incidents), key=lambda i: i.detected_at)))
+    during = [i for i in incidents if truth.start <= i.detected_at <= truth.end + AFTERWARDS]
+    mine = [i for i in during if related(i.scope, truth.scope)]
+    return Found(truth, bound, tuple(sorted(mine, key=lambda i: i.detected_at)))
 
 
 def _bound(calm: Simulation, one: SimulatedIncident) -> float:

@@ -170,14 +170,14 @@ def _counts(given: References) -> Expectation:
     decay = 0.5 ** (np.arange(RECENT - 1, -1, -1) / HALF_LIFE)
     shapes = [_Shape.of(recent, day, decay, given) for day in days]
     weights = _skill(shapes)
-    window, before, today, seen, around, spread, squared = (
+    window, before, today, around, spread, squared = (
         _weighted([getattr(s, name) for s in shapes], weights, m)
-        for name in ("window", "before", "today", "used", "around", "decay", "decay2")
+        for name in ("window", "before", "today", "around", "decay", "decay2")
     )
     used = np.sum([s.used for s in shapes], axis=0) if shapes else np.zeros(m)
     effective = np.where(squared > 0, spread / np.maximum(squared, 1e-9), 1.0)  # plain counts in a decaying one
     alone = _Alone.of(recent, decay, given.bins)
-    flat = (seen < 0.5) | (around + before * np.maximum(used, 1) < FEW)
+    flat = (used == 0) | (around + before * np.maximum(used, 1) < FEW)
     own = np.where(flat, 1.0, today / np.maximum(before, 1e-9))
     profile = _weighted([s.profile for s in shapes], weights, m, RECENT + AFTER)
     trace = np.where(flat[:, None], alone.rate[:, None], own[:, None] * profile[:, :RECENT])
@@ -211,7 +211,7 @@ def _counts(given: References) -> Expectation:
     expected = np.where(flat, alone.window, factor * window)
     drift = np.where(flat, noise * alone.drift, drift + disagreement)
     bins = np.isfinite(recent).sum(axis=1)
-    known = np.isfinite(expected) & ((seen >= 0.5) | (bins >= RECENT / 4))
+    known = np.isfinite(expected) & ((used > 0) | (bins >= RECENT / 4))
     return Expectation(expected, noise, drift + wander, volume, known, _shares(weights, m), names=given.names)
 
 

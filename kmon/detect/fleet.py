@@ -169,8 +169,9 @@ class Fleet:
             if key == "exposure":
                 columns["lagged_exposure"] = whole if measure is None else self._between(counts, width, LAG)
             used = np.where(usable, counts, np.nan)
-            columns[f"previous_{key}"] = self._previous(used, width)
-            columns[f"recent_{key}"] = self._recent(used, width)
+            bins = self._bins(used)
+            columns[f"previous_{key}"] = self._previous(used, bins, width)
+            columns[f"recent_{key}"] = self._recent(bins, width)
             for name in self.days:
                 columns[f"{name}_{key}"] = self._day(used, name)
         columns |= self._model(metric, width, pick)
@@ -275,17 +276,17 @@ class Fleet:
         fine = counts[:, RECENT - FINE : self._today].reshape(len(counts), FINE, parts).sum(axis=2)
         return np.hstack([counts[:, : RECENT - FINE], fine])
 
-    def _recent(self, counts: Floats, width: dt.timedelta) -> Floats:
+    def _recent(self, bins: Floats, width: dt.timedelta) -> Floats:
         """Today's bins without those that reach into the window."""
-        bins = self._bins(counts)
-        bins[:, RECENT - -(-width // self.bin) :] = np.nan
-        return bins
+        clear = bins.copy()
+        clear[:, RECENT - -(-width // self.bin) :] = np.nan
+        return clear
 
-    def _previous(self, counts: Floats, width: dt.timedelta) -> Floats:
+    def _previous(self, counts: Floats, bins: Floats, width: dt.timedelta) -> Floats:
         """The windows of the same width just before, the newest last."""
         if not width % self.bin:
             join = width // self.bin
-            bins = self._bins(counts)[:, : RECENT - -(-width // self.bin)]
+            bins = bins[:, : RECENT - join]
             count = bins.shape[1] // join
             return np.asarray(bins[:, bins.shape[1] - count * join :].reshape(len(counts), count, join).sum(axis=2))
         fine = counts[:, RECENT - FINE : self._today]

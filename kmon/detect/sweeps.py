@@ -60,6 +60,11 @@ class Scored:
         """How long the window of one of `scores` is."""
         return dt.timedelta(seconds=score["seconds"]) if self.apart else self.width
 
+    def score(self, metric: str, row: int) -> dict[str, Any] | None:
+        """What was said of one monitor; None where it was not judged."""
+        found = self.scores.filter((pl.col("metric") == metric) & (pl.col("row") == row))
+        return found.row(0, named=True) if found.height else None
+
     def again(self, fleet: Fleet, metric: str, rows: list[int], config: Config) -> pl.DataFrame:
         """Score some monitors of another fleet, such as this one less a known cause; in company, as they were."""
         others = self.scores.filter((pl.col("metric") == metric) & ~pl.col("row").is_in(rows))["row"].to_numpy()
@@ -78,6 +83,11 @@ class Family:
     tests: int
     cutoff: float
     """Anomalies are the judged and notable monitors with a p-value up to this; 0 where none is."""
+
+    @property
+    def reach(self) -> float:
+        """The largest p-value that is an anomaly, or would be, where none is."""
+        return max(self.cutoff, self.rate / max(self.tests, 1))
 
 
 @dataclass(frozen=True)
