@@ -20,7 +20,7 @@ from kmon.alerts.notifier import outbox_for
 from kmon.alerts.routing import route
 from kmon.clock import EPOCH
 from kmon.config import PIPELINE, Config, page_key, show_duration
-from kmon.detect import Fleet, Sweep, observe
+from kmon.detect import Cube, Fleet, Sweep, observe
 from kmon.detect import sweep as run_sweep
 from kmon.errors import UsageError
 from kmon.explain import Cause, explain
@@ -132,6 +132,7 @@ class Watch:
         """Without `deliver` incidents are recorded, but no alert is put into the outbox. `clock` is the wall clock."""
         self._config, self._store, self._ledger, self._deliver = config, store, ledger, deliver
         self._clock = clock
+        self._cube: Cube | None = None
         self._partners = Partners.load(config.resolve(config.partners) if config.partners else None)
 
     def look(self, at: dt.datetime | None = None, *, thorough: bool = False) -> Outcome:
@@ -185,17 +186,30 @@ class Watch:
         told = f"{reason}; the pipeline: {decision.reason}"
         return Outcome(None, None, (decision,), tuple(outbox), time.monotonic() - began, told)
 
-    def examine(self, at: dt.datetime, since: dt.datetime | None = None) -> tuple[Sweep, list[Cause], list[Incident]]:
+    def examine(
+        self, at: dt.datetime, since: dt.datetime | None = None, keep: Sequence[dict[str, str]] = ()
+    ) -> tuple[Sweep, list[Cause], list[Incident]]:
         """The sweep at `at` and the causes of its anomalies, with nothing recorded; and the incidents that it masked.
 
-        Those are the ones that are not normal by now.
+        Those are the ones that are not normal by now. `keep` are scopes whose scores are wanted in any case.
         """
         recent = spoiling(self._ledger, self._config, at - MONTH, at)
         masks = [as_mask(spoilt(i)) for i in recent if not _is_missing_now(i)]
         usual = self._ledger.calibrations(at)
         models = outlooks(self._ledger, self._config, at)
-        sweep = run_sweep(self._store, self._config, at, since=since, masks=masks, calibrations=usual, outlooks=models)
         known = [i.scope for i in recent if _open_at(i, at) and i.metric != PIPELINE]
+        sweep = run_sweep(
+            self._store,
+            self._config,
+            at,
+            since=since,
+            masks=masks,
+            calibrations=usual,
+            outlooks=models,
+            cube=self._cube,
+            keep=[*known, *keep],
+        )
+        self._cube = sweep.cube
         return sweep, explain(sweep, self._config, self._scope, self._inside, known), recent
 
     def _newest_unjudged(self, last: SweepRecord | None) -> tuple[dt.datetime | None, str]:

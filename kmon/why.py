@@ -127,8 +127,9 @@ def why(
         message = f"that time cannot be judged any more: its minutes are kept from {begins:%Y-%m-%d %H:%M:%S} UTC on"
         raise UsageError(message)
     known = _Then(ledger, moment)
-    sweep, causes, recent = Watch(config, store, known, deliver=False).examine(moment)  # type: ignore[arg-type]
     scope = {d: where[d] for d in config.dimensions if d in where}
+    watch = Watch(config, store, known, deliver=False)  # type: ignore[arg-type]
+    sweep, causes, recent = watch.examine(moment, keep=[scope])
     cause = _cause_of(causes, metric, scope)
     windows = tuple(_window(config, store, sweep, scored, metric, scope, cause) for scored in sweep.scored)
     masks = tuple(i for i in recent if related(as_mask(i).scope, scope))
@@ -191,10 +192,11 @@ def _window(
     if row is None:
         reason = "too few events in the last two hours and at this time of the other days"
         return Window(width, name, "not judged", reason, 0.0, 0.0)
-    rows = scored.scores.filter(pl.col("metric") == metric)["row"].to_numpy()
-    company = np.unique(np.append(rows, row))
-    given = fleet.windows(config.metrics[metric], width, company)
-    place = int(np.searchsorted(company, row))
+    others = scored.scores.filter((pl.col("metric") == metric) & (pl.col("row") != row)).select("row", "company")
+    rows = np.append(others["row"].to_numpy(), row)
+    judged = scored.score(metric, row)
+    company = np.append(others["company"].to_numpy(), judged is not None and judged["company"])
+    given, place = fleet.windows(config.metrics[metric], width, rows, company), len(others)
     mine = given.row(place, named=True)
     known = {"value": mine["value"], "exposure": mine["exposure"], "unlike": fleet.unlike_days(row)}
     used = int(np.isfinite(np.array(mine["recent_value"], dtype=float)).sum())

@@ -2,7 +2,8 @@
 
 from kmon.detect.compare import Compare
 from kmon.detect.contract import SCORES, Detector, detector, load_detector
-from kmon.detect.fleet import Fleet, Mask, Outlook, observe
+from kmon.detect.cube import Cube, observe
+from kmon.detect.fleet import Fleet, Mask, Outlook
 from kmon.detect.series import expected_measures, expected_series
 from kmon.detect.silence import Silence
 from kmon.detect.surprise import SeriesScores, Surprise
@@ -11,6 +12,7 @@ from kmon.detect.sweeps import Family, Scored, Sweep, due_windows, sweep
 __all__ = [
     "SCORES",
     "Compare",
+    "Cube",
     "Detector",
     "Family",
     "Fleet",

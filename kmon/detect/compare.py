@@ -42,6 +42,8 @@ class Compare:
     """
 
     name: ClassVar[str] = "compare"
+    bounded: ClassVar[bool] = True
+    """Its expectation lies among what the references say, and its tails are wider than Poisson's or the binomial's."""
 
     min_volume: float = 10.0
     """Least observed or expected count in a window, or least denominator of a rate or mean, to judge it."""

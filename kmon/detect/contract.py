@@ -11,6 +11,8 @@
     day<N>_value, ...         arrays: the same bins N days ago, and 6 more after the window's time of day
     model_value, ...          arrays: the same as a model forecast it for today (`kmon.detect.models`), if any did
     unlike                    true where no day is of today's kind: their level says little of today's (optional)
+    company                   false where a monitor was chosen for what happens to it now, and does not tell what is
+                              usual in the fleet (optional)
     min_volume, min_effect, min_rise          the metric's own thresholds, null where it leaves them to the detector
 
 (each `_value` has its `_exposure`; of a count that is the part of a window that a bin is), with NaN for what must not
@@ -51,7 +53,11 @@ SCORES = pl.Schema(
 
 
 class Detector(Protocol):
-    """Scores monitors."""
+    """Scores monitors.
+
+    A detector whose class says ``bounded = True`` is given only monitors that could be anomalies by the bound of
+    `kmon.detect.screen`, which must hold for it, and a sample of the others; any other is given all.
+    """
 
     @property
     def name(self) -> str: ...

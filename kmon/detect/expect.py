@@ -128,6 +128,8 @@ class References:
     """The windows just before, of the same width: (monitors, any number)."""
     unlike: npt.NDArray[np.bool_]
     """(monitors,): none of the days is of today's kind."""
+    company: npt.NDArray[np.int64]
+    """Who tells what is usual in the fleet; the others were chosen for what happens to them now."""
     model: tuple[tuple[Floats, Floats], ...] = ()
     """A day that a model forecast, if any: it tells what is usual, and nothing of chance."""
     names: tuple[str, ...] = ()
@@ -151,7 +153,9 @@ class References:
         unlike = windows["unlike"].to_numpy() if "unlike" in windows.columns else np.zeros(m, dtype=bool)
         model = (pair("model", RECENT + AFTER),) if "model_value" in windows.columns else ()
         names += ["model"] * len(model)
-        return cls(width / bin_, near, pair("recent", RECENT), days, pair("previous", 0), unlike, model, tuple(names))
+        company = np.flatnonzero(windows["company"].to_numpy()) if "company" in windows.columns else np.arange(m)
+        recent, previous = pair("recent", RECENT), pair("previous", 0)
+        return cls(width / bin_, near, recent, days, previous, unlike, company, model, tuple(names))
 
 
 def expect(windows: pl.DataFrame, kind: str) -> Expectation:
@@ -169,7 +173,7 @@ def _counts(given: References) -> Expectation:
     m = len(recent)
     decay = 0.5 ** (np.arange(RECENT - 1, -1, -1) / HALF_LIFE)
     shapes = [_Shape.of(recent, day, decay, given) for day in days]
-    weights = _skill(shapes)
+    weights = _skill(shapes, given.company)
     window, before, today, around, spread, squared = (
         _weighted([getattr(s, name) for s in shapes], weights, m)
         for name in ("window", "before", "today", "around", "decay", "decay2")
@@ -187,15 +191,15 @@ def _counts(given: References) -> Expectation:
         real = zip(given.days, shapes, strict=False)  # a forecast has no residuals
         residuals += [((day - s.profile) / kept, s.profile) for (day, _), s in real]
     off, mean = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
-    noise, floor, phi = _noise(off, mean, mean**2)
+    noise, floor, phi = _noise(off, mean, mean**2, given.company)
     wander = noise * _at_width(given, recent - trace, trace, floor, phi)
     noise = floor * noise
 
     volume = around * np.maximum(used, 1) + np.nansum(recent, axis=1)
     disagreement = _disagreement(shapes[: len(given.days)], weights[: len(given.days)], noise)
     effective, around = effective / noise, around / noise  # what varies more tells less
-    fit = ~flat & (before > 0) & ~given.unlike
-    usual = today[fit].sum() / before[fit].sum() if fit.any() else 1.0
+    fit = _of(given.company, ~flat & (before > 0) & ~given.unlike)
+    usual = today[fit].sum() / before[fit].sum() if len(fit) else 1.0
     level = usual * (before + 0.5 / effective)
     base = level / effective * (1 + usual / np.maximum(used, 1))
     steady = max(STEADY, overdispersion((today - level)[fit] ** 2, base[fit], level[fit] ** 2, most=1.0))
@@ -290,12 +294,13 @@ class _Alone:
         return cls(rate * bins, rate, drift)
 
 
-def _skill(shapes: Sequence[_Shape]) -> list[Floats]:
+def _skill(shapes: Sequence[_Shape], company: npt.NDArray[np.int64]) -> list[Floats]:
     """Weights of the days, by how well each tells today's recent bins: a monitor's own error shrunk to the fleet's."""
     found = []
     for s in shapes:
-        fleet = max(0.0, float(s.error.sum() / max(s.error_base.sum(), 1e-9)))
-        typical = np.median(s.error_base[s.error_base > 0]) if (s.error_base > 0).any() else 1.0
+        error, base = s.error[company], s.error_base[company]
+        fleet = max(0.0, float(error.sum() / max(base.sum(), 1e-9)))
+        typical = np.median(base[base > 0]) if (base > 0).any() else 1.0
         own = (s.error + PRIOR * typical * fleet) / (s.error_base + PRIOR * typical)
         found.append(s.used / (SHAPELESS + np.maximum(own, 0.0)))
     return found
@@ -335,6 +340,11 @@ def _shares(weights: Sequence[Floats], m: int) -> Floats:
     return np.asarray(stacked / np.maximum(stacked.sum(axis=0), 1e-300))
 
 
+def _of(company: npt.NDArray[np.int64], which: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Those of the company that are such."""
+    return np.asarray(company[which[company]])
+
+
 def _kernel(given: References) -> Floats:
     """How much of each bin of a day lies in the window or near it."""
     edge = np.arange(RECENT + AFTER, dtype=float)
@@ -351,14 +361,15 @@ def _smooth(values: Floats, near: int) -> Floats:
     return np.asarray(total / np.maximum(size, 1))
 
 
-def _noise(off: Floats, mean: Floats, square: Floats) -> tuple[Floats, float, float]:
+def _noise(off: Floats, mean: Floats, square: Floats, company: npt.NDArray[np.int64]) -> tuple[Floats, float, float]:
     """Each monitor's noise, and the fleet's `floor` and `phi`: variance is noise x (floor x mean + phi x square).
 
     The smaller bins tell the floor: 1 for a Poisson count, more where an order counts in the bin after its session's,
     or where each event is a sum of money. The larger ones then tell `phi`.
     """
     good = np.isfinite(off) & (mean > 0.05)
-    telling = good & (mean >= 3)
+    telling = np.zeros_like(good)
+    telling[company] = (good & (mean >= 3))[company]
     if telling.any():
         small = telling & (mean <= np.median(mean[telling]))
         floor = float(_robust_mean((off[small] ** 2 / mean[small])[None, :], 1.0)[0])
@@ -400,6 +411,7 @@ def _at_width(given: References, off: Floats, mean: Floats, floor: float, phi: f
         join = max(1, min(round(given.bins), off.shape[1] // 3))
         off, mean = _joined(off, join), _joined(mean, join)
         kept = 1 - 1 / max(off.shape[1], 2)  # the level was fitted to the same bins
+    off, mean = off[given.company], mean[given.company]
     telling = np.isfinite(off) & (mean >= 3)
     return overdispersion(
         off[telling] ** 2 / kept, floor * mean[telling], mean[telling] ** 2, most=1.0, guess=phi, weight=5 * PRIOR
@@ -427,16 +439,16 @@ def _rates(given: References) -> Expectation:
         trust = _trust((hits, trials), of_days, forecast)
         other_hits, other_trials = other_hits + trust * forecast[0], other_trials + trust * forecast[1]
         shares.append(trust * forecast[1])
-    everything = trials.sum() + other_trials.sum()
-    fleet = float(np.clip((hits.sum() + other_hits.sum()) / max(everything, 1.0), 1e-6, 1 - 1e-6))
+    of_all = [float(total[given.company].sum()) for total in (hits, other_hits, trials, other_trials)]
+    fleet = float(np.clip(sum(of_all[:2]) / max(sum(of_all[2:]), 1.0), 1e-6, 1 - 1e-6))
     off, size, square = _share_residuals(given, hits, trials, *of_days)
-    noise, floor, phi = _noise(off, size, square)
+    noise, floor, phi = _noise(off, size, square, given.company)
     wander, noise = noise * phi, floor * noise
     volume = trials + other_trials
     hits, trials, other_hits, other_trials = (x / noise for x in (hits, trials, other_hits, other_trials))
     usual = (other_hits + PRIOR * fleet) / (other_trials + PRIOR)
     variance = usual * (1 - usual)
-    telling = (trials * variance >= FEW) & (other_trials * variance >= FEW)
+    telling = _of(given.company, (trials * variance >= FEW) & (other_trials * variance >= FEW))
     moved = (hits / np.maximum(trials, 1e-9) - usual) ** 2
     base = variance * (1 / np.maximum(trials, 1e-9) + 1 / (other_trials + PRIOR))
     steady = max(LIKELY, overdispersion(moved[telling], base[telling], variance[telling], most=1.0))
@@ -494,7 +506,7 @@ def _means(given: References) -> Expectation:
         chi2 += np.where(good, (value - exposure * level[:, None]) ** 2 / np.maximum(exposure, 1e-300), 0).sum(axis=1)
         df += np.maximum(good.sum(axis=1) - 1, 0)
     one = np.where(df >= 3, chi2 / np.maximum(df, 1), np.nan)
-    both = np.isfinite(now) & np.isfinite(usual) & np.isfinite(one)
+    both = _of(given.company, np.isfinite(now) & np.isfinite(usual) & np.isfinite(one))
     moved, base = (now - usual) ** 2, one * (1 / size + 1 / other_size)
     square = usual**2
     steady = max(LIKELY, overdispersion(moved[both], base[both], square[both], most=1.0))

@@ -19,7 +19,7 @@ import polars as pl
 
 from kmon.clock import EPOCH
 from kmon.config import Config, Metric
-from kmon.detect.calendar import Calendar, Comparable
+from kmon.detect.calendar import Comparable
 from kmon.detect.expect import AFTER, RECENT
 from kmon.detect.models import STEP, at_bins
 from kmon.errors import UsageError
@@ -150,8 +150,17 @@ class Fleet:
 
     # ---- the detectors' input ----------------------------------------------------------------------------------------
 
-    def windows(self, metric: Metric, width: dt.timedelta, rows: npt.NDArray[np.int64] | None = None) -> pl.DataFrame:
-        """The detectors' input for one metric in the windows of `width`, of all monitors or of some `rows`."""
+    def windows(
+        self,
+        metric: Metric,
+        width: dt.timedelta,
+        rows: npt.NDArray[np.int64] | None = None,
+        company: npt.NDArray[np.bool_] | None = None,
+    ) -> pl.DataFrame:
+        """The detectors' input for one metric in the windows of `width`, of all monitors or of some `rows`.
+
+        `company` says which of them tell what is usual, default all.
+        """
         pick = np.arange(self.monitors.height) if rows is None else rows
         numerator, denominator = metric.parts
         usable = self.usable[pick]
@@ -187,7 +196,8 @@ class Fleet:
             *(pl.Series(k, [v], pl.Float64) for k, v in own.items()),
         ]
         unlike = np.zeros(len(pick), dtype=bool) if self.comparable is None else self.comparable.unlike[pick]
-        found = pl.DataFrame(columns).with_columns(unlike=pl.Series(unlike))
+        told = {"unlike": unlike} if company is None or company.all() else {"unlike": unlike, "company": company}
+        found = pl.DataFrame({**columns, **told})
         return found.hstack([constant.new_from_index(0, len(pick)) for constant in constants])
 
     def _model(self, metric: Metric, width: dt.timedelta, pick: npt.NDArray[np.int64]) -> dict[str, Floats]:
@@ -206,16 +216,6 @@ class Fleet:
             return {}
         value, exposure = np.where(known, value, np.nan), np.where(known, exposure, np.nan)
         return {"model_value": np.minimum(value, exposure) if rest else value, "model_exposure": exposure}
-
-    def volume(self, metric: Metric, width: dt.timedelta) -> Floats:
-        """About how much a monitor has in a window, now or usually, of what must be enough to judge it."""
-        measure = metric.parts[1] or metric.parts[0]
-        now = self.total(measure, width)
-        if metric.parts[1] is not None:
-            return now
-        usual = [self.values[measure][:, : self._today].sum(axis=1) / RECENT]
-        usual += [self.values[measure][:, self.slots(name)].sum(axis=1) / (RECENT + AFTER + 1) for name in self.days]
-        return np.asarray(np.maximum(now, np.max(usual, axis=0) * (width / self.bin)))
 
     def total(self, measure: str, width: dt.timedelta) -> Floats:
         """What each monitor has of a measure in its current window."""
@@ -301,10 +301,6 @@ class Fleet:
         late = ((self.at - EPOCH) % self.bin) / self.bin
         return np.asarray((1 - late) * bins[:, :-1] + late * bins[:, 1:]) if late else bins[:, :-1]
 
-    def quiet(self, width: dt.timedelta) -> bool:
-        """Whether there is not one event of anybody in the window."""
-        return not self.total(EVENTS, width).any()
-
     def minus(self, part: Fleet) -> Fleet:
         """The same monitors without the events that `part` counted.
 
@@ -335,52 +331,33 @@ def check_taken_over(store: Store, config: Config, metrics: Iterable[Metric], di
             raise UsageError(message)
 
 
-def observe(
-    store: Store,
-    config: Config,
+def assembled(
     at: dt.datetime,
+    bin_: dt.timedelta,
+    spans: Sequence[Span],
+    monitors: pl.DataFrame,
+    values: dict[str, Floats],
+    events: Floats,
     *,
+    store: Store,
+    sets: Sequence[Sequence[str]],
+    oldest: dt.datetime,
     masks: Sequence[Mask] = (),
     outlooks: Sequence[Outlook] = (),
-    scope: dict[str, str] | None = None,
-    without: Sequence[dict[str, str]] = (),
-    least: float = 1,
 ) -> Fleet:
-    """Read the fleet from the store: monitors with `least` events today or on one of the days.
+    """The fleet of what was read, without what must not serve as a reference.
 
-    Only the events inside `scope` and outside all of the scopes `without`. `outlooks` are what models forecast.
+    `events` are those of everybody, by slot; history begins with `oldest`, within a bin. `outlooks` are what models
+    forecast.
     """
-    oldest = store.oldest() or at
-    bin_ = bin_for(config.windows)
-    calendar = Calendar(config, store)
-    needed = spans_for(at, bin_, grain_for(at, config.windows), oldest)
-    spans = calendar.widened(needed)
-    sets = [*(grouping for grouping in config.watch if grouping), ()]
-    measures = {part for metric in config.metrics.values() for part in metric.parts if part is not None}
-    rows = store.windows(spans, sets, scope, least, without, measures)
-    dimensions = [d for d in store.schema.dimensions if d in rows.columns]
-    everything = rows.filter(pl.col("set") == len(sets) - 1)
-    if () not in config.watch:
-        rows = rows.filter(pl.col("set") < len(sets) - 1)
-    rows = _with_enough(rows, ["set", *dimensions], spans, least)
-    monitors = rows.select("set", *dimensions).unique().sort("set", *dimensions)  # sums depend on the order a little
-    indexed = rows.join(monitors.with_row_index("row"), on=["set", *dimensions], how="left", nulls_equal=True)
-    row, slot = indexed["row"].to_numpy(), indexed["slot"].to_numpy()
     starts = slot_starts(spans)
-    values = {}
-    for measure in (m for m in store.schema.measures if m in rows.columns):
-        table = np.zeros((monitors.height, len(starts)))
-        table[row, slot] = indexed[measure].fill_null(0).to_numpy()
-        values[measure] = table
-    recorded = _recorded(everything, spans, bin_) & (starts >= _naive(oldest))  # history begins within a bin
+    recorded = _recorded(events, spans, bin_) & (starts >= _naive(oldest))
     usable = np.broadcast_to(recorded, (monitors.height, len(starts))).copy()
     _forget_before(usable, store, monitors, sets, starts)
     unknown = {m: starts < _naive(since) for m in store.schema.measures if (since := store.schema.known_from(m))}
     fleet = Fleet(at, bin_, tuple(spans), monitors, values, usable, recorded, unknown)
     _mask(fleet, store, masks)
-    if outlooks:
-        fleet = replace(fleet, models=_models(fleet, store, outlooks))
-    return calendar.applied(fleet, needed)
+    return replace(fleet, models=_models(fleet, store, outlooks)) if outlooks else fleet
 
 
 def _models(fleet: Fleet, store: Store, outlooks: Sequence[Outlook]) -> dict[str, Modelled]:
@@ -408,24 +385,11 @@ def _models(fleet: Fleet, store: Store, outlooks: Sequence[Outlook]) -> dict[str
     return {m: Modelled(np.array([*rows]), np.array([*rows.values()])) for m, rows in by_measure.items()}
 
 
-def _with_enough(rows: pl.DataFrame, monitor: list[str], spans: Sequence[Span], least: float) -> pl.DataFrame:
-    """The rows of the monitors that have `least` events in all spans of some name; the store left out most others."""
-    if least <= 1:
-        return rows
-    names = pl.Series([span.name for span in spans for _ in range(span.count)], dtype=pl.Categorical)
-    part = names.to_physical().gather(rows["slot"])
-    sums = rows.select(*monitor, EVENTS, part=part).group_by(*monitor, "part").agg(pl.col(EVENTS).sum())
-    enough = sums.filter(pl.col(EVENTS) >= least).select(monitor).unique()
-    return rows.join(enough, on=monitor, how="semi", nulls_equal=True, maintain_order="left")
-
-
-def _recorded(everything: pl.DataFrame, spans: Sequence[Span], bin_: dt.timedelta) -> npt.NDArray[np.bool_]:
+def _recorded(events: Floats, spans: Sequence[Span], bin_: dt.timedelta) -> npt.NDArray[np.bool_]:
     """Of each slot, whether the source was there: a bin without an event of anybody is a gap where most have many.
 
     In a small fleet it is a bin without an event.
     """
-    events = np.zeros(sum(span.count for span in spans))
-    events[everything["slot"].to_numpy()] = everything[EVENTS].to_numpy()
     first, parts = 0, dict[str, list[Floats]]()
     for span in spans:
         bins = events[first : first + span.count].reshape(-1, bin_ // span.width).sum(axis=1)
@@ -490,7 +454,7 @@ def _mask(fleet: Fleet, store: Store, masks: Sequence[Mask]) -> None:
         fleet.usable[np.ix_(inside, touched)] = False
 
 
-def numbers_of(store: Store, scope: dict[str, str]) -> dict[str, int]:
+def numbers_of(store: Store, scope: Mapping[str, str]) -> dict[str, int]:
     """The store's numbers for a scope's dimension values; what it has never seen is missing."""
     found = {}
     for dimension, value in scope.items():

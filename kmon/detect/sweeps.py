@@ -22,7 +22,9 @@ from kmon.calibrate import Calibration, Calibrations, Key, Tail
 from kmon.clock import EPOCH
 from kmon.config import Config, DetectorUse, Metric
 from kmon.detect.contract import SCORES, Detector, load_detector, scored
-from kmon.detect.fleet import Fleet, Mask, Outlook, check_taken_over, observe
+from kmon.detect.cube import Cube, recall
+from kmon.detect.fleet import Fleet, Mask, Outlook, check_taken_over
+from kmon.detect.screen import Pick, pick
 from kmon.detect.silence import Silence
 from kmon.errors import StoreError
 from kmon.store import Store
@@ -46,15 +48,12 @@ class Scored:
     width: dt.timedelta
     scores: pl.DataFrame
     """A row for each judged monitor and metric: `metric`, `row` (of the fleet), the detector's scores with calibrated
-    p-values, and `raw`, the p-value as the detector said it."""
+    p-values, `raw`, the p-value as the detector said it, and `company`, whether it tells what is usual."""
     calibrations: Calibrations
-    tests: int | None = None
-    """How many monitors were tested by a detector that brings its own windows; None: those of `scores`."""
-
-    @property
-    def apart(self) -> bool:
-        """Whether its windows are its own, each as long as `seconds` says, from which no cause is to be taken."""
-        return self.tests is not None
+    tests: int
+    """How many monitors were tested; those that are not among the `scores` could be no anomaly."""
+    apart: bool = False
+    """Whether its windows are its own, each as long as `seconds` says, from which no cause is to be taken."""
 
     def window(self, score: Mapping[str, Any]) -> dt.timedelta:
         """How long the window of one of `scores` is."""
@@ -67,10 +66,12 @@ class Scored:
 
     def again(self, fleet: Fleet, metric: str, rows: list[int], config: Config) -> pl.DataFrame:
         """Score some monitors of another fleet, such as this one less a known cause; in company, as they were."""
-        others = self.scores.filter((pl.col("metric") == metric) & ~pl.col("row").is_in(rows))["row"].to_numpy()
+        usual = pl.col("company") & ~pl.col("row").is_in(rows)
+        others = self.scores.filter((pl.col("metric") == metric) & usual)["row"].to_numpy()
         company = others[:: -(-len(others) // COMPANY) or 1]
         chosen = np.concatenate([np.array(rows, dtype=np.int64), company])
-        again = scored(self.detector, fleet.windows(config.metrics[metric], self.width, chosen))[: len(rows)]
+        given = fleet.windows(config.metrics[metric], self.width, chosen, np.arange(len(chosen)) >= len(rows))
+        again = scored(self.detector, given)[: len(rows)]
         return _calibrated(again, self.calibrations.get((metric, self.width.total_seconds())))
 
 
@@ -103,6 +104,8 @@ class Sweep:
     """The anomalies, a frame for each of `scored`, with the columns of its scores."""
     tails: Mapping[Key, Tail] = field(default_factory=dict, repr=False)
     """What the p-values of normal monitors were before they were calibrated, for the sweeps to come."""
+    cube: Cube | None = field(default=None, repr=False)
+    """What was read, for the next sweep."""
 
     @property
     def windows(self) -> tuple[dt.timedelta, ...]:
@@ -161,36 +164,56 @@ def sweep(
     masks: Sequence[Mask] = (),
     calibrations: Calibrations | None = None,
     outlooks: Sequence[Outlook] = (),
+    cube: Cube | None = None,
+    keep: Sequence[Mapping[str, str]] = (),
 ) -> Sweep:
     """Judge every monitor on the windows that end at `at` and were due after the sweep at `since`, default all.
 
     `at` is event time, at or before the watermark: what is not complete is not judged. `masks` are the known
     incidents, whose minutes serve nobody inside them as a reference; `calibrations` come of what the sweeps of the last
-    day saw of normal monitors, `outlooks` are what models forecast. Reads the store, writes nothing.
+    day saw of normal monitors, `outlooks` are what models forecast. `cube` is that of the sweep before, `keep` are
+    scopes whose scores are wanted in any case. Reads the store, writes nothing.
     """
     check_taken_over(store, config, config.metrics.values(), (d for grouping in config.watch for d in grouping))
     loaded = [(use, load_detector(use, config.path.parent)) for use in config.detectors]
     detectors = [(use, d) for use, d in loaded if not isinstance(d, Silence)]
-    widths = due_windows(config, at, since)
-    fleet = observe(store, config, at, masks=masks, outlooks=outlooks, least=_least(config, [d for _, d in detectors]))
+    judges = [d for _, d in detectors]
+    cube = recall(store, config, at, cube, least=_least(config, judges))
+    widths = [w for w in due_windows(config, at, since) if not cube.quiet(at, w)]  # else no partner's outage
+    known = calibrations or {}
+    watched = cube.watched(config)
+    kept = np.intersect1d(cube.rows_of(store, [*keep, *(one.scope for one in outlooks)]), watched)
+    picks = {
+        (width, name): pick(
+            cube,
+            at,
+            metric,
+            width,
+            least=min((_least_volume(metric, d) for d in judges), default=0.0),
+            among=watched,
+            keep=kept,
+            bounded=all(getattr(d, "bounded", False) for d in judges),
+        )
+        for width in widths
+        for name, metric in config.metrics.items()
+    }
+    touched = np.intersect1d(cube.rows_of(store, [mask.scope for mask in masks]), watched)
+    chosen = np.unique(np.concatenate([kept, touched, *(one.rows for one in picks.values())]))
+    fleet = cube.fleet(store, config, at, chosen, masks=masks, outlooks=outlooks)
     found: list[Scored] = []
     families: dict[dt.timedelta, Family] = {}
     for width in widths:
-        if fleet.quiet(width):  # not one event anywhere: the source is quiet, which is no partner's outage
-            continue
-        known = calibrations or {}
-        scores = [Scored(use, d, fleet, width, _scores(d, fleet, width, config, known), known) for use, d in detectors]
-        p = np.concatenate([s.scores["p_value"].to_numpy() for s in scores if not s.use.shadow] or [np.empty(0)])
-        rate = false_discovery_rate(config, width)
-        families[width] = Family(rate, len(p), _cutoff(p, rate))
+        mine = {name: one.among(chosen) for (w, name), one in picks.items() if w == width}
+        scores = [_scored(use, d, fleet, width, config, known, mine) for use, d in detectors]
+        families[width] = _family(false_discovery_rate(config, width), [s for s in scores if not s.use.shadow])
         found += scores
-    if not fleet.quiet(max(config.windows)):
+    if not cube.quiet(at, max(config.windows)):
         for use, detector in loaded:
             if isinstance(detector, Silence) and (one := _silence(use, detector, store, config, at, since, masks)):
-                families[one.width] = _family(config, detector, one)
+                families[one.width] = _family(_rate_of_silence(config, detector), [one])
                 found.append(one)
     flagged = tuple(s.scores.filter((pl.col("p_value") <= families[s.width].cutoff) & pl.col("notable")) for s in found)
-    return Sweep(at, tuple(found), families, fleet.monitors.height, flagged, _tails(found, families))
+    return Sweep(at, tuple(found), families, len(watched), flagged, _tails(found, families), cube)
 
 
 def _silence(
@@ -215,16 +238,20 @@ def _silence(
         return None
     fleet, scores, tests = looked
     width = max(config.incidents.lasting, max(config.windows) + dt.timedelta(seconds=1))
-    return Scored(use, detector, fleet, width, scores.with_columns(raw=pl.col("p_value")), {}, tests)
+    scores = scores.with_columns(raw=pl.col("p_value"), company=False)
+    return Scored(use, detector, fleet, width, scores, {}, tests, apart=True)
 
 
-def _family(config: Config, detector: Silence, one: Scored) -> Family:
+def _rate_of_silence(config: Config, detector: Silence) -> float:
     looks = dt.timedelta(days=1) / detector.look_every(config)
-    rate = min(MOST, config.false_alerts_per_day / _shares(config) / looks)
-    tests = one.tests or 0
-    p = np.ones(max(tests, one.scores.height))
-    p[: one.scores.height] = one.scores["p_value"].to_numpy()
-    return Family(rate, tests, _cutoff(p, rate))
+    return min(MOST, config.false_alerts_per_day / _shares(config) / looks)
+
+
+def _family(rate: float, found: Sequence[Scored]) -> Family:
+    """The family of what was tested: who could be no anomaly has a p-value of 1."""
+    p = np.concatenate([one.scores["p_value"].to_numpy() for one in found] or [np.empty(0)])
+    tests = max(sum(one.tests for one in found), len(p))
+    return Family(rate, tests, _cutoff(np.concatenate([p, np.ones(tests - len(p))]), rate))
 
 
 def _calibrated(scores: pl.DataFrame, calibration: Calibration | None) -> pl.DataFrame:
@@ -239,21 +266,40 @@ def _tails(found: Sequence[Scored], families: Mapping[dt.timedelta, Family]) -> 
     tails: dict[Key, Tail] = {}
     for one in (one for one in found if one.use is found[0].use and not one.apart):
         calm = one.fleet.untouched[one.scores["row"].to_numpy()]
-        normal = one.scores.filter(pl.Series(calm) & (pl.col("p_value") > families[one.width].cutoff))
+        usual = pl.col("company") & (pl.col("p_value") > families[one.width].cutoff)
+        normal = one.scores.filter(pl.Series(calm) & usual)
         for (metric,), part in normal.group_by("metric"):
             tails[str(metric), one.width.total_seconds()] = Tail.of(part["raw"].to_numpy())
     return tails
 
 
-def _scores(detector: Detector, fleet: Fleet, width: dt.timedelta, config: Config, known: Calibrations) -> pl.DataFrame:
-    """What `Scored` holds: all metrics one below the other, without the monitors that were not judged."""
-    parts = [pl.DataFrame(schema={**SCORES, "raw": pl.Float64(), "metric": pl.String(), "row": pl.Int64()})]
-    for name, metric in config.metrics.items():
-        rows = np.flatnonzero(fleet.volume(metric, width) >= _least_volume(metric, detector))
-        keys = {"metric": pl.Series([name]).new_from_index(0, len(rows)), "row": pl.Series(rows, dtype=pl.Int64)}
-        scores = scored(detector, fleet.windows(metric, width, rows))
-        parts.append(_calibrated(scores, known.get((name, width.total_seconds()))).with_columns(**keys))
-    return pl.concat(parts).filter(pl.col("judged") & pl.col("p_value").is_between(0, 1))
+def _scored(
+    use: DetectorUse,
+    detector: Detector,
+    fleet: Fleet,
+    width: dt.timedelta,
+    config: Config,
+    known: Calibrations,
+    picks: Mapping[str, Pick],
+) -> Scored:
+    """All metrics one below the other, without the monitors that were not judged."""
+    parts = [pl.DataFrame(schema=_COLUMNS)]
+    tests = 0.0
+    for name, one in picks.items():
+        keys = {
+            "metric": pl.Series([name]).new_from_index(0, len(one.rows)),
+            "row": pl.Series(one.rows, dtype=pl.Int64),
+            "company": pl.Series(one.company, dtype=pl.Boolean),
+        }
+        scores = scored(detector, fleet.windows(config.metrics[name], width, one.rows, one.company))
+        scores = _calibrated(scores, known.get((name, width.total_seconds()))).with_columns(**keys)
+        scores = scores.filter(pl.col("judged") & pl.col("p_value").is_between(0, 1))
+        tests += one.tests(scores["company"])
+        parts.append(scores.select(_COLUMNS.names()))
+    return Scored(use, detector, fleet, width, pl.concat(parts), known, round(tests))
+
+
+_COLUMNS = pl.Schema({**SCORES, "raw": pl.Float64(), "metric": pl.String(), "row": pl.Int64(), "company": pl.Boolean()})
 
 
 def _least_volume(metric: Metric, detector: Detector) -> float:

@@ -110,6 +110,10 @@ class Store(Questions, Intake):
         found = self._one("SELECT max(newest) FROM clocks")[0]
         return _aware(found)
 
+    def late(self) -> int:
+        """How many events came after the watermark had passed their time, so far."""
+        return int(self._one("SELECT coalesce(sum(late), 0) FROM clocks")[0])
+
     def oldest(self) -> dt.datetime | None:
         """The first bucket with events when this was first asked; history does not begin earlier later on."""
         if self._oldest is None:
