@@ -184,14 +184,14 @@ def test_two_that_judge_at_once_tell_an_incident_once(ledger: Ledger, monkeypatc
     """The one that records later has not seen what the other one found: it records nothing."""
     with shop(traffic(ill("p1", 8))) as store:
         first, second = (Watch(config(), store, ledger) for _ in range(2))
-        read = store.windows
+        read = store.cells
 
         def interrupted(*arguments: Any, **options: Any) -> pl.DataFrame:
             monkeypatch.undo()
             assert len(first.look(AT).new) == 1
             return read(*arguments, **options)
 
-        monkeypatch.setattr(store, "windows", interrupted)
+        monkeypatch.setattr(store, "cells", interrupted)
         with pytest.raises(LedgerError, match="another process judged at the same time"):
             second.look(AT)
     assert len(ledger.incidents()) == len(ledger.deliveries()) == 1

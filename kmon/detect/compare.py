@@ -13,6 +13,7 @@ import numpy.typing as npt
 import polars as pl
 from scipy import stats
 
+from kmon.config import Metric
 from kmon.detect import tails
 from kmon.detect.contract import SCORES
 from kmon.detect.expect import Expectation, expect
@@ -42,8 +43,6 @@ class Compare:
     """
 
     name: ClassVar[str] = "compare"
-    bounded: ClassVar[bool] = True
-    """Its expectation lies among what the references say, and its tails are wider than Poisson's or the binomial's."""
 
     min_volume: float = 10.0
     """Least observed or expected count in a window, or least denominator of a rate or mean, to judge it."""
@@ -65,6 +64,12 @@ class Compare:
             ):
                 message = f"the detector {self.name!r} needs a number for {key!r}, not {value!r}"
                 raise UsageError(message)
+
+    def least_change(self, metric: Metric) -> tuple[float, float]:
+        """See `kmon.detect.contract`: its tails are wider than Poisson's or the binomial's around what is expected."""
+        own = self._thresholds(metric.kind)
+        own |= {key: value for key in own if (value := getattr(metric, key)) is not None}
+        return own["min_effect"], own["min_rise"]
 
     def score(self, windows: pl.DataFrame) -> pl.DataFrame:
         if windows.is_empty():

@@ -55,8 +55,9 @@ SCORES = pl.Schema(
 class Detector(Protocol):
     """Scores monitors.
 
-    A detector whose class says ``bounded = True`` is given only monitors that could be anomalies by the bound of
-    `kmon.detect.screen`, which must hold for it, and a sample of the others; any other is given all.
+    One that has a method ``least_change(metric) -> (fall, rise)``, the least relative changes that are notable to it,
+    is given only the monitors that could be anomalies by the bound of `kmon.detect.screen`, which must hold for it, and
+    a sample of the others. Any other is given all.
     """
 
     @property

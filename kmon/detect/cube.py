@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from kmon.config import Config
 from kmon.detect.calendar import Calendar
 from kmon.detect.expect import RECENT
 from kmon.detect.fleet import DAY, TODAY, Fleet, Mask, Outlook, assembled, bin_for, grain_for, numbers_of, spans_for
+from kmon.errors import UsageError
 from kmon.store import Span, Store
 from kmon.store.schema import EVENTS
 
@@ -35,6 +37,8 @@ OFTEN, SELDOM = 3, 6
 """Bins after which the base is read again, in a small fleet and in a large one."""
 LARGE = 5_000
 """Values of one dimension from which on a fleet is large."""
+DIRECT = 2**26
+"""Possible combinations up to which each has a place of its own in memory while cells are summed."""
 LATE = 1e-3
 """The share of what was read that may come late before everything is read again."""
 
@@ -62,6 +66,9 @@ class Cube:
     late: int
     """Events that had come late to the store by then."""
 
+    keys: Keys
+    """Which combination of numbers is which monitor."""
+
     @classmethod
     def read(
         cls,
@@ -83,25 +90,19 @@ class Cube:
         bin_, grain = bin_for(config.windows), grain_for(as_of, [*config.windows, config.every])
         spans = _base_spans(store, config, as_of, until, oldest)
         sets = (*(tuple(grouping) for grouping in config.watch if grouping), ())
-        measures = {part for metric in config.metrics.values() for part in metric.parts if part is not None}
-        rows = store.windows(spans, sets, scope, least, without, measures)
-        keys = ["set", *(d for d in store.schema.dimensions if d in rows.columns)]
-        rows = _with_enough(rows, keys, spans, least, everything=len(sets) - 1)
-        monitors = rows.select(keys).unique().sort(keys)  # sums depend on the order a little
-        row, slot = _rows(rows, monitors).to_numpy(), rows["slot"].to_numpy()
-        first, tables = 0, dict[str, dict[str, Floats]]()
-        for span in spans:
-            room = (until - as_of) // grain if span.name == TODAY else 0
-            mine = np.flatnonzero((slot >= first) & (slot < first + span.count))
-            at = slot[mine] - first, row[mine]
-            tables[span.name] = {
-                measure: _table(rows[measure], mine, at, (span.count + room, monitors.height))
-                for measure in store.schema.measures
-                if measure in rows.columns
-            }
-            first += span.count
+        dimensions = [d for d in store.schema.dimensions if any(d in grouping for grouping in sets)]
+        wanted = {part for metric in config.metrics.values() for part in metric.parts if part is not None} | {EVENTS}
+        measures = [m for m in store.schema.measures if m in wanted]
+        read = {span.name: store.cells([span], dimensions, measures, scope, without) for span in spans}
+        keys = Keys.of(sets, {d: store.cardinality(d) for d in dimensions}, read.values(), least)
+        room = (until - as_of) // grain
+        tables = {
+            span.name: keys.summed(read.pop(span.name), measures, span.count, room if span.name == TODAY else 0)
+            for span in spans
+        }
         days = {span.name: Day(span, tables[span.name]) for span in spans if span.name != TODAY}
-        return cls(as_of, until, bin_, grain, sets, monitors, tables[TODAY], days, oldest, as_of, late)
+        monitors = keys.monitors(dimensions)
+        return cls(as_of, until, bin_, grain, sets, monitors, tables[TODAY], days, oldest, as_of, late, keys)
 
     @property
     def start(self) -> dt.datetime:
@@ -119,14 +120,11 @@ class Cube:
         """Read what has passed since, up to `at`; nothing of monitors that were too small at the base."""
         if at <= self.end:
             return
-        count = (at - self.end) // self.grain
-        rows = store.windows([Span(TODAY, self.end, count, self.grain)], self.sets, measures=[*self.today])
-        first = (self.end - self.start) // self.grain
-        known = _rows(rows, self.monitors)
-        rows, row = rows.filter(known.is_not_null()), known.drop_nulls().to_numpy()
-        for measure, table in self.today.items():
-            table[first : first + count] = 0
-            table[rows["slot"].to_numpy() + first, row] = rows[measure].fill_null(0).to_numpy()
+        count, first = (at - self.end) // self.grain, (self.end - self.start) // self.grain
+        dimensions, measures = self.monitors.columns[1:], [*self.today]
+        cells = store.cells([Span(TODAY, self.end, count, self.grain)], dimensions, measures)
+        for measure, table in self.keys.summed(cells, measures, count).items():
+            self.today[measure][first : first + count] = table
         self.end = at
 
     # ---- sums over many monitors -------------------------------------------------------------------------------------
@@ -165,17 +163,12 @@ class Cube:
 
     def rows_of(self, store: Store, scopes: Sequence[Mapping[str, str]]) -> Ints:
         """The rows of the monitors with these dimension values, as far as there are such."""
-        names = self.monitors.columns[1:]
-        numbers = [(numbers_of(store, scope), scope) for scope in scopes]
-        asked = [
-            tuple(found.get(name) for name in names)
-            for found, scope in numbers
-            if len(found) == len(scope) and found.keys() <= set(names)
-        ]
-        schema = {"": pl.Boolean(), **{name: self.monitors.schema[name] for name in names}}
-        keys = pl.DataFrame([(None, *key) for key in asked], schema=schema, orient="row")
-        rows = self.monitors.with_columns(pl.lit(None, pl.Boolean).alias("")).with_row_index("row")
-        return rows.join(keys, on=list(schema), how="semi", nulls_equal=True)["row"].to_numpy().astype(np.int64)
+        found = []
+        for scope in scopes:
+            numbers = numbers_of(store, scope)
+            if len(numbers) == len(scope):
+                found += self.keys.rows_of(numbers)
+        return np.unique(np.array(found, dtype=np.int64))
 
     def fleet(
         self,
@@ -242,16 +235,27 @@ class Day:
 def recall(store: Store, config: Config, at: dt.datetime, cube: Cube | None = None, *, least: float = 1) -> Cube:
     """The cube for a sweep at `at`: the one that there is, or another one where that does not serve.
 
-    Which base it has depends on `at` alone, so that a replay that was stopped goes on as if it had not been.
+    Which base it has depends on `at` alone, so that a replay that was stopped goes on as if it had not been. A large
+    fleet's base is that of one period before, so that it can be read ahead, and has the monitors that usually have
+    `least` events in the longest window, a small one's those that have so many at all.
     """
     if cube is None or not cube.serves(store, at):
         bin_ = bin_for(config.windows)
-        large = any(store.cardinality(d) >= LARGE for d in store.schema.dimensions)
+        large = is_large(store)
         period = (SELDOM if large else OFTEN) * bin_
-        as_of = EPOCH + (at - EPOCH) // period * period - (period if large else 0 * period)
-        cube = Cube.read(store, config, as_of, as_of + (2 if large else 1) * period, least=least)
+        now = EPOCH + (at - EPOCH) // period * period
+        if large:
+            least *= RECENT * bin_ / max(config.windows)
+            cube = Cube.read(store, config, now - period, now + period, least=least)
+        else:
+            cube = Cube.read(store, config, now, now + period, least=least)
     cube.advance(store, at)
     return cube
+
+
+def is_large(store: Store) -> bool:
+    """Whether a base takes so long to read that no sweep must wait for it."""
+    return any(store.cardinality(dimension) >= LARGE for dimension in store.schema.dimensions)
 
 
 def observe(
@@ -284,22 +288,6 @@ def _base_spans(
     return [Span(TODAY, start, (as_of - start) // grain, grain), *Calendar(config, store).widened(spans)]
 
 
-def _with_enough(
-    rows: pl.DataFrame, keys: list[str], spans: Sequence[Span], least: float, *, everything: int
-) -> pl.DataFrame:
-    """The rows of the monitors that have `least` events in all spans of some name; the store left out most others.
-
-    Of everything together always: it tells when the source was there.
-    """
-    if least <= 1:
-        return rows
-    names = pl.Series([span.name for span in spans for _ in range(span.count)], dtype=pl.Categorical)
-    part = names.to_physical().gather(rows["slot"])
-    sums = rows.select(*keys, EVENTS, part=part).group_by(*keys, "part").agg(pl.col(EVENTS).sum())
-    enough = sums.filter((pl.col(EVENTS) >= least) | (pl.col("set") == everything)).select(keys).unique()
-    return rows.join(enough, on=keys, how="semi", nulls_equal=True, maintain_order="left")
-
-
 def _sum(
     table: Floats, start: dt.timedelta, end: dt.timedelta, width: dt.timedelta, rows: Ints | slice
 ) -> npt.NDArray[np.float64]:
@@ -315,15 +303,122 @@ def _sum(
     return np.asarray(found)
 
 
-def _rows(rows: pl.DataFrame, monitors: pl.DataFrame) -> pl.Series:
-    """The number of each row's monitor; null where there is no such one."""
-    keys = monitors.columns
-    numbered = monitors.with_row_index("row")
-    return rows.select(keys).join(numbered, on=keys, how="left", nulls_equal=True, maintain_order="left")["row"]
+@dataclass(frozen=True)
+class Keys:
+    """The monitors of each grouping set as numbers: those of a combination's values, put together as digits are."""
+
+    sets: tuple[tuple[str, ...], ...]
+    sizes: Mapping[str, int]
+    """By dimension: how many values it had; newer ones are in no monitor."""
+    known: tuple[Ints, ...]
+    """By set: the keys of its monitors, in ascending order; their rows follow one another."""
+
+    @classmethod
+    def of(
+        cls,
+        sets: tuple[tuple[str, ...], ...],
+        sizes: Mapping[str, int],
+        parts: Iterable[pl.DataFrame],
+        least: float,
+    ) -> Keys:
+        """The monitors that have `least` events in one of some `parts`; everything together always."""
+        empty = cls(sets, sizes, tuple(np.empty(0, dtype=np.int64) for _ in sets))
+        found: list[list[Ints]] = [[] for _ in sets]
+        for cells in parts:
+            events = cells[EVENTS].to_numpy()
+            for number, grouping in enumerate(sets):
+                key = empty.key(cells, grouping)
+                found[number].append(_enough(key, events, empty.size(grouping), least if grouping else 1))
+        return cls(sets, sizes, tuple(np.unique(np.concatenate(each)) for each in found))
+
+    @property
+    def firsts(self) -> list[int]:
+        """By set: the row of its first monitor; and how many there are."""
+        return [0, *np.cumsum([len(known) for known in self.known]).tolist()]
+
+    def size(self, grouping: Sequence[str]) -> int:
+        """How many keys a set can have; UsageError where that is more than there are numbers."""
+        size = math.prod(self.sizes[d] + 1 for d in grouping)
+        if size >= 2**62:
+            message = f"there are too many combinations of {', '.join(grouping)} to watch them all"
+            raise UsageError(message)
+        return size
+
+    def key(self, cells: pl.DataFrame, grouping: Sequence[str]) -> Ints:
+        """Of each row; -1 where an event had no value in a dimension, or one that is new."""
+        key = np.zeros(cells.height, dtype=np.int64)
+        missing = np.zeros(cells.height, dtype=bool)
+        for dimension in grouping:
+            numbers, size = cells[dimension].to_numpy(), self.sizes[dimension]
+            key = key * (size + 1) + numbers
+            missing |= (numbers == 0) | (numbers > size)
+        key[missing] = -1
+        return key
+
+    def summed(self, cells: pl.DataFrame, measures: Sequence[str], slots: int, room: int = 0) -> dict[str, Floats]:
+        """By measure: (slots and `room` for more, monitors), what `cells` have of each monitor in each slot."""
+        firsts = self.firsts
+        slot = cells["slot"].to_numpy().astype(np.int64)
+        tables = {m: np.zeros((slots + room, firsts[-1]), _type(cells[m])) for m in measures}
+        amounts = {m: cells[m].fill_null(0).to_numpy() for m in measures}
+        given = {m: np.flatnonzero(amount) for m, amount in amounts.items()}
+        for number, grouping in enumerate(self.sets):
+            known = self.known[number]
+            place = _places(self.key(cells, grouping), known, self.size(grouping))
+            index = np.where(place >= 0, slot * len(known) + place, -1)
+            for measure, some in given.items():
+                mine = some if len(some) < cells.height else slice(None)
+                where, what = index[mine], amounts[measure][mine]
+                inside = where >= 0
+                sums = np.bincount(where[inside], what[inside], slots * len(known)).reshape(slots, len(known))
+                tables[measure][:slots, firsts[number] : firsts[number + 1]] = sums
+        return tables
+
+    def monitors(self, dimensions: Sequence[str]) -> pl.DataFrame:
+        """A row a monitor: `set`, then the dimensions as numbers, null where the set does not group by them."""
+        frames = []
+        for number, (grouping, key) in enumerate(zip(self.sets, self.known, strict=True)):
+            digits, rest = {}, key
+            for dimension in reversed(grouping):
+                rest, digits[dimension] = np.divmod(rest, self.sizes[dimension] + 1)
+            columns = {d: pl.Series(d, digits[d] if d in digits else [None] * len(key), pl.UInt32) for d in dimensions}
+            frames.append(
+                pl.DataFrame({"set": pl.Series([number], dtype=pl.Int32).new_from_index(0, len(key)), **columns})
+            )
+        return pl.concat(frames)
+
+    def rows_of(self, numbers: Mapping[str, int]) -> list[int]:
+        """The rows of the monitors with these values, one for each set that groups by their dimensions."""
+        cell = pl.DataFrame({dimension: [number] for dimension, number in numbers.items()})
+        rows = []
+        for first, grouping, known in zip(self.firsts, self.sets, self.known, strict=False):
+            if set(grouping) == numbers.keys():
+                key = self.key(cell, grouping) if grouping else np.zeros(1, dtype=np.int64)
+                rows += [first + int(place) for place in _places(key, known, self.size(grouping)) if place >= 0]
+        return rows
 
 
-def _table(amounts: pl.Series, mine: Ints, at: tuple[Ints, Ints], shape: tuple[int, int]) -> Floats:
-    """Some of the amounts in their places; counts as numbers of half the size, which are exact up to 16 million."""
-    table = np.zeros(shape, np.float32 if amounts.dtype.is_integer() else np.float64)
-    table[at] = amounts.fill_null(0).to_numpy()[mine]
-    return table
+def _enough(key: Ints, events: Floats, size: int, least: float) -> Ints:
+    """The keys that have `least` events."""
+    events, key = events[key >= 0], key[key >= 0]
+    if size <= DIRECT:
+        return np.flatnonzero(np.bincount(key, events, size) >= least)
+    sums = pl.DataFrame({"key": key, "events": events}).group_by("key").agg(pl.col("events").sum())
+    return sums.filter(pl.col("events") >= least)["key"].sort().to_numpy()
+
+
+def _places(key: Ints, known: Ints, size: int) -> Ints:
+    """Of each key its place among those that are known; -1 where it is not."""
+    if not len(known):
+        return np.full(len(key), -1)
+    if size <= min(DIRECT, 8 * len(key)):  # a table of all keys is faster than to search for each of many
+        table = np.full(size + 1, -1, dtype=np.int32)
+        table[known] = np.arange(len(known))
+        return table[key].astype(np.int64)  # the last one is that of -1
+    place = np.minimum(np.searchsorted(known, key), len(known) - 1)
+    return np.where(known[place] == key, place, -1)
+
+
+def _type(amounts: pl.Series) -> type[np.floating[Any]]:
+    """Counts as numbers of half the size, which are exact up to 16 million."""
+    return np.float32 if amounts.dtype.is_integer() else np.float64

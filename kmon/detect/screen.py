@@ -9,6 +9,7 @@ are estimated from a sample that is drawn without regard to what happens now.
 from __future__ import annotations
 
 import datetime as dt
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +24,16 @@ from kmon.detect.fleet import FINE
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-COMPANY = 2_000
+COMPANY = 1_000
 """Monitors that tell what is usual in the fleet; with no more than that all are looked at."""
-NATS = 6.0
-"""Evidence against the most distant level below which nothing is an anomaly: a false alarm in 400 windows."""
-SLACK = 0.1
+LOOSE = 2.5
+"""Nats by which Chernoff's bound of a tail is too large: 1.7 at four or five standard deviations of a large count, and
+some more of a small one."""
+TELLING = 25.0
+"""Events without which a piece of today tells no level of its own."""
+MOVED = 2.0
+"""Standard deviations by which a monitor has moved against the fleet since another day."""
+SLACK = 0.02
 """Relative distance by which the expected level may lie beyond all of its references."""
 
 
@@ -65,19 +71,21 @@ def pick(
     least: float,
     among: Ints,
     keep: Ints,
-    bounded: bool = True,
+    rate: float,
+    change: tuple[float, float] | None,
 ) -> Pick:
     """Which rows of a cube are worth scoring in the window of `width` that ends at `at`.
 
-    Of those `among` that have `least` volume in such a window, now or usually; `keep` are looked at in any case. All of
-    them where the detectors are not `bounded`.
+    Of those `among` that have `least` volume in such a window, now or usually; `keep` are looked at in any case. `rate`
+    is the largest p-value that an anomaly can have, `change` its least relative fall and rise; None: all are looked at.
     """
     rows = among[_volume(cube, at, metric, width)[among] >= least]
-    if len(rows) <= COMPANY or metric.kind == "mean" or not bounded:
+    if len(rows) <= COMPANY or metric.kind == "mean" or change is None:
         return Pick(rows, np.ones(len(rows), dtype=bool), len(rows))
     order = cube.lot[rows]
     company = order <= np.partition(order, COMPANY - 1)[COMPANY - 1]
-    chosen = company | _could_be(cube, at, metric, width, rows) | np.isin(rows, keep)
+    could_be = _could_be(cube, at, metric, width, rows, -math.log(rate) - LOOSE, change)
+    chosen = company | could_be | np.isin(rows, keep)
     return Pick(rows[chosen], company[chosen], len(rows))
 
 
@@ -88,41 +96,44 @@ def _volume(cube: Cube, at: dt.datetime, metric: Metric, width: dt.timedelta) ->
     return now if metric.parts[1] else np.maximum(now, cube.usual[measure] * (width / cube.bin))
 
 
-def _could_be(cube: Cube, at: dt.datetime, metric: Metric, width: dt.timedelta, rows: Ints) -> Bools:
-    """Whether a window is unlikely against the lowest or the highest level that its references tell."""
+def _could_be(
+    cube: Cube,
+    at: dt.datetime,
+    metric: Metric,
+    width: dt.timedelta,
+    rows: Ints,
+    least: float,
+    change: tuple[float, float],
+) -> Bools:
+    """Whether a window is unlikely, by `least` nats, and far from the lowest or the highest level of its references."""
     numerator, denominator = metric.parts
     sums = _Sums(cube, at, width, rows)
+    value, size = cube.between(numerator, at - width, at, rows), None
     with np.errstate(all="ignore"):
         if denominator is None:
-            value, levels = cube.between(numerator, at - width, at, rows), list(sums.levels(numerator))
-            low, high = np.nanmin(levels, axis=0) * (1 - SLACK), np.nanmax(levels, axis=0) * (1 + SLACK)
-            return _unlikely(value, low, high)
-        size = cube.between(denominator, at - width, at, rows)
-        value = np.minimum(cube.between(numerator, at - width, at, rows), size)
-        pairs = zip(sums.totals(numerator), sums.totals(denominator), strict=True)
-        levels = [np.where(size > 0, (hits + 0.5) / (size + 1), np.nan) for hits, size in pairs]
-        low, high = np.nanmin(levels, axis=0) * (1 - SLACK), np.nanmax(levels, axis=0) * (1 + SLACK)
-        return _unlikely_share(value, size, low, np.minimum(high, 1.0))
+            levels = sums.levels(numerator)
+        else:
+            size = cube.between(denominator, at - width, at, rows)
+            value = np.minimum(value, size)
+            pairs = zip(sums.totals(numerator), sums.totals(denominator), strict=True)
+            levels = [np.where(trials > 0, (hits + 0.5) / (trials + 1), np.nan) for hits, trials in pairs]
+        low, high = np.fmin.reduce(levels) * (1 - SLACK), np.fmax.reduce(levels) * (1 + SLACK)
+        share = value if size is None else value / size
+        fell = ~(share > (1 - change[0]) * high) & ~(_nats(value, size, high) < least)
+        rose = ~(share < (1 + change[1]) * low) & ~(_nats(value, size, low) < least)
+        return np.asarray(fell | rose)
 
 
-def _unlikely(value: Floats, low: Floats, high: Floats) -> Bools:
-    """By the divergence of a Poisson count from the ends of where its level may lie (Chernoff's bound of its tail)."""
+def _nats(value: Floats, size: Floats | None, level: Floats) -> Floats:
+    """The divergence of a Poisson (or binomial) count from a level: the logarithm of Chernoff's bound of its tail."""
+    if size is None:
+        return _xlogy(value, level) - value + level
+    level = np.minimum(level, 1 - 1e-9)
+    return _xlogy(value, size * level) + _xlogy(size - value, size * (1 - level))
 
-    def nats(level: Floats) -> Floats:
-        return np.where(value > 0, value * np.log(value / level), 0.0) - value + level
 
-    return np.asarray(~(np.maximum(nats(low), nats(high)) < NATS))
-
-
-def _unlikely_share(value: Floats, size: Floats, low: Floats, high: Floats) -> Bools:
-    """The same of a binomial count."""
-    missed = size - value
-
-    def nats(level: Floats) -> Floats:
-        hit = np.where(value > 0, value * np.log(value / (size * level)), 0.0)
-        return hit + np.where(missed > 0, missed * np.log(missed / (size * (1 - level))), 0.0)
-
-    return np.asarray(~(np.maximum(nats(low), nats(high)) < NATS))
+def _xlogy(value: Floats, expected: Floats) -> Floats:
+    return np.where(value > 0, value * np.log(value / expected), 0.0)
 
 
 class _Sums:
@@ -137,7 +148,8 @@ class _Sums:
 
     def totals(self, measure: str) -> list[Floats]:
         """Of each part of today and of each day."""
-        today = [self._cube.between(measure, *part, self._rows) for part in self._parts]
+        whole, *pieces = (self._cube.between(measure, *part, self._rows) for part in self._parts)
+        today = [whole, *(np.where(piece >= TELLING, piece, np.nan) for piece in pieces)]
         return today + [day.between(measure, day.span.start, day.span.end, self._rows) for day in self._days]
 
     def levels(self, measure: str) -> list[Floats]:
@@ -151,7 +163,9 @@ class _Sums:
             start, end = ago - self._width - NEAR * self._cube.bin, ago + NEAR * self._cube.bin
             near = day.between(measure, start, end, self._rows) * (self._width / (end - start))
             near = np.where((recent + near < FEW) & (now >= 4 * FEW), np.nan, near)  # a closed day tells no shape
-            found += [near, near * now / np.maximum(recent, 1.0), near * now.sum() / max(recent.sum(), 1.0)]
+            usual = now.sum() / max(recent.sum(), 1.0)
+            moved = np.abs(now - usual * recent) > MOVED * np.sqrt(now + usual**2 * recent)
+            found += [near, near * usual, np.where(moved, near * now / np.maximum(recent, 1.0), np.nan)]
         return found
 
     @property

@@ -192,7 +192,8 @@ def sweep(
             least=min((_least_volume(metric, d) for d in judges), default=0.0),
             among=watched,
             keep=kept,
-            bounded=all(getattr(d, "bounded", False) for d in judges),
+            rate=false_discovery_rate(config, width),
+            change=_least_change(metric, judges),
         )
         for width in widths
         for name, metric in config.metrics.items()
@@ -300,6 +301,15 @@ def _scored(
 
 
 _COLUMNS = pl.Schema({**SCORES, "raw": pl.Float64(), "metric": pl.String(), "row": pl.Int64(), "company": pl.Boolean()})
+
+
+def _least_change(metric: Metric, detectors: Sequence[Detector]) -> tuple[float, float] | None:
+    """The least fall and rise that one of them flags; None where one of them does not say."""
+    told = [tell(metric) if (tell := getattr(d, "least_change", None)) else None for d in detectors]
+    changes = [change for change in told if change is not None]
+    if len(changes) < len(told) or not changes:
+        return None
+    return min(fall for fall, _ in changes), min(rise for _, rise in changes)
 
 
 def _least_volume(metric: Metric, detector: Detector) -> float:

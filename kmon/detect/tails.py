@@ -13,6 +13,8 @@ from scipy import special
 Floats = npt.NDArray[np.float64]
 LEAST = 1e-9
 """Relative variance below which there is none."""
+BLOCK = 50
+"""Terms that are summed at once."""
 TERMS = 500
 """Terms of a tail that are summed; the rest is a geometric series."""
 
@@ -60,23 +62,22 @@ def _summed(x: Floats, n: Floats, a: Floats, b: Floats) -> Floats:
     """P(X < x) + P(X = x) / 2 of beta-binomials."""
     log = special.betaln(x + a, n - x + b) - special.betaln(a, b)
     log += special.gammaln(n + 1) - special.gammaln(x + 1) - special.gammaln(n - x + 1)
-    first = np.exp(log)
-    total, term, k = first / 2, first.copy(), x.copy()
-
-    def ratio(row: npt.NDArray[np.int64]) -> Floats:
-        """Of the term below to the term at k."""
-        at, size = k[row], n[row]
-        return np.asarray(at * (size - at + b[row]) / ((size - at + 1) * np.maximum(at - 1 + a[row], 1e-300)))
-
-    going = np.flatnonzero((k >= 1) & (term > 0))
-    for _ in range(TERMS):
+    term = np.exp(log)
+    total, below = term / 2, np.arange(BLOCK)
+    going = np.flatnonzero((x >= 1) & (term > 0))
+    for done in range(0, TERMS, BLOCK):
         if not len(going):
             break
-        term[going] *= ratio(going)
-        total[going] += term[going]
-        k[going] -= 1
-        going = going[(k[going] >= 1) & (term[going] > 1e-12 * total[going])]
+        size, first, second = (part[going, None] for part in (n, a, b))
+        at = x[going, None] - done - below
+        ratios = at * (size - at + second) / ((size - at + 1) * np.maximum(at - 1 + first, 1e-300))
+        terms = term[going, None] * np.cumprod(np.where(at >= 1, ratios, 0.0), axis=1)  # each over the one above it
+        total[going] += terms.sum(axis=1)
+        term[going] = terms[:, -1]
+        going = going[terms[:, -1] > 1e-12 * total[going]]
     if len(going):
-        rest = np.minimum(ratio(going), 1 - 1e-9)
+        at = x[going] - TERMS
+        ratio = at * (n[going] - at + b[going]) / ((n[going] - at + 1) * np.maximum(at - 1 + a[going], 1e-300))
+        rest = np.clip(np.where(at >= 1, ratio, 0.0), 0.0, 1 - 1e-9)
         total[going] += term[going] * rest / (1 - rest)
     return np.asarray(np.minimum(total, 1.0))

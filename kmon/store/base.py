@@ -182,6 +182,34 @@ class Store(Questions, Intake):
 
     # ---- sweeps --------------------------------------------------------------------------------------------------
 
+    def cells(
+        self,
+        spans: Sequence[Span],
+        dimensions: Sequence[str],
+        measures: Sequence[str],
+        where: Where | None = None,
+        without: Sequence[Where] = (),
+    ) -> pl.DataFrame:
+        """The rows of the base cuboid in the windows of `spans`, as they are stored: what a reader sums by itself.
+
+        Columns: `slot` (0-based over all spans in their order), the dimensions as numbers (0 for an event without a
+        value), the measures, in types as narrow as the store's. One window may have many rows of the same values. Only
+        those that match `where` and none of `without`, and in buckets that fit into their window (`kmon.store.cells`).
+        """
+        self.refresh()
+        return self.sql(self.cells_sql(spans, dimensions, measures, where or {}, without))
+
+    def cells_sql(
+        self,
+        spans: Sequence[Span],
+        dimensions: Sequence[str],
+        measures: Sequence[str],
+        where: Where,
+        without: Sequence[Where],
+    ) -> str:
+        kept = " AND ".join([self.condition(where), *(f"NOT ({self.condition(other)})" for other in without)])
+        return self._slots_sql(spans, [*map(sql.name, dimensions), *map(sql.name, measures)], kept)
+
     def windows(
         self,
         spans: Sequence[Span],
@@ -221,7 +249,10 @@ class Store(Questions, Intake):
             if (part := self._grouped_sql(screened, many, sets, used, names)) is not None
         ]
         kept = " AND ".join([self.condition(where), *(f"NOT ({self.condition(other)})" for other in without)])
-        ctes = [f"base AS MATERIALIZED ({self._slots_sql(spans, used, kept, names)})"]
+        columns = [sql.name(d) for d in used]
+        cells = self._slots_sql(spans, [*columns, *map(sql.name, names)], kept)
+        keys = ", ".join(["slot", *columns])
+        ctes = [f"base AS MATERIALIZED (SELECT {keys}, {self.schema.merged(names)} FROM ({cells}) GROUP BY ALL)"]
         for dimension in many:
             column = sql.name(dimension)
             having = f" HAVING {_enough(spans, least)}" if least > 1 else ""  # a cell has an event at least
@@ -231,17 +262,16 @@ class Store(Questions, Intake):
             )
         return f"WITH {', '.join(ctes)} {' UNION ALL '.join(parts)}"
 
-    def _slots_sql(self, spans: Sequence[Span], used: list[str], kept: str, measures: list[str]) -> str:
+    @staticmethod
+    def _slots_sql(spans: Sequence[Span], columns: Sequence[str], kept: str) -> str:
         """The tiers cut to the windows: each span is a range scan of its own, which the zone maps prune."""
         scans, first = [], 0
-        columns = "".join(f", {sql.name(d)}" for d in used)
         for span in spans:
             seconds = int(span.width.total_seconds())
             slot = f"({first} + epoch(bucket - {sql.time(span.start)})::BIGINT // {seconds})::INTEGER AS slot"
-            shown = f"{slot}{columns}, {', '.join(map(sql.name, measures))}"
-            scans.append(scan_sql(shown, span.start, span.end, kept, span.width))
+            scans.append(scan_sql(", ".join([slot, *columns]), span.start, span.end, kept, span.width))
             first += span.count
-        return f"SELECT slot{columns}, {self.schema.merged(measures)} FROM ({' UNION ALL '.join(scans)}) GROUP BY ALL"
+        return " UNION ALL ".join(scans)
 
     def _grouped_sql(
         self, screened: str | None, many: list[str], sets: Sequence[Sequence[str]], used: list[str], measures: list[str]

@@ -10,7 +10,9 @@ import polars as pl
 import pytest
 
 from kmon.detect import Fleet, observe
+from kmon.detect.cube import recall
 from kmon.detect.fleet import BIN, bin_for, grain_for, spans_for
+from kmon.detect.screen import pick
 from kmon.store import EmbeddedStore
 from tests.detect.worlds import AT, DAY, MINUTE, Mask, config, shop, traffic
 
@@ -141,13 +143,22 @@ def test_other_days_are_read_at_the_same_time_of_day(store: EmbeddedStore) -> No
     assert last == pytest.approx(0.4 * parts[0] + 0.6 * parts[1])
 
 
-def test_the_usual_volume_counts_too(store: EmbeddedStore, seen: Fleet) -> None:
+def test_the_usual_volume_counts_too() -> None:
     """A monitor that is silent now must be judged; a rate without a denominator cannot."""
     with shop(traffic(pl.when(pl.col("today") & (pl.col("ago") <= 5)).then(0.0).otherwise(2.0))) as silent:
-        fleet = observe(silent, config(), AT)
-        everything = row(fleet, silent, {})
-        assert fleet.volume(config().metrics["sessions"], FIVE)[everything] > 200
-        assert fleet.volume(config().metrics["conversion"], FIVE)[everything] == 0
+        cube = recall(silent, config(), AT)
+        everybody = {
+            "least": 10.0,
+            "among": cube.watched(config()),
+            "keep": np.empty(0, int),
+            "rate": 0.01,
+            "change": None,
+        }
+        sessions, conversion = (
+            pick(cube, AT, config().metrics[metric], FIVE, **everybody) for metric in ("sessions", "conversion")
+        )
+    assert sessions.large == cube.monitors.height
+    assert conversion.large == 0
 
 
 # ---- what must not be a reference ------------------------------------------------------------------------------------

@@ -1,0 +1,127 @@
+"""What sweeps have read: going on is as good as reading anew, and what came late is not missed."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+import pytest
+
+from kmon.detect import Fleet, cube, observe
+from kmon.detect.cube import Cube, Keys, recall
+from kmon.errors import UsageError
+from kmon.sources import Move
+from kmon.store import Commit, EmbeddedStore
+from tests.detect.worlds import AT, DAY, MINUTE, config, shop, traffic
+
+SECOND = dt.timedelta(seconds=1)
+LATELY = pl.when((pl.col("partner") != "p5") | ((pl.col("ago") <= 7) & pl.col("today"))).then(4.0).otherwise(0.0)
+"""p5 came seven minutes ago."""
+
+
+@pytest.fixture
+def store() -> Iterator[EmbeddedStore]:
+    with shop(traffic(LATELY)) as opened:
+        yield opened
+
+
+def names(store: EmbeddedStore, found: Cube | Fleet) -> set[str]:
+    """The partners that are monitors."""
+    numbers = found.monitors["partner"].drop_nulls().unique().to_list()
+    return set(store.names("partner", numbers).values())
+
+
+def test_going_on_is_as_good_as_reading_anew(store: EmbeddedStore) -> None:
+    """But for who was not there yet when the base was read."""
+    going = None
+    for ago in (14, 9, 8, 3):
+        at = AT - ago * MINUTE
+        going = recall(store, config(), at, going)
+        anew = observe(store, config(), at)
+        assert going.as_of == AT - 15 * MINUTE
+        old = pl.Series(anew.monitors["partner"]).ne_missing(store.number("partner", "p5")).to_numpy()
+        rows = going.watched(config())
+        assert going.monitors[rows].equals(anew.monitors.filter(pl.Series(old)))
+        found = going.fleet(store, config(), at, rows)
+        assert found.spans == anew.spans
+        for measure, values in anew.values.items():
+            assert np.array_equal(found.values[measure], values[old])
+        assert np.array_equal(found.usable, anew.usable[old])
+        assert np.array_equal(found.recorded, anew.recorded)
+
+
+@pytest.mark.parametrize(("every", "grain"), [("1m", MINUTE), ("10s", 10 * SECOND)])
+def test_it_is_as_fine_as_sweeps_are_frequent(store: EmbeddedStore, every: str, grain: dt.timedelta) -> None:
+    settings = config(every=every)
+    found = recall(store, settings, AT - grain)
+    assert found.grain == grain
+    fleet = found.fleet(store, settings, AT - grain, found.rows_of(store, [{"partner": "p1"}]))
+    end = AT - grain
+    there = store.totals({"partner": "p1"}, end - 5 * MINUTE, end)["sessions"]
+    assert fleet.total("sessions", 5 * MINUTE).tolist() == [there]
+
+
+def test_who_came_since_the_base_is_seen_after_the_next(store: EmbeddedStore) -> None:
+    before = recall(store, config(), AT - MINUTE)
+    assert "p5" not in names(store, before)
+    assert before.serves(store, AT)
+    after = recall(store, config(), AT + 15 * MINUTE, before)
+    assert after is not before
+    assert "p5" in names(store, after)
+
+
+def test_the_base_of_a_large_fleet_can_be_read_ahead(store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cube, "LARGE", 6)
+    found = recall(store, config(), AT - MINUTE)
+    assert found.as_of == AT - 60 * MINUTE
+    assert found.until == AT
+    fleet = found.fleet(store, config(), AT - MINUTE, found.watched(config()))
+    assert [span.name for span in fleet.spans] == ["today", "today", "day1"]
+
+
+def test_what_comes_late_is_read_again(store: EmbeddedStore) -> None:
+    """A few late events are left for the next base; a partition that was stuck is not."""
+    before = recall(store, config(), AT - MINUTE)
+    for late, again in ((1, False), (200, True)):
+        events = traffic(1.0, days=[0]).head(late)
+        first = next(iter(store.positions().values()))
+        store.commit(Commit([Move("test", 0, first, first + late)], events, {"0": AT}, late={"0": late}))
+        found = recall(store, config(), AT - MINUTE, before)
+        assert (found is not before) == again
+        everything = found.rows_of(store, [{}])
+        total = found.between("events_", AT - 60 * MINUTE, AT - MINUTE, everything)[0]
+        assert (total == store.totals({}, AT - 60 * MINUTE, AT - MINUTE)["events_"]) == again
+
+
+def test_only_who_has_enough_is_a_monitor(store: EmbeddedStore) -> None:
+    """In one of the days or today; everything together always is, as it tells when the source was there."""
+    some = Cube.read(store, config(), AT, least=1500)
+    assert some.monitors.filter(pl.all_horizontal(pl.exclude("set").is_null())).height == 1
+    partners = some.monitors.filter(pl.col("partner").is_not_null() & pl.col("country").is_null())["partner"]
+    for partner in store.names("partner", partners.to_list()).values():
+        ends = AT, AT - DAY + 35 * MINUTE
+        events = [store.totals({"partner": partner}, end - 155 * MINUTE, end)["events_"] for end in ends]
+        assert max(events) >= 1500
+    assert Cube.read(store, config(), AT, least=10**9).monitors.height == 1
+
+
+def test_keys_are_their_combinations() -> None:
+    cells = pl.DataFrame(
+        {"a": [1, 1, 2, 0, 9], "b": [3, 1, 3, 1, 1], "events_": [5, 5, 1, 9, 9], "slot": [0, 1, 1, 0, 0]},
+        schema_overrides={"a": pl.UInt32, "b": pl.UInt32},
+    )
+    keys = Keys.of((("b", "a"), ("a",), ()), {"a": 2, "b": 3}, [cells], least=2)
+    found = keys.monitors(["a", "b"]).rows()
+    # a value that an event did not have (0) is nobody's, nor is one that is newer than the keys (9)
+    assert found == [(0, 1, 1), (0, 1, 3), (1, 1, None), (2, None, None)]
+    assert [keys.rows_of(scope) for scope in ({"a": 1, "b": 3}, {"a": 1}, {})] == [[1], [2], [3]]
+    assert keys.rows_of({"a": 2}) == []
+    summed = keys.summed(cells, ["events_"], 2, room=1)["events_"]
+    assert summed.tolist() == [[0, 5, 5, 23], [5, 0, 5, 6], [0, 0, 0, 0]]
+
+
+def test_too_many_combinations_are_told() -> None:
+    with pytest.raises(UsageError, match="too many combinations of a, b, c to watch them all"):
+        Keys((("a", "b", "c"),), dict.fromkeys("abc", 10**7), ()).size(("a", "b", "c"))

@@ -1,0 +1,91 @@
+"""Who is looked at closely: nobody who could be an anomaly is missed, and what is usual is told by a fair sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from kmon.config import Config
+from kmon.detect import Sweep, screen, sweep
+from kmon.detect.cube import recall
+from kmon.detect.screen import pick
+from tests.detect.worlds import AT, MINUTE, config, shop, traffic
+
+NOW = pl.col("today") & (pl.col("ago") <= 6)
+ILL = {
+    "an outage": {"sessions": pl.when((pl.col("partner") == "p1") & NOW).then(0.0).otherwise(6.0)},
+    "a fall by 70 %": {"sessions": pl.when((pl.col("browser") == "safari") & NOW).then(2.0).otherwise(6.0)},
+    "a surge": {"sessions": pl.when((pl.col("country") == "SE") & NOW).then(20.0).otherwise(6.0)},
+    "declines": {"conversion": pl.when((pl.col("partner") == "p2") & NOW).then(0.1).otherwise(0.5)},
+    "more than yesterday, all day": {"sessions": pl.when(pl.col("today")).then(9.0).otherwise(4.0)},
+    "nothing": {},
+}
+SETTINGS: dict[str, Any] = {"windows": ["1m", "2m", "5m", "20m"], "false_alerts_per_day": 100}
+
+
+def flagged(found: Sweep) -> set[tuple[Any, ...]]:
+    return {
+        (scored.width, row["metric"], row["direction"], scored.fleet.monitors.row(row["row"]))
+        for scored, frame in zip(found.scored, found.flagged, strict=True)
+        for row in frame.iter_rows(named=True)
+    }
+
+
+@pytest.mark.parametrize("case", ILL)
+def test_nobody_who_could_be_an_anomaly_is_missed(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is flagged where all are looked at is looked at where few are."""
+    settings = config(**SETTINGS)
+    monkeypatch.setattr(screen, "COMPANY", 5)
+    with shop(traffic(**ILL[case])) as store:
+        few = sweep(store, settings, AT)
+        monkeypatch.undo()
+        whole = sweep(store, settings, AT)
+        looked_at = {
+            (scored.width, row["metric"], scored.fleet.monitors.row(row["row"]))
+            for scored in few.scored
+            for row in scored.scores.iter_rows(named=True)
+        }
+    assert {(width, metric, monitor) for width, metric, _, monitor in flagged(whole)} <= looked_at
+    assert bool(flagged(whole)) == (case not in ("nothing", "more than yesterday, all day"))
+    assert few.tests == pytest.approx(whole.tests, rel=0.05)
+    assert sum(s.scores.height for s in few.scored) < 0.8 * sum(s.scores.height for s in whole.scored)
+
+
+def test_the_company_is_chosen_without_regard_to_what_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screen, "COMPANY", 6)
+    settings = config(**SETTINGS)
+    chosen = []
+    for what in ({}, ILL["an outage"]):
+        with shop(traffic(**what)) as store:
+            cube = recall(store, settings, AT)
+            chosen.append(_pick(cube, settings, "sessions"))
+    calm, ill = chosen
+    assert calm.rows[calm.company].tolist() == ill.rows[ill.company].tolist()
+    assert len(ill.rows) > ill.company.sum() == 6
+
+
+def test_who_is_wanted_and_what_has_no_bound_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screen, "COMPANY", 2)
+    settings = config(**SETTINGS)
+    with shop(traffic()) as store:
+        cube = recall(store, settings, AT)
+        few = _pick(cube, settings, "sessions")
+        others = np.setdiff1d(cube.watched(settings), few.rows)
+        assert others[0] in _pick(cube, settings, "sessions", keep=others[:1]).rows
+        everybody = _pick(cube, settings, "sessions", change=None)
+    assert len(everybody.rows) == everybody.large > len(few.rows)
+    assert everybody.company.all()
+
+
+def _pick(cube: Any, settings: Config, metric: str, **changes: Any) -> screen.Pick:
+    given = {
+        "least": 10.0,
+        "among": cube.watched(settings),
+        "keep": np.empty(0, int),
+        "rate": 1e-3,
+        "change": (0.5, 1.0),
+    }
+    return pick(cube, AT, settings.metrics[metric], 5 * MINUTE, **{**given, **changes})
