@@ -6,6 +6,7 @@ Times in arrays are microseconds since 1970, UTC.
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,20 @@ _USUAL, _USUAL_LENGTH = "%Y-%m-%dT%H:%M:%S.%3fZ", 24
 """Read in half the time of other times in RFC 3339, in a column that has no others."""
 _NEVER = np.iinfo(np.int64).min
 _ALWAYS = np.iinfo(np.int64).max
+
+
+class Laps:
+    """How long the parts of some work take."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    def end(self, part: str) -> None:
+        """A part ends here; the next one begins."""
+        now = time.monotonic()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._began
+        self._began = now
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import html
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
@@ -18,7 +18,7 @@ import polars as pl
 
 from kmon.alerts.notifier import outbox_for
 from kmon.alerts.routing import route
-from kmon.clock import EPOCH
+from kmon.clock import EPOCH, Laps
 from kmon.config import PIPELINE, Config, page_key, show_duration
 from kmon.detect import Cube, Fleet, Sweep, observe
 from kmon.detect import sweep as run_sweep
@@ -52,6 +52,8 @@ class Outcome:
     """The anomalies with the largest evidence, and where they are; those of detectors on trial too."""
     held: tuple[Decision, ...] = ()
     """What would be new incidents, and is not told as data is missing."""
+    parts: Mapping[str, float] = field(default_factory=dict, repr=False)
+    """Of `seconds`, by part: those of the sweep, then to ``explain`` and to ``decide`` and record."""
 
     @property
     def incidents(self) -> list[Incident]:
@@ -128,11 +130,15 @@ class Watch:
         *,
         deliver: bool = True,
         clock: Callable[[], dt.datetime] = utc_now,
+        cube: Cube | None = None,
     ) -> None:
-        """Without `deliver` incidents are recorded, but no alert is put into the outbox. `clock` is the wall clock."""
+        """Without `deliver` incidents are recorded, but no alert is put into the outbox.
+
+        `clock` is the wall clock, `cube` what was read already.
+        """
         self._config, self._store, self._ledger, self._deliver = config, store, ledger, deliver
         self._clock = clock
-        self._cube: Cube | None = None
+        self._cube = cube
         self._partners = Partners.load(config.resolve(config.partners) if config.partners else None)
 
     def look(self, at: dt.datetime | None = None, *, thorough: bool = False) -> Outcome:
@@ -150,7 +156,9 @@ class Watch:
         seen = self._ledger.newest_record()
         since = last.at if last and last.at < at and not thorough else None
         state = gate(self._config, self._store, self._ledger, at, last.at if last else None, live)
+        laps = Laps()
         sweep, causes, recent = self.examine(at, since)
+        laps.end("explain")
         recent = [i for i in recent if i.metric != PIPELINE]
         known = [i for i in recent if _open_at(i, at)]
         recheck = Recheck(self._store, self._config, sweep)
@@ -171,7 +179,10 @@ class Watch:
         tails = {} if state.closed else sweep.tails  # what is missing would pass for normal
         self._ledger.record(record, [d.incident for d in decisions], anomalies, outbox, tails=tails, seen=seen)
         scores = self._scores(sweep)
-        return Outcome(at, sweep, tuple(decisions), tuple(outbox), seconds, scores=scores, held=held)
+        laps.end("decide")
+        laps.seconds["explain"] -= sum(sweep.seconds.values())
+        parts = {**sweep.seconds, **laps.seconds}
+        return Outcome(at, sweep, tuple(decisions), tuple(outbox), seconds, scores=scores, held=held, parts=parts)
 
     def _look_at_the_pipeline(self, last: SweepRecord | None, live: dt.datetime, reason: str, began: float) -> Outcome:
         """What there is to say where nothing is new: that nothing is may be what is wrong."""

@@ -14,6 +14,7 @@ from kmon.bench import (
     detect_rootcause,
     detect_series,
     detect_simulator,
+    detect_speed,
     ingest,
     latency,
     query,
@@ -36,5 +37,6 @@ BENCHES: dict[str, Callable[[Options], list[Row]]] = {
     "detect-rootcause": detect_rootcause.run,
     "detect-series": detect_series.run,
     "detect-simulator": detect_simulator.run,
+    "detect-speed": detect_speed.run,
 }
 """By name; each returns its rows, whether or not the limits are kept."""

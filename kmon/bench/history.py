@@ -22,6 +22,8 @@ from kmon.store.schema import Schema
 from kmon.store.upkeep import SORTED
 
 HOUR, DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
+BEFORE, HOT = 4, 2
+"""Hours that a sweep may look back, and those of them that lie in the ten-second tier."""
 _STEPS = 24
 """Ranges of partners in which a day of the hour tier is sorted, one after the other."""
 _SMALL = {
@@ -84,6 +86,33 @@ def make(
         maker.tiers({"rollup_10s": recent, "rollup_1m": past})
         connection.execute("DETACH scratch")
         connection.execute("CHECKPOINT")
+    scratch.unlink()
+
+
+def around(
+    path: Path, config: Config, now: dt.datetime, say: Say, *, rate: float, partners: int, days: tuple[int, ...] = (1,)
+) -> None:
+    """Fill a new store with what a sweep at `now`, a whole hour, reads: the hours before it, and the same `days` ago."""
+    with EmbeddedStore(path, config) as store:
+        scratch = path.with_name("scratch.duckdb")
+        store.connection.execute(f"ATTACH {sql.text(str(scratch))} AS scratch")
+        maker = _Maker(store.connection, store.schema, rate, partners)
+        maker.dictionaries()
+        for day in sorted(days, reverse=True):
+            for hour in range(-BEFORE, 1):
+                say(f"hour {hour + BEFORE + 1} of {BEFORE + 1}, {day} days ago")
+                maker.draw(HOUR)
+                maker.minutes(now - day * DAY + hour * HOUR)
+        for hour in range(-BEFORE, 0):
+            say(f"hour {hour + BEFORE + 1} of {BEFORE} before now")
+            maker.draw(HOUR)
+            if hour < -HOT:
+                maker.minutes(now + hour * HOUR)
+            else:
+                maker.deltas(now + hour * HOUR, unsorted=now - SORTED)
+        maker.tiers({"rollup_10s": now - HOT * HOUR, "rollup_1m": now - max(days) * DAY - BEFORE * HOUR})
+        store.connection.execute("DETACH scratch")
+        store.connection.execute("CHECKPOINT")
     scratch.unlink()
 
 

@@ -19,7 +19,7 @@ import structlog
 from statsmodels.stats.multitest import multipletests
 
 from kmon.calibrate import Calibration, Calibrations, Key, Tail
-from kmon.clock import EPOCH
+from kmon.clock import EPOCH, Laps
 from kmon.config import Config, DetectorUse, Metric
 from kmon.detect.contract import SCORES, Detector, load_detector, scored
 from kmon.detect.cube import Cube, recall
@@ -106,6 +106,8 @@ class Sweep:
     """What the p-values of normal monitors were before they were calibrated, for the sweeps to come."""
     cube: Cube | None = field(default=None, repr=False)
     """What was read, for the next sweep."""
+    seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
+    """How long it took to ``read``, to ``choose`` whom to look at, to ``score`` them, and to look for ``silence``."""
 
     @property
     def windows(self) -> tuple[dt.timedelta, ...]:
@@ -174,11 +176,13 @@ def sweep(
     day saw of normal monitors, `outlooks` are what models forecast. `cube` is that of the sweep before, `keep` are
     scopes whose scores are wanted in any case. Reads the store, writes nothing.
     """
+    laps = Laps()
     check_taken_over(store, config, config.metrics.values(), (d for grouping in config.watch for d in grouping))
     loaded = [(use, load_detector(use, config.path.parent)) for use in config.detectors]
     detectors = [(use, d) for use, d in loaded if not isinstance(d, Silence)]
     judges = [d for _, d in detectors]
     cube = recall(store, config, at, cube, least=_least(config, judges))
+    laps.end("read")
     widths = [w for w in due_windows(config, at, since) if not cube.quiet(at, w)]  # else no partner's outage
     known = calibrations or {}
     watched = cube.watched(config)
@@ -198,6 +202,7 @@ def sweep(
         for width in widths
         for name, metric in config.metrics.items()
     }
+    laps.end("choose")
     touched = np.intersect1d(cube.rows_of(store, [mask.scope for mask in masks]), watched)
     chosen = np.unique(np.concatenate([kept, touched, *(one.rows for one in picks.values())]))
     fleet = cube.fleet(store, config, at, chosen, masks=masks, outlooks=outlooks)
@@ -208,13 +213,15 @@ def sweep(
         scores = [_scored(use, d, fleet, width, config, known, mine) for use, d in detectors]
         families[width] = _family(false_discovery_rate(config, width), [s for s in scores if not s.use.shadow])
         found += scores
+    laps.end("score")
     if not cube.quiet(at, max(config.windows)):
         for use, detector in loaded:
             if isinstance(detector, Silence) and (one := _silence(use, detector, store, config, at, since, masks)):
                 families[one.width] = _family(_rate_of_silence(config, detector), [one])
                 found.append(one)
     flagged = tuple(s.scores.filter((pl.col("p_value") <= families[s.width].cutoff) & pl.col("notable")) for s in found)
-    return Sweep(at, tuple(found), families, len(watched), flagged, _tails(found, families), cube)
+    laps.end("silence")
+    return Sweep(at, tuple(found), families, len(watched), flagged, _tails(found, families), cube, laps.seconds)
 
 
 def _silence(
