@@ -25,12 +25,13 @@ from kmon.detect import sweep as run_sweep
 from kmon.errors import UsageError
 from kmon.explain import Cause, explain
 from kmon.fits import outlooks
-from kmon.gate import MONTH, gate
+from kmon.gate import gate
 from kmon.impact import an_hour, beginning, loss
 from kmon.incidents import REOPENED, Decision, decide, severity_of
-from kmon.ledger import Anomaly, Delivery, Incident, Ledger, Severity, SweepRecord, as_mask, open_ledger, spoiling
+from kmon.ledger import Anomaly, Delivery, Incident, Ledger, Severity, SweepRecord, open_ledger
 from kmon.partners import Partners
 from kmon.recheck import Recheck
+from kmon.references import MONTH, References
 from kmon.store import Store, open_for_reading
 
 SHOWN = 100
@@ -149,13 +150,14 @@ class Watch:
         seen = self._ledger.newest_record()
         since = last.at if last and last.at < at and not thorough else None
         state = gate(self._config, self._store, self._ledger, at, last.at if last else None, live)
-        sweep, causes, recent = self.examine(at, since)
-        recent = [i for i in recent if i.metric != PIPELINE]
+        sweep, causes, references = self.examine(at, since)
+        recent = [i for i in references.incidents if i.metric != PIPELINE]
         known = [i for i in recent if _open_at(i, at)]
-        recheck = Recheck(self._store, self._config, sweep)
+        recheck = Recheck(self._store, references.config, sweep)
         lately = at - max(*self._config.windows, REOPENED)
         ended = [i for i in recent if i.resolved_at is not None and lately < i.resolved_at <= at]
-        decided = decide(self._config, at, causes, known, recheck, ended)
+        settled = {i.id for i in references.settled}
+        decided = decide(self._config, at, causes, known, recheck, ended, settled)
         over = {i.id for i in known if i.resolved_at is not None}
         begun = [self._begun(at, d) for d in decided if d.incident.id not in over]
         passed = state.passed(begun, known)
@@ -185,18 +187,16 @@ class Watch:
         told = f"{reason}; the pipeline: {decision.reason}"
         return Outcome(None, None, (decision,), tuple(outbox), time.monotonic() - began, told)
 
-    def examine(self, at: dt.datetime, since: dt.datetime | None = None) -> tuple[Sweep, list[Cause], list[Incident]]:
-        """The sweep at `at` and the causes of its anomalies, with nothing recorded; and the incidents that it masked.
-
-        Those are the ones that are not normal by now.
-        """
-        recent = spoiling(self._ledger, self._config, at - MONTH, at)
-        masks = [as_mask(spoilt(i)) for i in recent if not _is_missing_now(i)]
+    def examine(self, at: dt.datetime, since: dt.datetime | None = None) -> tuple[Sweep, list[Cause], References]:
+        """The sweep at `at` and the causes of its anomalies, with nothing recorded; and what it took as references."""
+        told = References.of(self._ledger, self._config, at - MONTH, at)
         usual = self._ledger.calibrations(at)
-        models = outlooks(self._ledger, self._config, at)
-        sweep = run_sweep(self._store, self._config, at, since=since, masks=masks, calibrations=usual, outlooks=models)
-        known = [i.scope for i in recent if _open_at(i, at) and i.metric != PIPELINE]
-        return sweep, explain(sweep, self._config, self._scope, self._inside, known), recent
+        models = outlooks(self._ledger, told.config, at)
+        sweep = run_sweep(
+            self._store, told.config, at, since=since, masks=told.masks, calibrations=usual, outlooks=models
+        )
+        known = [i.scope for i in told.incidents if _open_at(i, at) and i.metric != PIPELINE]
+        return sweep, explain(sweep, self._config, self._scope, self._inside, known), told
 
     def _newest_unjudged(self, last: SweepRecord | None) -> tuple[dt.datetime | None, str]:
         mark = self._store.watermark(self._config.events.lateness, self._config.events.idle)
@@ -302,19 +302,6 @@ class Watch:
 def _open_at(incident: Incident, at: dt.datetime) -> bool:
     """Whether it was not resolved by then, also where that came later."""
     return incident.resolved_at is None or incident.resolved_at > at
-
-
-def _is_missing_now(incident: Incident) -> bool:
-    """Whether data is missing at this moment: masked for everybody, no count could be judged after two hours of it."""
-    return incident.metric == PIPELINE and incident.resolved_at is None and incident.quiet == 0
-
-
-def spoilt(incident: Incident) -> Incident:
-    """The incident as long as it was seen: what came then, until it was resolved, is a reference like any other."""
-    if incident.metric == PIPELINE:  # where it is over, or nearly; a lag leaves nothing out
-        ended = incident.started_at if incident.detector == "lag" else incident.seen_at
-        return replace(incident, resolved_at=ended)
-    return incident if incident.resolved_at is None else replace(incident, resolved_at=incident.seen_at)
 
 
 def _anomalies(at: dt.datetime, decisions: Sequence[Decision]) -> list[Anomaly]:

@@ -88,6 +88,9 @@ def _calendar_errors(config: Config, dimensions: tuple[str, typing.Iterable[str]
         yield from _unknown(loc, dict(zip(event.scope, event.scope, strict=True)), dimensions)
         if config.enrich.country in event.scope:
             yield from _no_country((*loc, config.enrich.country or ""), event.scope[config.enrich.country or ""])
+    for i, shift in enumerate(config.calendar.shifts):
+        scope = dict(zip(shift.scope, shift.scope, strict=True))
+        yield from _unknown(("calendar", "shifts", i, "scope"), scope, dimensions)
 
 
 def _no_country(loc: Loc, code: str) -> Iterator[tuple[Loc, str]]:
