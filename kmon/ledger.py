@@ -367,6 +367,13 @@ tails_table = sa.Table(
     _column("tests", _int),
     *(_column(f"beyond_{i}", _int) for i in range(len(LEVELS))),
 )
+calibrations_table = sa.Table(
+    "calibrations",
+    _metadata,
+    _column("hour", _Time, primary_key=True),
+    _column("usual", _json),
+)
+"""What `tails_table` tells in an hour, made once: each sweep has to know it, and is a process of its own."""
 _NEWEST = sa.select(sa.func.max(sweeps_table.c.ran_at).label("ran_at"))
 runs_table = sa.Table(
     "runs",
@@ -567,13 +574,12 @@ class Ledger:
 
     def calibrations(self, at: dt.datetime) -> dict[Key, Calibration]:
         """What the whole hours of the day before `at` tell of the p-values of normal monitors."""
-        t, end = tails_table, _hour(at)
-        within = sa.and_(t.c.hour < end, t.c.hour >= end - DAY)
-        hours: dict[Key, list[Tail]] = {}
-        for row in self._rows(sa.select(t).where(within).order_by(t.c.hour)):
-            tail = Tail(row["tests"], tuple(row[name] for name in _BEYOND))
-            hours.setdefault((row["metric"], row["window"].total_seconds()), []).append(tail)
-        return {key: Calibration.of(tails) for key, tails in hours.items()}
+        t = calibrations_table
+        made = self._rows(sa.select(t.c.usual).where(t.c.hour == _hour(at)))
+        usual = made[0]["usual"] if made else _usual(self._rows(_tails_before(at)))
+        return {
+            (metric, seconds): Calibration(tuple(levels), tuple(shares)) for metric, seconds, levels, shares in usual
+        }
 
     def anomalies(self, incident: str) -> list[Anomaly]:
         """What one incident explained, in time order."""
@@ -716,6 +722,32 @@ def _add_tails(connection: Connection, at: dt.datetime, tails: Tails) -> None:
         more = {name: t.c[name] + count for name, count in counts.items()}
         if not connection.execute(sa.update(t).where(same).values(more)).rowcount:
             connection.execute(sa.insert(t), [key | counts])
+    _calibrate(connection, at)
+
+
+def _calibrate(connection: Connection, at: dt.datetime) -> None:
+    """Make what the hours before tell, once an hour; what later hours had made of this one does not hold any more."""
+    t, hour = calibrations_table, _hour(at)
+    connection.execute(sa.delete(t).where(sa.or_(t.c.hour > hour, t.c.hour < hour - DAY)))
+    if connection.scalar(sa.select(t.c.hour).where(t.c.hour == hour)) is None:
+        usual = _usual(connection.execute(_tails_before(at)).mappings().all())
+        connection.execute(sa.insert(t), [{"hour": hour, "usual": usual}])
+
+
+def _tails_before(at: dt.datetime) -> sa.Select[Any]:
+    """Those of the whole hours of the day before."""
+    t, end = tails_table, _hour(at)
+    return sa.select(t).where(t.c.hour < end, t.c.hour >= end - DAY).order_by(t.c.hour)
+
+
+def _usual(rows: Sequence[RowMapping]) -> list[tuple[str, float, tuple[float, ...], tuple[float, ...]]]:
+    """(metric, seconds, levels, shares) of each calibration."""
+    hours: dict[Key, list[Tail]] = {}
+    for row in rows:
+        tail = Tail(row["tests"], tuple(row[name] for name in _BEYOND))
+        hours.setdefault((row["metric"], row["window"].total_seconds()), []).append(tail)
+    made = {key: Calibration.of(tails) for key, tails in hours.items()}
+    return [(metric, seconds, one.levels, one.shares) for (metric, seconds), one in made.items()]
 
 
 def _upsert(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], key: str) -> None:
