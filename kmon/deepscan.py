@@ -20,9 +20,10 @@ import numpy.typing as npt
 import polars as pl
 
 from kmon.config import Config
+from kmon.config.bins import RECENT, bin_for
 from kmon.detect.calendar import Calendar
-from kmon.detect.expect import AFTER, RECENT
-from kmon.detect.fleet import bin_for, check_taken_over
+from kmon.detect.expect import AFTER
+from kmon.detect.fleet import check_taken_over
 from kmon.detect.models import A_DAY, LEAST, STEP, Forecast, Share, forecast
 from kmon.errors import FitError, UsageError
 from kmon.ledger import Fit, Ledger, open_ledger

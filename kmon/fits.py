@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kmon.config import Config, Shift, show_duration
-from kmon.detect.expect import RECENT
-from kmon.detect.fleet import bin_for
+from kmon.config.bins import RECENT, bin_for
 from kmon.ledger import Fit, Ledger
 
 State = Literal["fresh", "stale", "failed"]

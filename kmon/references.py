@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kmon.config import PIPELINE, Config, Shift
-from kmon.detect.expect import RECENT
-from kmon.detect.fleet import bin_for
+from kmon.config.bins import RECENT, bin_for
 from kmon.ledger import Incident, Label
 
 MONTH = dt.timedelta(days=31)

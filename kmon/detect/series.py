@@ -16,11 +16,12 @@ import numpy.typing as npt
 import polars as pl
 
 from kmon.config import Config, Metric
+from kmon.config.bins import BIN
 from kmon.config.words import nearest
 from kmon.detect.calendar import Calendar
 from kmon.detect.contract import Detector, load_detector
 from kmon.detect.expect import AFTER, RECENT
-from kmon.detect.fleet import BIN, DAY, DAYS, LAG, RECENT_WINDOWS, Mask, Outlook, check_taken_over
+from kmon.detect.fleet import DAY, DAYS, LAG, RECENT_WINDOWS, Mask, Outlook, check_taken_over
 from kmon.detect.models import STEP, at_bins
 from kmon.errors import UsageError
 from kmon.store import Store
