@@ -162,7 +162,7 @@ class Watch:
         begun = [self._begun(at, d) for d in decided if d.incident.id not in over]
         passed = state.passed(begun, known)
         held = tuple(d for d in passed if d.action == "held")
-        decisions = [self._told(at, d) for d in passed if d.action != "held"]
+        decisions = [self._told(at, d, references) for d in passed if d.action != "held"]
         decisions += [replace(d, incident=self._addressed(d.incident)) for d in (state.decision,) if d is not None]
         outbox = self._outbox(decisions) if self._deliver else []
         seconds = time.monotonic() - began
@@ -243,11 +243,11 @@ class Watch:
         started_at = beginning(self._store, self._config, decision.incident, at)
         return replace(decision, incident=replace(decision.incident, started_at=started_at))
 
-    def _told(self, at: dt.datetime, decision: Decision) -> Decision:
+    def _told(self, at: dt.datetime, decision: Decision, references: References) -> Decision:
         """The decision with its incident's loss, channel and link filled in."""
         incident = decision.incident
         if decision.action in ("new", "reopened", "joined", "still"):
-            incident = replace(incident, impact=loss(self._store, self._config, incident, at))
+            incident = replace(incident, impact=loss(self._store, references.config, incident, at, references.masks))
             incident = replace(incident, severity=self._severity(incident, at))
         return replace(decision, incident=self._addressed(incident))
 

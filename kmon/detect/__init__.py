@@ -5,6 +5,7 @@ from kmon.detect.contract import SCORES, Detector, detector, load_detector
 from kmon.detect.fleet import Fleet, Mask, Outlook, observe
 from kmon.detect.series import expected_measures, expected_series
 from kmon.detect.silence import Silence
+from kmon.detect.since import expected_since
 from kmon.detect.surprise import SeriesScores, Surprise
 from kmon.detect.sweeps import Family, Scored, Sweep, due_windows, sweep
 
@@ -25,6 +26,7 @@ __all__ = [
     "due_windows",
     "expected_measures",
     "expected_series",
+    "expected_since",
     "load_detector",
     "observe",
     "sweep",
