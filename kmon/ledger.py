@@ -120,11 +120,6 @@ class Label:
             key: show_time(getattr(self, key)) for key in ("started_at", "resolved_at", "known_at", "said_at")
         }
 
-    @property
-    def settles(self) -> bool:
-        """Whether it is one of SETTLING."""
-        return self.word in SETTLING
-
 
 @dataclass(frozen=True)
 class Anomaly:

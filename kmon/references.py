@@ -14,7 +14,7 @@ from typing import Protocol
 
 from kmon.config import PIPELINE, Config, Shift
 from kmon.config.bins import RECENT, bin_for
-from kmon.ledger import Incident, Label
+from kmon.ledger import SETTLING, Incident, Label
 
 MONTH = dt.timedelta(days=31)
 """How far back references are, at most."""
@@ -46,7 +46,7 @@ class References:
     config: Config
     """The configuration, in whose calendar stand the levels that have changed for good."""
     incidents: tuple[Incident, ...] = ()
-    """Those of the time, without those that have lasted so long that they are the new normal."""
+    """Those of the time, without those that have lasted so long that they are the new normal, unless labelled."""
     settled: tuple[Incident, ...] = ()
     """Those of them that are over because of their label: no incidents any more."""
     masks: tuple[Stretch, ...] = ()
@@ -54,24 +54,24 @@ class References:
     @classmethod
     def of(cls, ledger: Said, config: Config, start: dt.datetime, end: dt.datetime) -> References:
         """What is known of [start, end); of the pipeline's incident only what is over, which left a gap."""
-        labels = ledger.labels()
-        by_incident = {label.incident: label for label in labels if label.settles}
-        known = ledger.overlapping(start, end)
-        lasted = [i for i in known if _lasted(i, config) and i.id not in by_incident]
+        labels, known = ledger.labels(), ledger.overlapping(start, end)
+        said = {label.incident: label.word for label in labels if label.incident is not None}
+        lasted = [i for i in known if _lasted(i, config) and i.id not in said]
         incidents = [i for i in known if i not in lasted]
-        settled = [i for i in incidents if i.id in by_incident]
-        told = [label for label in labels if label.word == "incident"]
+        settled = [i for i in incidents if said.get(i.id) in SETTLING]
         shifts = [
             *config.calendar.shifts,
             *(_shift(i.id, i) for i in lasted if i.metric != PIPELINE),
             *(_shift(str(label.incident), label) for label in labels if label.word == "new-normal"),
         ]
-        spoilt = [_spoilt(i) for i in incidents if i not in settled and not _is_missing_now(i)]
-        stretches = [*spoilt, *(Stretch(label.id, label.scope, label.started_at, label.resolved_at) for label in told)]
-        recent = tuple(shift for shift in shifts if start < shift.at < end)
-        stretches += [_before(shift, config) for shift in recent]
+        shifts = [shift for shift in shifts if start < shift.at < end]
+        stretches = [
+            *(_spoilt(i) for i in incidents if i not in settled and not _is_missing_now(i)),
+            *(_marked(label) for label in labels if label.word == "incident"),
+            *(_before(shift, config) for shift in shifts),
+        ]
         masks = [one for one in stretches if one.started_at < end and (one.resolved_at or end) > start]
-        calendar = config.calendar.model_copy(update={"shifts": recent})
+        calendar = config.calendar.model_copy(update={"shifts": tuple(shifts)})
         config = config.model_copy(update={"calendar": calendar})
         return cls(config, tuple(incidents), tuple(settled), tuple(masks))
 
@@ -84,6 +84,10 @@ def _lasted(incident: Incident, config: Config) -> bool:
 
 def _shift(name: str, of: Incident | Label) -> Shift:
     return Shift(name=f"the new normal ({name})", at=of.started_at, scope=of.scope)
+
+
+def _marked(label: Label) -> Stretch:
+    return Stretch(label.id, label.scope, label.started_at, label.resolved_at)
 
 
 def _before(shift: Shift, config: Config) -> Stretch:

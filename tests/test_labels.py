@@ -152,6 +152,14 @@ def test_what_has_lasted_is_the_new_normal_without_a_label(ledger: Ledger) -> No
     assert [mask.resolved_at for mask in told.masks] == [AT - DAY]
 
 
+def test_a_real_incident_is_no_new_normal_however_long_it_lasted(ledger: Ledger) -> None:
+    ledger.record(SWEEP, [past(23.96)])
+    say(ledger, "inc_1", "true")
+    told = known(ledger)
+    assert told.config.calendar.shifts == ()
+    assert [(mask.id, mask.started_at) for mask in told.masks] == [("inc_1", AT - DAY)]
+
+
 def test_a_new_normal_is_none_before_it_began(ledger: Ledger) -> None:
     ledger.record(SWEEP, [past(2)])
     say(ledger, "inc_1", "new-normal")

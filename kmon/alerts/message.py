@@ -125,7 +125,7 @@ def _ending(incident: Incident, config: Config, partners: Partners) -> str:
             incident, config, partners, f"{change(incident)} for {words(lasted)} and counts as normal from now on"
         )
     if incident.reason.startswith(LABELLED):
-        return _sentence(incident, config, partners, f"{change(incident)}, {show(incident.reason)}")
+        return _sentence(incident, config, partners, f"{change(incident)}, {show(incident.reason, 60)}")
     return _sentence(incident, config, partners, f"back to normal after {words(lasted)}")
 
 
