@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 from kmon.config import BUCKET, Config, parse_duration, show_duration
 from kmon.config.words import nearest
 from kmon.errors import UsageError
+from kmon.ledger import WORDS, Word
 
 FIRST_YEAR, LAST_YEAR = 1971, 9000
 
@@ -57,6 +59,28 @@ def scope(config: Config, texts: Sequence[str] | None) -> dict[str, str]:
     for dimension in found:
         known("dimension", dimension, config.dimensions)
     return found
+
+
+def verdict(words: Sequence[str]) -> tuple[str, Word]:
+    """An incident and what is said of it."""
+    if len(words) != 2:
+        message = f"{' '.join(words)!r} is no label: write an incident and one of {', '.join(WORDS)}"
+        raise UsageError(message)
+    return words[0], cast(Word, known("label", words[1], WORDS))
+
+
+def stretch(
+    config: Config, metric: str | None, start: str | None, end: str | None
+) -> tuple[str, dt.datetime, dt.datetime]:
+    """A metric and a stretch of time, all of which must be given."""
+    begin, until = moment(start), moment(end)
+    if metric is None or begin is None or until is None:
+        message = "an incident that was not found needs --metric, --from and --to, and --where unless it was everywhere"
+        raise UsageError(message)
+    if until <= begin:
+        message = f"--to {end} is not after --from {start}"
+        raise UsageError(message)
+    return known("metric", metric, config.metrics), begin, until
 
 
 def known(kind: str, name: str, names: Iterable[str]) -> str:

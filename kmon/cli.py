@@ -286,6 +286,7 @@ def incidents(
         arguments.known("status", one, (*OPEN, "resolved"))
     with open_ledger(_load(config), store, must_exist=True) as ledger:
         found = ledger.incidents(status=status or (), since=arguments.moment(since))
+        said = {label.incident: label.word for label in ledger.labels()}
     if format == "json":
         show.print_json([incident.public() for incident in found])
         return
@@ -301,14 +302,72 @@ def incidents(
             show.clock(i.resolved_at),
             i.observed,
             i.expected,
+            said.get(i.id, ""),
         )
         for i in found
     ]
-    show.table(
-        ["id", "status", "severity", "what", "where", "since (UTC)", "detected", "resolved", "observed", "expected"],
-        rows,
-        empty="no incidents",
-    )
+    times = ("since (UTC)", "detected", "resolved")
+    columns = ["id", "status", "severity", "what", "where", *times, "observed", "expected", "label"]
+    show.table(columns, rows, empty="no incidents")
+
+
+@app.command()
+def label(
+    what: Annotated[
+        Optional[list[str]],
+        typer.Argument(
+            metavar="[INCIDENT true|false|new-normal | incident]",
+            help="What to say of an incident, or 'incident' of a stretch of time that had one; default list all.",
+        ),
+    ] = None,
+    metric: Annotated[Optional[str], typer.Option(help="Of a stretch of time.")] = None,
+    where: Wheres = None,
+    start: Annotated[Optional[str], typer.Option("--from", help="Where the stretch begins; RFC 3339.")] = None,
+    end: Annotated[Optional[str], typer.Option("--to", help="Where it ends.")] = None,
+    remove: Annotated[Optional[str], typer.Option(metavar="LABEL", help="Take a label back.")] = None,
+    by: Annotated[Optional[str], typer.Option(help="Who says so; default the user.")] = None,
+    config: ConfigPath = DEFAULT,
+    store: StorePath = None,
+    format: Output = "table",
+) -> None:
+    """Say what an incident was: real, a false alarm, the new normal; or that there was one that was not found."""
+    from kmon import arguments, environment, labels
+    from kmon.ledger import open_ledger
+
+    loaded, words = _load(config), what or []
+    scope, who = arguments.scope(loaded, where), by or environment.user()
+    stretch = arguments.stretch(loaded, metric, start, end) if words == ["incident"] else None
+    with open_ledger(loaded, store, must_exist=stretch is None) as ledger:
+        if remove is not None:
+            labels.remove(ledger, remove)
+            _summary({"removed": remove}, format)
+            return
+        if stretch is not None:
+            found = [labels.mark(ledger, stretch, scope, by=who)]
+        elif words:
+            found = [labels.say(loaded, ledger, *arguments.verdict(words), by=who)]
+        else:
+            found = ledger.labels()
+    if format == "json":
+        shown = [one.public() for one in found]
+        show.print_json(shown[0] if words else shown)
+        return
+    rows = [
+        (
+            one.id,
+            one.word,
+            one.incident or "-",
+            one.metric,
+            show.scope(one.scope),
+            show.clock(one.started_at),
+            show.clock(one.resolved_at),
+            show.clock(one.said_at),
+            one.said_by,
+        )
+        for one in found
+    ]
+    columns = ["id", "label", "incident", "metric", "where", "from (UTC)", "to", "said", "by"]
+    show.table(columns, rows, empty="no labels")
 
 
 @app.command()
@@ -326,8 +385,8 @@ def series(
     from kmon import arguments
     from kmon.detect import expected_series
     from kmon.fits import outlooks
-    from kmon.gate import MONTH
-    from kmon.ledger import as_mask, open_ledger
+    from kmon.ledger import open_ledger
+    from kmon.references import MONTH, References
     from kmon.store import open_for_reading
 
     loaded = _load(config)
@@ -339,10 +398,10 @@ def series(
         until = arguments.moment(end) or dt.datetime.fromtimestamp(newest.timestamp() // 60 * 60, dt.UTC)
         begin = arguments.moment(start) or until - dt.timedelta(hours=3)
         with open_ledger(loaded, store) as ledger:
-            masks = list(map(as_mask, ledger.overlapping(begin - MONTH, until)))
-            models = outlooks(ledger, loaded, until)
-        options: Any = {"grain": width, "masks": masks, "outlooks": models}
-        data = expected_series(opened, loaded, metric, scope, begin, until, **options)
+            told = References.of(ledger, loaded, begin - MONTH, until)
+            models = outlooks(ledger, told.config, until)
+        options: Any = {"grain": width, "masks": told.masks, "outlooks": models}
+        data = expected_series(opened, told.config, metric, scope, begin, until, **options)
         for dimension, value in scope.items():
             if opened.number(dimension, value) is None:
                 show.err.print(f"no event with {dimension}={show.visible(value)} was ever seen")

@@ -20,14 +20,17 @@ import numpy.typing as npt
 import polars as pl
 
 from kmon.config import Config
-from kmon.detect.expect import AFTER, RECENT
-from kmon.detect.fleet import bin_for, check_taken_over
+from kmon.config.bins import RECENT, bin_for
+from kmon.detect.calendar import Calendar
+from kmon.detect.expect import AFTER
+from kmon.detect.fleet import check_taken_over
 from kmon.detect.models import A_DAY, LEAST, STEP, Forecast, Share, forecast
 from kmon.errors import FitError, UsageError
-from kmon.ledger import Fit, Ledger, open_ledger, spoiling
+from kmon.ledger import Fit, Ledger, open_ledger
+from kmon.references import References
 from kmon.store import Span, Store, open_for_reading
 from kmon.store.schema import EVENTS
-from kmon.watch import floor, show_scope, spoilt
+from kmon.watch import floor, show_scope
 
 Floats = npt.NDArray[np.float64]
 Scope = dict[str, str]
@@ -224,7 +227,7 @@ def _scan(
                 seen[measure],
                 past.start,
                 horizon,
-                events=config.models.events,
+                events=past.special_days(scope, horizon),
                 share=share,
                 limit=config.models.limit,
             )
@@ -255,7 +258,9 @@ class _Past:
     def __init__(self, store: Store, ledger: Ledger, config: Config, start: dt.datetime, end: dt.datetime) -> None:
         self.start, self.end = start, end
         self._store, self._steps = store, (end - start) // STEP
-        self._masks = [spoilt(i) for i in spoiling(ledger, config, start, end)]
+        told = References.of(ledger, config, start, end)
+        self._masks, self._shifts = told.masks, told.config.calendar.shifts
+        self._calendar = Calendar(config, store)
         self._everything = self._measures({})
         self._recorded = self._everything[EVENTS] > 0
         self._recorded &= self._starts() >= _naive(store.oldest() or start)  # history begins within a step
@@ -274,6 +279,10 @@ class _Past:
             found[measure] = np.where(counted, steps, np.nan)
         return found
 
+    def special_days(self, scope: Scope, horizon: int) -> set[dt.date]:
+        """The holidays and days of events of a monitor, in the past and in the `horizon` steps after it."""
+        return self._calendar.special_days(scope, self.start.date(), (self.end + horizon * STEP).date())
+
     def _starts(self) -> npt.NDArray[np.datetime64]:
         return _naive(self.start) + np.arange(self._steps) * np.timedelta64(STEP)
 
@@ -284,6 +293,9 @@ class _Past:
             if mask.scope.items() <= scope.items():
                 after = starts >= _naive(mask.resolved_at or self.end)
                 fine &= after | (starts + np.timedelta64(STEP) <= _naive(mask.started_at))
+        for shift in self._shifts:
+            if shift.scope.items() <= scope.items():
+                fine &= starts >= _naive(shift.at)
         return fine
 
     def _measures(self, scope: Scope) -> dict[str, Floats]:

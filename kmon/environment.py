@@ -5,6 +5,7 @@ Secrets come only from here, never from ``kmon.yaml``; what the file needs it na
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 from pathlib import Path
@@ -32,6 +33,14 @@ def store_token() -> str | None:
 def ledger_url() -> str | None:
     """The SQLAlchemy URL of the ledger, or None: then it lies beside the store."""
     return os.environ.get("KMON_LEDGER_URL") or None
+
+
+def user() -> str:
+    """The name of who runs this process; ``unknown`` where it has none, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
 
 
 def data_folder() -> Path:

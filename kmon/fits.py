@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kmon.config import Config, show_duration
-from kmon.detect.expect import RECENT
-from kmon.detect.fleet import bin_for
+from kmon.config import Config, Shift, show_duration
+from kmon.config.bins import RECENT, bin_for
 from kmon.ledger import Fit, Ledger
 
 State = Literal["fresh", "stale", "failed"]
@@ -46,10 +45,18 @@ def outlooks(ledger: Ledger, config: Config, at: dt.datetime) -> list[Fit]:
 def is_fresh(fit: Fit, config: Config, at: dt.datetime) -> bool:
     """Whether it was fitted at most `models.stale` before `at`, by the time of its data, and knew nothing from after.
 
-    A fit leaves the last RECENT bins to the sweeps, which judge it by them.
+    A fit leaves the last RECENT bins to the sweeps, which judge it by them. It knows nothing of a level that has
+    changed for good since then.
     """
     left = RECENT * bin_for(config.windows)
-    return dt.timedelta(0) <= at - fit.data_to <= config.models.stale + left
+    in_time = dt.timedelta(0) <= at - fit.data_to <= config.models.stale + left
+    return in_time and _shift_since(fit, config, at) is None
+
+
+def _shift_since(fit: Fit, config: Config, at: dt.datetime) -> Shift | None:
+    """The change of the monitor's level between the end of a fit's data and `at`, if there was one."""
+    shifts = (s for s in config.calendar.shifts if s.scope.items() <= fit.scope.items())
+    return next((shift for shift in shifts if fit.data_to <= shift.at < at), None)
 
 
 def models(fits: Sequence[Fit], config: Config, at: dt.datetime) -> list[Model]:
@@ -79,11 +86,11 @@ def _model(tried: Sequence[Fit], config: Config, at: dt.datetime) -> Model:
         fitted_at=good.fitted_at if good else None,
         data_to=good.data_to if good else None,
         failed=failed,
-        sentence=_sentence(last, good, found, config),
+        sentence=_sentence(last, good, found, config, at),
     )
 
 
-def _sentence(last: Fit, good: Fit | None, found: State, config: Config) -> str:
+def _sentence(last: Fit, good: Fit | None, found: State, config: Config, at: dt.datetime) -> str:
     what = f"model of {last.measure}"
     failure = f"the fit of {last.fitted_at:%Y-%m-%d %H:%M} UTC failed ({last.error})"
     if good is None:
@@ -93,5 +100,7 @@ def _sentence(last: Fit, good: Fit | None, found: State, config: Config) -> str:
     if last.error is not None:
         told += f"; {failure}, the older one is used" if found == "fresh" else f"; {failure}"
     if found == "stale":
-        told += f"; stale after {show_duration(config.models.stale)}; {ALONE}"
+        shift = _shift_since(good, config, at)
+        why = f"from before {shift.name}" if shift else f"stale after {show_duration(config.models.stale)}"
+        told += f"; {why}; {ALONE}"
     return told

@@ -19,9 +19,10 @@ from kmon.config import PIPELINE, Config
 from kmon.incidents import REOPENED, Decision
 from kmon.ledger import Direction, Incident, Ledger, new_id
 from kmon.pipeline import Symptom, gaps, symptoms
+from kmon.references import MONTH
 from kmon.store import Store
 
-MONTH, MINUTE = dt.timedelta(days=31), dt.timedelta(minutes=1)
+MINUTE = dt.timedelta(minutes=1)
 MARGIN = dt.timedelta(minutes=5)
 """How well the beginning of a fall is known at best; of one that a longer window shows, to that window."""
 LOOKED_BACK = dt.timedelta(minutes=30)

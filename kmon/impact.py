@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
 
 from kmon.config import Config
+from kmon.detect import Mask, expected_since
 from kmon.ledger import Incident
 from kmon.store import Store
 
 HOUR = dt.timedelta(hours=1)
 DAY = dt.timedelta(days=1)
 MINUTE = dt.timedelta(minutes=1)
-SHIFT = 2.0
-"""Today's level against yesterday's is believed up to this factor."""
+SURGE = 2.0
+"""What counts as a rise from nothing."""
 
 
 def beginning(store: Store, config: Config, incident: Incident, at: dt.datetime) -> dt.datetime:
@@ -37,7 +39,7 @@ def beginning(store: Store, config: Config, incident: Incident, at: dt.datetime)
     value = dense[numerator].to_numpy().astype(float)
     if metric.kind == "count":
         expected = max(incident.expected * (grain / incident.window), 1e-9)
-        ratio = max(incident.observed / incident.expected, 0.02) if incident.expected else SHIFT
+        ratio = max(incident.observed / incident.expected, 0.02) if incident.expected else SURGE
         gain = value * np.log(ratio) - expected * (ratio - 1)
     else:
         size = dense[str(denominator)].to_numpy().astype(float)
@@ -51,30 +53,24 @@ def beginning(store: Store, config: Config, incident: Incident, at: dt.datetime)
     return begin + int(np.argmax(since)) * grain
 
 
-def loss(store: Store, config: Config, incident: Incident, at: dt.datetime) -> dict[str, float]:
+def loss(
+    store: Store, config: Config, incident: Incident, at: dt.datetime, masks: Sequence[Mask] = ()
+) -> dict[str, float]:
     """Observed minus expected of the measures of `incidents.impact` in its scope, from its beginning to `at`.
 
-    Expected is the same time yesterday at today's level, the level being that of the hour before against yesterday's;
-    without a yesterday it is the rate of the hour before. The measure of `incidents.money` is what the missing events
-    were worth on average in the day before: large orders come by chance.
+    The expectation is that of the sweep (`kmon.detect.expected_since`), whose `masks` it needs; a measure of which too
+    little is known is left out. The measure of `incidents.money` is what the missing events were worth on average in
+    the day before: large orders come by chance.
     """
     money = config.incidents.money
-    measures = dict.fromkeys((*config.incidents.impact, *((money.measure, money.of) if money else ())))
+    measures = list(dict.fromkeys((*config.incidents.impact, *((money.of,) if money else ()))))
     if not measures:
         return {}
-    start, end = incident.started_at, at
-    observed = store.totals(incident.scope, start, end)
-    before = store.totals(incident.scope, start - HOUR, start)
-    yesterday = store.totals(incident.scope, start - DAY, end - DAY)
-    yesterday_before = store.totals(incident.scope, start - DAY - HOUR, start - DAY)
-    found = {}
-    for measure in measures:
-        expected = before[measure] * ((end - start) / HOUR)
-        if yesterday[measure] > 0 and yesterday_before[measure] > 0:
-            level = before[measure] / yesterday_before[measure]
-            expected = yesterday[measure] * min(max(level, 1 / SHIFT), SHIFT)
-        found[measure] = round(observed[measure] - expected, 2)
-    if money is not None:
+    start = incident.started_at
+    observed = store.totals(incident.scope, start, at)
+    expected = expected_since(store, config, measures, incident.scope, start, at, masks=masks)
+    found = {measure: round(observed[measure] - expected[measure], 2) for measure in measures if measure in expected}
+    if money is not None and money.of in found:
         day = store.totals(incident.scope, start - DAY, start)
         found[money.measure] = round(found[money.of] * day[money.measure] / max(day[money.of], 1), 2)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -40,31 +40,35 @@ def decide(
     known: Sequence[Incident],
     recheck: Callable[[Incident], Verdict],
     ended: Sequence[Incident] = (),
+    settled: Container[str] = (),
 ) -> list[Decision]:
     """What the causes of the sweep at `at` mean for the open incidents `known` and for those that `ended` lately.
 
-    `recheck` judges the monitor of an open incident that no cause belongs to.
+    `recheck` judges the monitor of an open incident that no cause belongs to. `settled` are the ids of those that
+    ended because people said so: what comes back there is something else.
     """
     decisions: list[Decision] = []
     taken: dict[str, Decision] = {}
+    going = list(known)
     for cause in causes:
         if _swollen(config, at, cause, [*known, *ended]):
             continue
-        match = _match(config, at, cause, known, recheck)
-        if match is None and _echo(config, at, cause, ended):
+        match = _match(config, at, cause, going, recheck)
+        if match is None and _echo(config, at, cause, [i for i in ended if i.id not in taken]):
             continue
-        if match is None and (back := _returned(config, at, cause, ended)) is not None:
+        if match is None and (back := _returned(config, at, cause, ended)) is not None and back.id not in settled:
             again = replace(_join(config, at, back, cause), status="firing", resolved_at=None, reason="it is back")
-            decisions.append(Decision("reopened", again, "it is back", cause))
-            ended = [incident for incident in ended if incident is not back]
+            taken[back.id] = Decision("reopened", again, "it is back", cause)
+            going.append(again)
             continue
         if match is None:
             decisions.append(Decision("new", _new(config, at, cause), "no open incident explains it", cause))
             continue
         if _contains(match.scope, cause.scope) and recheck(match) != "abnormal":
             continue  # an echo of what is nearly over: if it lasts, it is an incident when that one is resolved
-        before = taken[match.id].incident if match.id in taken else match
-        taken[match.id] = Decision("joined", _join(config, at, before, cause), "same cause as an open incident", cause)
+        before = taken.get(match.id, Decision("joined", match, "same cause as an open incident", cause))
+        taken[match.id] = replace(before, incident=_join(config, at, before.incident, cause), cause=cause)
+    decisions += [decision for decision in taken.values() if decision.action == "reopened"]
     for incident in known:
         if at - incident.started_at >= config.incidents.lasting:
             decisions.append(_lasting(config, at, incident))

@@ -1,4 +1,5 @@
-"""The ledger: what people and jobs say about what happened. Incidents, the outbox, sweeps, job runs and fitted models.
+"""The ledger: what people and jobs say about what happened. Incidents, labels, the outbox, sweeps, job runs and
+fitted models.
 
 SQLite in WAL mode beside the store by default, PostgreSQL by URL; many small transactions from many processes. All
 times are timezone-aware UTC. One sweep is one transaction (`Ledger.record`), so a crash leaves no incident without its
@@ -28,6 +29,13 @@ from kmon.errors import LedgerError
 Status = Literal["firing", "acked", "snoozed", "resolved"]
 Severity = Literal["critical", "warning", "info"]
 Direction = Literal["down", "up"]
+Word = Literal["true", "false", "new-normal", "incident"]
+WORDS: tuple[Word, ...] = ("true", "false", "new-normal")
+"""What is said of an incident; ``incident`` is said of a stretch of time without one."""
+SETTLING: tuple[Word, ...] = ("false", "new-normal")
+"""After which an incident is over, and its minutes serve as references."""
+LABELLED = "labelled "
+"""How the reason of an incident begins that is over because of its label."""
 DAY = dt.timedelta(days=1)
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 FITS_KEPT = dt.timedelta(days=3)
@@ -83,6 +91,34 @@ class Incident:
             "upper p_value impact anomalies channel url"
         )
         return {key: row[key] for key in keys.split()} | times
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a person says of an incident, or of a stretch of time that has none."""
+
+    id: str
+    word: Word
+    """``true`` and ``false``: a real incident, a false alarm. ``new-normal``: it is the usual level from now on.
+    ``incident``: one that was not found."""
+    incident: str | None
+    """The id of the incident; None of a stretch."""
+    metric: str
+    scope: dict[str, str]
+    started_at: dt.datetime
+    resolved_at: dt.datetime | None
+    """None: it goes on."""
+    known_at: dt.datetime
+    """Event time of the last sweep before it was said: what was judged up to then did not know it."""
+    said_at: dt.datetime
+    """Wall clock."""
+    said_by: str
+
+    def public(self) -> dict[str, Any]:
+        """The JSON object of ``kmon label --format json``."""
+        return asdict(self) | {
+            key: show_time(getattr(self, key)) for key in ("started_at", "resolved_at", "known_at", "said_at")
+        }
 
 
 @dataclass(frozen=True)
@@ -179,21 +215,6 @@ class Fit:
     def series(self) -> str:
         """Names monitor and measure, whatever the order of the dimensions."""
         return f"{self.measure} {json.dumps(self.scope, sort_keys=True, ensure_ascii=False)}"
-
-
-def spoiling(ledger: Ledger, config: Config, start: dt.datetime, end: dt.datetime) -> list[Incident]:
-    """The known incidents between two times, without those that lasted so long that they are the new normal."""
-
-    def is_normal_now(incident: Incident) -> bool:
-        ended = incident.resolved_at
-        return ended is not None and ended - incident.started_at >= config.incidents.lasting
-
-    return [i for i in ledger.overlapping(start, end) if not is_normal_now(i)]
-
-
-def as_mask(incident: Incident) -> Incident:
-    """The incident as its minutes weigh on references: one of the pipeline on everybody's."""
-    return replace(incident, scope={}) if incident.metric == PIPELINE else incident
 
 
 def new_id(prefix: str) -> str:
@@ -296,6 +317,19 @@ anomalies_table = sa.Table(
     _column("detector", _text),
     _column("shadow", sa.Boolean),
 )
+labels_table = sa.Table(
+    "labels",
+    _metadata,
+    _column("id", _text, primary_key=True),
+    _column("word", _text),
+    _column("incident", _text, nullable=True, unique=True),
+    _column("metric", _text),
+    _column("scope", _json),
+    _column("started_at", _Time),
+    _column("resolved_at", _Time, nullable=True),
+    *(_column(name, _Time) for name in ("known_at", "said_at")),
+    _column("said_by", _text),
+)
 outbox_table = sa.Table(
     "outbox",
     _metadata,
@@ -328,6 +362,13 @@ tails_table = sa.Table(
     _column("tests", _int),
     *(_column(f"beyond_{i}", _int) for i in range(len(LEVELS))),
 )
+calibrations_table = sa.Table(
+    "calibrations",
+    _metadata,
+    _column("hour", _Time, primary_key=True),
+    _column("usual", _json),
+)
+"""What `tails_table` tells in an hour, made once: each sweep has to know it, and is a process of its own."""
 _NEWEST = sa.select(sa.func.max(sweeps_table.c.ran_at).label("ran_at"))
 runs_table = sa.Table(
     "runs",
@@ -358,7 +399,7 @@ fits_table = sa.Table(
 
 
 class Ledger:
-    """Incidents, outbox, sweeps, runs and fits in one relational database.
+    """Incidents, labels, outbox, sweeps, runs and fits in one relational database.
 
     >>> with Ledger.open("sqlite://") as ledger:
     ...     ledger.incidents()
@@ -450,6 +491,32 @@ class Ledger:
         row = next(iter(self._rows(sa.select(t).where(t.c.id == id))), None)
         return Incident(**row) if row else None
 
+    # ---- labels ------------------------------------------------------------------------------------------------
+
+    def labels(self) -> list[Label]:
+        """What was said, oldest first."""
+        t = labels_table
+        return [Label(**row) for row in self._rows(sa.select(t).order_by(t.c.said_at, t.c.id))]
+
+    def save_label(self, label: Label, ended: Incident | None = None, outbox: Sequence[Delivery] = ()) -> None:
+        """Write a label instead of the one that its incident had, and the incident that it ends, in one transaction."""
+        t = labels_table
+        with self._write() as connection:
+            if label.incident is not None:
+                connection.execute(sa.delete(t).where(t.c.incident == label.incident))
+            connection.execute(sa.insert(t), [_row(label)])
+            if ended is not None:
+                _upsert(connection, incidents_table, [_row(ended)], "id")
+            if outbox:
+                connection.execute(sa.insert(outbox_table), [_row(row) for row in outbox])
+
+    def remove_label(self, id: str) -> bool:
+        """Take a label back; False where there is none of that name."""
+        with self._write() as connection:
+            return connection.execute(sa.delete(labels_table).where(labels_table.c.id == id)).rowcount > 0
+
+    # ---- sweeps ------------------------------------------------------------------------------------------------
+
     def record_pipeline(self, incident: Incident, outbox: Sequence[Delivery], known: str | None) -> None:
         """Write what became of the pipeline's incident between two sweeps, in one transaction.
 
@@ -490,7 +557,10 @@ class Ledger:
             same = sa.select(sa.literal(1)).where(sweeps_table.c.at == sweep.at)
             first = connection.scalar(same) is None  # what is judged again does not count again
             _upsert(connection, sweeps_table, [_row(sweep)], "at")
-            _upsert(connection, incidents_table, [_row(incident) for incident in incidents], "id")
+            over = _settled(connection)  # labelled while the sweep was on its way
+            told = [_row(incident) for incident in incidents if incident.id not in over]
+            _upsert(connection, incidents_table, told, "id")
+            outbox = [delivery for delivery in outbox if delivery.incident not in over]
             for table, rows in ((anomalies_table, anomalies), (outbox_table, outbox)):
                 if rows:
                     connection.execute(sa.insert(table), [_row(row) for row in rows])
@@ -499,13 +569,12 @@ class Ledger:
 
     def calibrations(self, at: dt.datetime) -> dict[Key, Calibration]:
         """What the whole hours of the day before `at` tell of the p-values of normal monitors."""
-        t, end = tails_table, _hour(at)
-        within = sa.and_(t.c.hour < end, t.c.hour >= end - DAY)
-        hours: dict[Key, list[Tail]] = {}
-        for row in self._rows(sa.select(t).where(within).order_by(t.c.hour)):
-            tail = Tail(row["tests"], tuple(row[name] for name in _BEYOND))
-            hours.setdefault((row["metric"], row["window"].total_seconds()), []).append(tail)
-        return {key: Calibration.of(tails) for key, tails in hours.items()}
+        t = calibrations_table
+        made = self._rows(sa.select(t.c.usual).where(t.c.hour == _hour(at)))
+        usual = made[0]["usual"] if made else _usual(self._rows(_tails_before(at)))
+        return {
+            (metric, seconds): Calibration(tuple(levels), tuple(shares)) for metric, seconds, levels, shares in usual
+        }
 
     def anomalies(self, incident: str) -> list[Anomaly]:
         """What one incident explained, in time order."""
@@ -630,6 +699,13 @@ def _hour(at: dt.datetime) -> dt.datetime:
     return at.replace(minute=0, second=0, microsecond=0)
 
 
+def _settled(connection: Connection) -> set[str]:
+    """The incidents that are over because of their label."""
+    t = labels_table
+    rows = connection.execute(sa.select(t.c.incident).where(t.c.word.in_(SETTLING), t.c.incident.is_not(None)))
+    return set(rows.scalars())
+
+
 def _add_tails(connection: Connection, at: dt.datetime, tails: Tails) -> None:
     """Count those of one sweep in with their hour's; two days of them are kept."""
     t = tails_table
@@ -641,6 +717,32 @@ def _add_tails(connection: Connection, at: dt.datetime, tails: Tails) -> None:
         more = {name: t.c[name] + count for name, count in counts.items()}
         if not connection.execute(sa.update(t).where(same).values(more)).rowcount:
             connection.execute(sa.insert(t), [key | counts])
+    _calibrate(connection, at)
+
+
+def _calibrate(connection: Connection, at: dt.datetime) -> None:
+    """Make what the hours before tell, once an hour; what later hours had made of this one does not hold any more."""
+    t, hour = calibrations_table, _hour(at)
+    connection.execute(sa.delete(t).where(sa.or_(t.c.hour > hour, t.c.hour < hour - DAY)))
+    if connection.scalar(sa.select(t.c.hour).where(t.c.hour == hour)) is None:
+        usual = _usual(connection.execute(_tails_before(at)).mappings().all())
+        connection.execute(sa.insert(t), [{"hour": hour, "usual": usual}])
+
+
+def _tails_before(at: dt.datetime) -> sa.Select[Any]:
+    """Those of the whole hours of the day before."""
+    t, end = tails_table, _hour(at)
+    return sa.select(t).where(t.c.hour < end, t.c.hour >= end - DAY).order_by(t.c.hour)
+
+
+def _usual(rows: Sequence[RowMapping]) -> list[tuple[str, float, tuple[float, ...], tuple[float, ...]]]:
+    """(metric, seconds, levels, shares) of each calibration."""
+    hours: dict[Key, list[Tail]] = {}
+    for row in rows:
+        tail = Tail(row["tests"], tuple(row[name] for name in _BEYOND))
+        hours.setdefault((row["metric"], row["window"].total_seconds()), []).append(tail)
+    made = {key: Calibration.of(tails) for key, tails in hours.items()}
+    return [(metric, seconds, one.levels, one.shares) for (metric, seconds), one in made.items()]
 
 
 def _upsert(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], key: str) -> None:

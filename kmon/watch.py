@@ -25,12 +25,13 @@ from kmon.detect import sweep as run_sweep
 from kmon.errors import UsageError
 from kmon.explain import Cause, explain
 from kmon.fits import outlooks
-from kmon.gate import MONTH, gate
+from kmon.gate import gate
 from kmon.impact import an_hour, beginning, loss
 from kmon.incidents import REOPENED, Decision, decide, severity_of
-from kmon.ledger import Anomaly, Delivery, Incident, Ledger, Severity, SweepRecord, as_mask, open_ledger, spoiling
+from kmon.ledger import Anomaly, Delivery, Incident, Ledger, Severity, SweepRecord, open_ledger
 from kmon.partners import Partners
 from kmon.recheck import Recheck
+from kmon.references import MONTH, References
 from kmon.store import Store, open_for_reading
 
 SHOWN = 100
@@ -157,19 +158,20 @@ class Watch:
         since = last.at if last and last.at < at and not thorough else None
         state = gate(self._config, self._store, self._ledger, at, last.at if last else None, live)
         laps = Laps()
-        sweep, causes, recent = self.examine(at, since)
+        sweep, causes, references = self.examine(at, since)
         laps.end("explain")
-        recent = [i for i in recent if i.metric != PIPELINE]
+        recent = [i for i in references.incidents if i.metric != PIPELINE]
         known = [i for i in recent if _open_at(i, at)]
-        recheck = Recheck(self._store, self._config, sweep)
+        recheck = Recheck(self._store, references.config, sweep)
         lately = at - max(*self._config.windows, REOPENED)
         ended = [i for i in recent if i.resolved_at is not None and lately < i.resolved_at <= at]
-        decided = decide(self._config, at, causes, known, recheck, ended)
+        settled = {i.id for i in references.settled}
+        decided = decide(self._config, at, causes, known, recheck, ended, settled)
         over = {i.id for i in known if i.resolved_at is not None}
         begun = [self._begun(at, d) for d in decided if d.incident.id not in over]
         passed = state.passed(begun, known)
         held = tuple(d for d in passed if d.action == "held")
-        decisions = [self._told(at, d) for d in passed if d.action != "held"]
+        decisions = [self._told(at, d, references) for d in passed if d.action != "held"]
         decisions += [replace(d, incident=self._addressed(d.incident)) for d in (state.decision,) if d is not None]
         outbox = self._outbox(decisions) if self._deliver else []
         seconds = time.monotonic() - began
@@ -199,29 +201,28 @@ class Watch:
 
     def examine(
         self, at: dt.datetime, since: dt.datetime | None = None, keep: Sequence[dict[str, str]] = ()
-    ) -> tuple[Sweep, list[Cause], list[Incident]]:
-        """The sweep at `at` and the causes of its anomalies, with nothing recorded; and the incidents that it masked.
+    ) -> tuple[Sweep, list[Cause], References]:
+        """The sweep at `at` and the causes of its anomalies, with nothing recorded; and what it took as references.
 
-        Those are the ones that are not normal by now. `keep` are scopes whose scores are wanted in any case.
+        `keep` are scopes whose scores are wanted in any case.
         """
-        recent = spoiling(self._ledger, self._config, at - MONTH, at)
-        masks = [as_mask(spoilt(i)) for i in recent if not _is_missing_now(i)]
+        told = References.of(self._ledger, self._config, at - MONTH, at)
         usual = self._ledger.calibrations(at)
-        models = outlooks(self._ledger, self._config, at)
-        known = [i.scope for i in recent if _open_at(i, at) and i.metric != PIPELINE]
+        models = outlooks(self._ledger, told.config, at)
+        known = [i.scope for i in told.incidents if _open_at(i, at) and i.metric != PIPELINE]
         sweep = run_sweep(
             self._store,
-            self._config,
+            told.config,
             at,
             since=since,
-            masks=masks,
+            masks=told.masks,
             calibrations=usual,
             outlooks=models,
             cube=self._cube,
             keep=[*known, *keep],
         )
         self._cube = sweep.cube
-        return sweep, explain(sweep, self._config, self._scope, self._inside, known), recent
+        return sweep, explain(sweep, self._config, self._scope, self._inside, known), told
 
     def _newest_unjudged(self, last: SweepRecord | None) -> tuple[dt.datetime | None, str]:
         mark = self._store.watermark(self._config.events.lateness, self._config.events.idle)
@@ -268,11 +269,11 @@ class Watch:
         started_at = beginning(self._store, self._config, decision.incident, at)
         return replace(decision, incident=replace(decision.incident, started_at=started_at))
 
-    def _told(self, at: dt.datetime, decision: Decision) -> Decision:
+    def _told(self, at: dt.datetime, decision: Decision, references: References) -> Decision:
         """The decision with its incident's loss, channel and link filled in."""
         incident = decision.incident
         if decision.action in ("new", "reopened", "joined", "still"):
-            incident = replace(incident, impact=loss(self._store, self._config, incident, at))
+            incident = replace(incident, impact=loss(self._store, references.config, incident, at, references.masks))
             incident = replace(incident, severity=self._severity(incident, at))
         return replace(decision, incident=self._addressed(incident))
 
@@ -327,19 +328,6 @@ class Watch:
 def _open_at(incident: Incident, at: dt.datetime) -> bool:
     """Whether it was not resolved by then, also where that came later."""
     return incident.resolved_at is None or incident.resolved_at > at
-
-
-def _is_missing_now(incident: Incident) -> bool:
-    """Whether data is missing at this moment: masked for everybody, no count could be judged after two hours of it."""
-    return incident.metric == PIPELINE and incident.resolved_at is None and incident.quiet == 0
-
-
-def spoilt(incident: Incident) -> Incident:
-    """The incident as long as it was seen: what came then, until it was resolved, is a reference like any other."""
-    if incident.metric == PIPELINE:  # where it is over, or nearly; a lag leaves nothing out
-        ended = incident.started_at if incident.detector == "lag" else incident.seen_at
-        return replace(incident, resolved_at=ended)
-    return incident if incident.resolved_at is None else replace(incident, resolved_at=incident.seen_at)
 
 
 def _anomalies(at: dt.datetime, decisions: Sequence[Decision]) -> list[Anomaly]:

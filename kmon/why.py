@@ -22,8 +22,9 @@ from kmon.errors import UsageError
 from kmon.explain import Cause
 from kmon.fits import Model, models_of
 from kmon.incidents import related
-from kmon.ledger import Fit, Incident, Ledger, as_mask, show_time
+from kmon.ledger import Fit, Incident, Label, Ledger, show_time
 from kmon.recheck import row_of
+from kmon.references import Stretch
 from kmon.store import Store
 from kmon.watch import Watch, floor, show_scope
 
@@ -71,8 +72,8 @@ class Why:
     outcome: Outcome
     sentence: str
     windows: tuple[Window, ...]
-    masked: tuple[Incident, ...]
-    """Known incidents whose minutes were no references."""
+    masked: tuple[Stretch, ...]
+    """Known incidents, and what was labelled: their minutes were no references."""
     cause: dict[str, str] | None
     """The scope that explains the change, where another one or another metric does."""
     incident: str | None
@@ -129,10 +130,10 @@ def why(
     known = _Then(ledger, moment)
     scope = {d: where[d] for d in config.dimensions if d in where}
     watch = Watch(config, store, known, deliver=False)  # type: ignore[arg-type]
-    sweep, causes, recent = watch.examine(moment, keep=[scope])
+    sweep, causes, told = watch.examine(moment, keep=[scope])
     cause = _cause_of(causes, metric, scope)
     windows = tuple(_window(config, store, sweep, scored, metric, scope, cause) for scored in sweep.scored)
-    masks = tuple(i for i in recent if related(as_mask(i).scope, scope))
+    masks = tuple(mask for mask in told.masks if related(mask.scope, scope))
     then = ledger.overlapping(moment, moment)
     partners = [i for i in then if i.metric != PIPELINE]
     incident = next((i for i in partners if cause and related(i.scope, cause.scope)), None)
@@ -141,7 +142,7 @@ def why(
         sentence += "; the data itself was in trouble then, which holds back what it explains"
     other = cause.scope if cause and (cause.metric, cause.scope) != (metric, scope) else None
     parts = [part for part in config.metrics[metric].parts if part is not None]
-    fitted = models_of(known.fits(moment), config, moment, scope) if config.metrics[metric].kind != "mean" else []
+    fitted = models_of(known.fits(moment), told.config, moment, scope) if config.metrics[metric].kind != "mean" else []
     models = tuple(m for m in fitted if m.measure in parts)
     name = incident.id if incident else None
     return Why(metric, scope, moment, outcome, sentence, windows, masks, other, name, models)
@@ -162,6 +163,9 @@ class _Then:
             for i in self._ledger.overlapping(start, end)
             if i.detected_at < self._at
         ]
+
+    def labels(self) -> list[Label]:
+        return [label for label in self._ledger.labels() if label.known_at < self._at]
 
     def fits(self, at: dt.datetime) -> list[Fit]:
         return self._ledger.fits(min(at, self._at))

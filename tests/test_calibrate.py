@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from kmon.ledger import Ledger, SweepRecord
 
 AT = dt.datetime(2026, 1, 10, 12, tzinfo=dt.UTC)
 FIVE = 300.0
+KEY = ("orders", FIVE)
 
 
 def p_values(scale: float, n: int = 1_000_000) -> np.ndarray:
@@ -95,3 +99,27 @@ def test_the_sweeps_of_an_hour_are_one() -> None:
             tails = {("orders", FIVE): Tail(50, (3, 0, 0, 0))}
             ledger.record(SweepRecord(at, at, 0.1, 1, 1, 0, 0.0), [], tails=tails)
         assert ledger.calibrations(AT + dt.timedelta(hours=3))["orders", FIVE].shares == (0.06,)
+
+
+def test_what_the_hours_tell_is_made_once_for_all_processes_and_anew_when_they_change(tmp_path: Path) -> None:
+    """Read from the hours, it is the same; a look back at one of the hours counts at once."""
+
+    def sweep_at(hours: float, beyond: int) -> None:
+        at = AT - dt.timedelta(hours=hours)
+        with Ledger.beside(tmp_path / "kmon.duckdb") as ledger:
+            ledger.record(SweepRecord(at, at, 0.1, 1, 1, 0, 0.0), [], tails={KEY: Tail(1000, (beyond, 0, 0, 0))})
+
+    def shares() -> tuple[float, ...]:
+        with Ledger.beside(tmp_path / "kmon.duckdb") as ledger:
+            return ledger.calibrations(AT + dt.timedelta(minutes=50))[KEY].shares
+
+    for hours in (3, 2, 1):
+        sweep_at(hours, 60)
+    before = shares()
+    sweep_at(0, 900)
+    assert shares() == before == (0.06,)
+    with closing(sqlite3.connect(tmp_path / "kmon.ledger.sqlite")) as connection, connection:
+        connection.execute("UPDATE tails SET beyond_0 = 900")  # nobody looks there again
+    assert shares() == before
+    sweep_at(1.5, 80)
+    assert shares() != before

@@ -9,7 +9,7 @@ import pytest
 
 from kmon.config import load_config
 from kmon.resources import TEMPLATE
-from tests.command import kmon
+from tests.command import kmon, kmon_json
 
 
 def event(second, **changes):
@@ -105,6 +105,12 @@ def test_detect_says_when_there_is_nothing_new(replayed):
         (["replay", "missing.ndjson", "-s", "s.duckdb"], 1, "missing.ndjson does not exist"),
         (["ingest", "kmon.yaml", "-s", "s.duckdb"], 1, "is of no known kind"),
         (["replay", "events.ndjson", "-s", "/proc/none/s.duckdb"], 1, "/proc/none/s.duckdb cannot be opened"),
+        (["label", "inc_9", "true", "-s", "s.duckdb"], 2, "there is no incident 'inc_9': 'kmon incidents' lists them"),
+        (["label", "inc_9", "normal", "-s", "s.duckdb"], 2, "there is no label 'normal': did you mean 'new-normal'?"),
+        (["label", "inc_9", "-s", "s.duckdb"], 2, "'inc_9' is no label: write an incident and one of true, false, new"),
+        (["label", "incident", "--metric", "orders", "-s", "s.duckdb"], 2, "needs --metric, --from and --to"),
+        (["label", "--remove", "lbl_9", "-s", "s.duckdb"], 2, "there is no label 'lbl_9': 'kmon label' lists them"),
+        (["label", "-s", "none.duckdb"], 1, "none.ledger.sqlite does not exist"),
         (["jobs", "run", "nope"], 2, "there is no job 'nope': it is one of deep_scan, detect"),
         (["simulate", "--out", "x", "--partners", "0"], 2, "'--partners'"),
         (["init", "--example", "nope"], 2, "there is no example 'nope': there is online_retail"),
@@ -189,3 +195,25 @@ def test_a_replay_finds_an_outage_and_delivers_before_it_ends(tmp_path):
     assert outage["impact"]["orders"] < 0
     assert list((tmp_path / "alerts").glob(f"*_{outage['id']}_firing/chart.png"))
     assert f"incident {outage['id']}" in done.stderr
+    normal = kmon_json("label", outage["id"], "new-normal", "--by", "ann", cwd=tmp_path)
+    assert (normal["word"], normal["incident"], normal["said_by"]) == ("new-normal", outage["id"], "ann")
+    assert kmon_json("label", outage["id"], "new-normal", cwd=tmp_path) == normal
+    assert kmon_json("label", cwd=tmp_path) == [normal]
+    (ended,) = [i for i in kmon_json("incidents", cwd=tmp_path) if i["id"] == outage["id"]]
+    assert (ended["status"], ended["resolved_at"]) == ("resolved", "2026-03-02T11:29:00Z")
+    assert "new-normal" in kmon("incidents", cwd=tmp_path).stdout
+
+
+def test_a_stretch_is_labelled_listed_and_taken_back(replayed):
+    folder, _, odd = replayed
+    stretch = ["--metric", "orders", "--from", "2026-03-02T10:00", "--to", "2026-03-02T10:01"]
+    arguments = ["-s", "s.duckdb"]
+    label = kmon_json("label", "incident", "--where", f"partner={odd}", *stretch, *arguments, cwd=folder)
+    assert (label["scope"], label["resolved_at"], label["incident"]) == ({"partner": odd}, "2026-03-02T10:01:00Z", None)
+    assert label["id"] in kmon("label", *arguments, cwd=folder).stdout
+    why = kmon_json(
+        "why", "orders", "--where", f"partner={odd}", "--at", "2026-03-02T10:00:50Z", *arguments, cwd=folder
+    )
+    assert why["masked"] == []  # nobody had said so by then
+    assert kmon_json("label", "--remove", label["id"], *arguments, cwd=folder) == {"removed": label["id"]}
+    assert kmon("label", *arguments, cwd=folder).stdout == "no labels\n"

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from kmon.config import Config, Models, load_config
-from kmon.deepscan import chosen, measures_of, scan
+from kmon.deepscan import _Past, chosen, measures_of, scan
 from kmon.detect import Sweep, expected_series, observe, sweep
 from kmon.fits import models, usable
 from kmon.ledger import FITS_KEPT, Fit, Ledger
@@ -246,6 +246,22 @@ def test_a_stale_fit_is_not_used_and_it_is_said(answered: Any) -> None:
     assert found.models[0].sentence.endswith("UTC; stale after 36h; the comparison alone judges")
 
 
+def test_special_days_are_those_of_the_calendar(store: EmbeddedStore, ledger: Ledger) -> None:
+    sale = {"name": "sale", "dates": [(AT - DAY).date().isoformat()], "scope": {"partner": "large"}}
+    past = _Past(store, ledger, settings(calendar={"events": [sale]}), AT - 4 * DAY, AT - 2 * HOUR)
+    assert past.special_days({"partner": "large"}, 288) == {(AT - DAY).date()}
+    assert past.special_days({"partner": "small"}, 288) == set()
+
+
+def test_what_came_before_a_new_normal_is_no_past(store: EmbeddedStore, ledger: Ledger) -> None:
+    at = AT - 3 * DAY
+    shift = {"name": "new", "at": at.isoformat(), "scope": {"partner": "large"}}
+    past = _Past(store, ledger, settings(calendar={"shifts": [shift]}), AT - 4 * DAY, AT)
+    known = {partner: np.isfinite(past.read({"partner": partner})["sessions"]) for partner in ("large", "small")}
+    assert known["large"].sum() == 3 * 288
+    assert known["small"].all()
+
+
 def test_a_failed_fit_is_said(answered: Any) -> None:
     failure = {"method": None, "forecast": [], "error": "it rained"}
     found = answered(failure)
@@ -253,6 +269,13 @@ def test_a_failed_fit_is_said(answered: Any) -> None:
     assert found.models[0].sentence == (
         "no model of sessions: the fit of 2026-07-01 00:00 UTC failed (it rained); the comparison alone judges"
     )
+
+
+def test_a_fit_from_before_a_new_normal_is_not_used_and_it_is_said(answered: Any) -> None:
+    shift = {"name": "new", "at": (AT - HOUR).isoformat()}
+    found = answered({}, settings_=settings(calendar={"shifts": [shift]}))
+    assert "model" not in weights(found)
+    assert found.models[0].sentence.endswith("UTC; from before new; the comparison alone judges")
 
 
 def test_after_a_failure_the_older_fit_is_used_while_it_is_fresh(answered: Any) -> None:

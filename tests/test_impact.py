@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import datetime as dt
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import polars as pl
 import pytest
 
 from kmon.config import Config
 from kmon.impact import beginning, loss
-from tests.detect.worlds import AT, DAY, MINUTE, config, shop, traffic
+from kmon.ledger import Ledger
+from kmon.store import EmbeddedStore
+from kmon.watch import Watch
+from tests.detect.worlds import AT, DAY, MINUTE, Mask, config, shop, traffic
 from tests.test_incidents import incident
 
 P1 = pl.col("partner") == "p1"
@@ -53,24 +57,55 @@ def test_the_loss_is_what_is_missing_since_then(yesterday: bool) -> None:
     assert abs(found["sessions"]) < 80
 
 
-def test_a_level_far_from_yesterdays_is_not_believed() -> None:
-    """Yesterday's hour before was nearly empty: today is not a hundred times yesterday."""
-    sparse = pl.when(pl.col("today").not_() & (pl.col("ago") > 10)).then(0.05).otherwise(8.0)
-    with shop(traffic(sparse, minutes=90)) as store:
-        found = loss(store, told(["sessions"]), replace(incident(), started_at=AT - 10 * MINUTE), AT)
-    day = store_total(sparse)
-    assert found["sessions"] == pytest.approx(day[0] - 2 * day[1])
+def lost(store: EmbeddedStore, minutes: int, masks: Sequence[Mask] = (), **changes: Any) -> float:
+    """Of p1's sessions in the last minutes, by what was expected of them."""
+    began = replace(incident(), metric="sessions", started_at=AT - minutes * MINUTE, **changes)
+    return loss(store, told(["sessions"]), began, AT, masks)["sessions"]
 
 
-def store_total(rate: pl.Expr) -> tuple[float, float]:
-    """p1's sessions in the last ten minutes, and in the same ones of yesterday."""
-    events = traffic(rate, minutes=90).filter(P1 & (pl.col("kind") == "s"))
-    first, last = (AT - 10 * MINUTE).replace(tzinfo=None), AT.replace(tzinfo=None)
-    shifts = (dt.timedelta(0), DAY)
-    today, before = (
-        events.filter(pl.col("event_time").is_between(first - d, last - d, closed="left")).height for d in shifts
-    )
-    return today, before
+def dead(minutes: int, usual: pl.Expr | float = 8.0) -> pl.Expr:
+    """No sessions of p1 in the last minutes; 72 a minute usually."""
+    return pl.when(P1 & pl.col("today") & (pl.col("ago") <= minutes)).then(0.0).otherwise(usual)
+
+
+def test_the_loss_agrees_with_what_the_incident_expected() -> None:
+    settings = told(["sessions"])
+    with shop(traffic(dead(5)), settings) as store, Ledger.open("sqlite://") as ledger:
+        (found,) = Watch(settings, store, ledger).look(AT).new
+    assert (found.metric, found.scope, found.started_at) == ("sessions", {"partner": "p1"}, AT - 5 * MINUTE)
+    assert found.impact["sessions"] == pytest.approx(found.observed - found.expected, rel=0.04)
+
+
+@pytest.mark.parametrize("minutes", [3, 30, 150])
+def test_the_loss_goes_by_the_shape_of_other_days_however_long_it_lasts(minutes: int) -> None:
+    """From the hour before AT on there are twice as many on all days; it may begin before or after that."""
+    busy = pl.when(pl.col("ago") <= 60).then(8.0).otherwise(4.0)
+    with shop(traffic(dead(minutes, busy), minutes=300)) as store:
+        found = lost(store, minutes)
+    assert found == pytest.approx(-72 * min(minutes, 60) - 36 * max(minutes - 60, 0), rel=0.1)
+
+
+def test_a_monday_is_not_judged_by_its_weekend() -> None:
+    """On the two days before there are 8 a minute; on Mondays they double each hour, from 4 two hours before AT."""
+    monday = pl.col("ts").dt.date().is_in([(AT - d * DAY).date() for d in (0, 7, 14)])
+    usual = pl.when(monday).then(4 * 2 ** ((120 - pl.col("ago")) / 60)).otherwise(8.0)
+    with shop(traffic(dead(10, usual), minutes=120, days=[14, 7, 2, 1, 0])) as store:
+        found = lost(store, 10)
+    assert found == pytest.approx(-9 * sum(4 * 2 ** ((120 - ago) / 60) for ago in range(1, 11)), rel=0.1)
+
+
+def test_the_outage_of_yesterday_is_no_reference_for_todays_loss() -> None:
+    gone = P1 & pl.col("ts").is_between(*((AT - DAY + m * MINUTE).replace(tzinfo=None) for m in (-10, 29)))
+    mask = Mask({"partner": "p1"}, AT - DAY - 10 * MINUTE, AT - DAY + 30 * MINUTE)
+    with shop(traffic(dead(10, pl.when(gone).then(0.0).otherwise(8.0)), minutes=120)) as store:
+        assert lost(store, 10, [mask]) == pytest.approx(-720, rel=0.1)
+        assert lost(store, 10) > -400
+
+
+def test_what_is_not_known_is_not_told() -> None:
+    """It began with the history: there is nothing to expect."""
+    with shop(traffic(minutes=30, days=[0])) as store:
+        assert loss(store, told(["sessions"]), replace(incident(), started_at=AT - 30 * MINUTE), AT) == {}
 
 
 def test_nothing_to_tell() -> None:

@@ -184,6 +184,25 @@ def test_what_is_reopened_is_open_again_and_has_its_beginning() -> None:
 
 
 @pytest.mark.parametrize(
+    ("again", "found"),
+    [({"metric": "conversion"}, 3), ({"partner": "p1", "country": "SE"}, 3), ({"partner": "p2"}, 2)],
+)
+def test_two_causes_in_the_scope_of_one_that_ended_are_both_seen(again: dict[str, str], found: int) -> None:
+    """The first one reopens it, the second one belongs to it then, unless it is somewhere else."""
+    second = cause(**{"partner": "p1", **again})
+    decisions = decide(config(), AT, [cause(partner="p1"), second], [], verdict("abnormal"), [over()])
+    back = next(decision for decision in decisions if decision.action == "reopened")
+    assert back.incident.anomalies - over().anomalies == found - 1
+    assert [d.action for d in decisions if d is not back] == ([] if found == 3 else ["new"])
+
+
+def test_what_people_settled_is_not_reopened() -> None:
+    ended = over()
+    (decision,) = decide(config(), AT, [cause(partner="p1")], [], verdict("unjudged"), [ended], {ended.id})
+    assert (decision.action, decision.incident.id == ended.id) == ("new", False)
+
+
+@pytest.mark.parametrize(
     ("metric", "window", "actions"),
     [("conversion", 15, []), ("conversion", 5, ["new"]), ("orders", 15, ["new"])],
 )

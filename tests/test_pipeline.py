@@ -21,9 +21,10 @@ from kmon.config import Config
 from kmon.errors import ConfigError, LedgerError
 from kmon.gate import Period, decide, gate, incident_of
 from kmon.ingest import Ingestion
-from kmon.ledger import Incident, Ledger, SweepRecord, as_mask
+from kmon.ledger import Incident, Ledger, SweepRecord
 from kmon.partners import Partners
 from kmon.pipeline import Symptom, rejects, silent, standstill, usual
+from kmon.references import References
 from kmon.replay import replay
 from kmon.sources import Move, RawBatch
 from kmon.status import status
@@ -410,7 +411,14 @@ def test_two_processes_tell_it_once(ledger: Ledger) -> None:
     with pytest.raises(LedgerError, match="another process judged"):
         ledger.record_pipeline(replace(FIRST, id="inc_2"), [], None)
     assert [i.id for i in ledger.incidents()] == ["inc_1"]
-    assert as_mask(FIRST).scope == {}
+
+
+def test_its_gap_is_no_reference_of_anybody_once_it_is_over(ledger: Ledger) -> None:
+    ledger.record_pipeline(FIRST, [], None)
+    assert References.of(ledger, config(), AT - DAY, AT).masks == ()  # else nothing could be judged after two hours
+    ledger.record_pipeline(replace(FIRST, status="resolved", resolved_at=AT), [], "inc_1")
+    (mask,) = References.of(ledger, config(), AT - DAY, AT).masks
+    assert (mask.scope, mask.started_at, mask.resolved_at) == ({}, FIRST.started_at, FIRST.seen_at)
 
 
 def test_a_quiet_source_is_told_by_the_clock_and_ends_when_events_come(store: EmbeddedStore, ledger: Ledger) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 from kmon.config import Config, Metric
-from kmon.ledger import Incident
+from kmon.ledger import LABELLED, Incident
 from kmon.partners import Partner, Partners
 
 HEADER, FIELD, CONTEXT = 150, 2000, 2000
@@ -124,6 +124,8 @@ def _ending(incident: Incident, config: Config, partners: Partners) -> str:
         return _sentence(
             incident, config, partners, f"{change(incident)} for {words(lasted)} and counts as normal from now on"
         )
+    if incident.reason.startswith(LABELLED):
+        return _sentence(incident, config, partners, f"{change(incident)}, {show(incident.reason, 60)}")
     return _sentence(incident, config, partners, f"back to normal after {words(lasted)}")
 
 

@@ -21,16 +21,15 @@ from kmon.alerts.routing import route
 from kmon.alerts.sinks import Alert, Receipt, Sink, make_sinks
 from kmon.config import PIPELINE, Config
 from kmon.errors import KmonError, LedgerError, SinkError, ThrottledError
-from kmon.ledger import Delivery, Incident, Ledger, as_mask, new_id, spoiling
+from kmon.ledger import Delivery, Incident, Ledger, new_id
 from kmon.partners import Partners
+from kmon.references import MONTH, References
 from kmon.store import Store
 
 FIRST, LONGEST = dt.timedelta(seconds=2), dt.timedelta(minutes=5)
 """Between two attempts; it doubles from one to the other."""
 GIVE_UP = dt.timedelta(hours=24)
 """After the delivery was put into the outbox."""
-REFERENCES = dt.timedelta(days=31)
-"""How far back a chart's expectation looks."""
 log = structlog.get_logger(__name__)
 
 
@@ -236,10 +235,9 @@ class Notifier:
         from kmon.alerts.chart import draw, series_for  # matplotlib: not for those who only route
         from kmon.fits import outlooks
 
-        known = spoiling(self.ledger, self.config, incident.started_at - REFERENCES, self.clock())
-        masks = list(map(as_mask, known))
-        models = outlooks(self.ledger, self.config, incident.detected_at)
-        series = series_for(incident, store, self.config, masks=masks, outlooks=models)
+        told = References.of(self.ledger, self.config, incident.started_at - MONTH, self.clock())
+        models = outlooks(self.ledger, told.config, incident.detected_at)
+        series = series_for(incident, store, told.config, masks=told.masks, outlooks=models)
         return draw(incident, series, self.config, self.partners)
 
     def _stored(self, delivery: Delivery) -> Delivery:

@@ -17,8 +17,9 @@ from kmon.apps.selection import Selection
 from kmon.config import BUCKET, Config, load_config
 from kmon.detect import expected_measures
 from kmon.errors import ConfigError, KmonError, StoreError
-from kmon.ledger import Incident, Ledger, as_mask, open_ledger
+from kmon.ledger import Incident, Ledger, open_ledger
 from kmon.partners import Partner, Partners
+from kmon.references import MONTH, References
 from kmon.store import EmbeddedStore, Store, open_for_reading
 from kmon.store.schema import EVENTS
 from kmon.versions import Version, version_of
@@ -34,8 +35,6 @@ LEAST = 12
 """Buckets that a range must have."""
 CONTEXT = 24
 """Windows scored together with the newest one: the detector learns the spread of a series from all it is given."""
-_MASKED = dt.timedelta(days=29)
-"""How far back references reach."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +159,8 @@ class Feed:
         grain = view.grain or self._grain(store, view.selection, end)
         grid = _floor(end, grain)
         start = grid - view.selection.range.span
-        known = map(as_mask, self._overlapping(start - _MASKED, end))
-        masks = [i for i in known if choose.covers(where, i)]
+        told = self._references(start - MONTH, end)
+        config, masks = told.config, [mask for mask in told.masks if choose.covers(where, mask)]
         series = view.series
         if not series or view.start != start:
             frames = expected_measures(store, config, names, where, start, grid, grain=grain, masks=masks)
@@ -194,11 +193,12 @@ class Feed:
         newest = tuple(sorted(found.values(), key=lambda i: (i.started_at, i.id), reverse=True))
         return replace(view, incidents=newest, ledger_problem=None)
 
-    def _overlapping(self, start: dt.datetime, end: dt.datetime) -> list[Incident]:
+    def _references(self, start: dt.datetime, end: dt.datetime) -> References:
+        """What serves as a reference, as far as the ledger can be read."""
         try:
-            return self._open_ledger().overlapping(start, end)
+            return References.of(self._open_ledger(), self.config, start, end)
         except KmonError:
-            return []
+            return References(self.config)
 
     def _on_offer(self, store: Store, watermark: dt.datetime) -> dict[str, tuple[str, ...]]:
         now = time.monotonic()

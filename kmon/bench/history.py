@@ -92,7 +92,7 @@ def make(
 def around(
     path: Path, config: Config, now: dt.datetime, say: Say, *, rate: float, partners: int, days: tuple[int, ...] = (1,)
 ) -> None:
-    """Fill a new store with what a sweep at `now`, a whole hour, reads: the hours before it, and the same `days` ago."""
+    """Fill a new store with what a sweep at `now`, a whole hour, reads: the hours before it, and those `days` ago."""
     with EmbeddedStore(path, config) as store:
         scratch = path.with_name("scratch.duckdb")
         store.connection.execute(f"ATTACH {sql.text(str(scratch))} AS scratch")

@@ -6,6 +6,7 @@ import datetime as dt
 import typing
 from collections.abc import Iterator
 
+from kmon.config.bins import RECENT, bin_for
 from kmon.config.expressions import columns_of, comparisons, merge_function
 from kmon.config.words import BUCKET, MINUTE, nearest, show_duration
 
@@ -15,8 +16,6 @@ if typing.TYPE_CHECKING:
 Loc = tuple[str | int, ...]
 PIPELINE = "pipeline"
 """The metric of incidents that are of the data itself and not of a partner."""
-_PREVIOUS = 6
-"""So many windows before the current one are its references."""
 _DAY = dt.timedelta(days=1)
 _RESERVED = ("bucket", "set", "slot", "events_")
 """Columns of the store that no dimension or measure may take the name of."""
@@ -88,6 +87,9 @@ def _calendar_errors(config: Config, dimensions: tuple[str, typing.Iterable[str]
         yield from _unknown(loc, dict(zip(event.scope, event.scope, strict=True)), dimensions)
         if config.enrich.country in event.scope:
             yield from _no_country((*loc, config.enrich.country or ""), event.scope[config.enrich.country or ""])
+    for i, shift in enumerate(config.calendar.shifts):
+        scope = dict(zip(shift.scope, shift.scope, strict=True))
+        yield from _unknown(("calendar", "shifts", i, "scope"), scope, dimensions)
 
 
 def _no_country(loc: Loc, code: str) -> Iterator[tuple[Loc, str]]:
@@ -162,7 +164,7 @@ def _time_errors(config: Config) -> Iterator[tuple[Loc, str]]:
 def _keep_errors(config: Config) -> Iterator[tuple[Loc, str]]:
     """Each tier is kept longer than the finer one, and as long as windows find their references in it."""
     keep, longest = config.keep, max(config.windows)
-    least = -(-max(_DAY + longest, (_PREVIOUS + 1) * longest) // _DAY) * _DAY
+    least = -(-(_DAY + RECENT * bin_for(config.windows)) // _DAY) * _DAY
     if keep.minutes < least:
         words = f"{show_duration(keep.minutes)} is too short for the references of windows of {show_duration(longest)}"
         yield ("keep", "minutes"), f"{words}: at least {show_duration(least)}"

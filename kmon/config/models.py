@@ -302,8 +302,6 @@ class Models(Model):
     """A fit is used for so long, then the comparison judges alone until there is another."""
     limit: Duration = dt.timedelta(seconds=20)
     """What the models of one series may take; those that were not tried by then are left out."""
-    events: tuple[dt.date, ...] = ()
-    """Days (UTC) unlike others, past and coming ones: holidays, campaigns."""
 
     @property
     def on(self) -> bool:
@@ -401,7 +399,13 @@ def _zone(value: str) -> str:
     return value
 
 
+def _utc(value: dt.datetime) -> dt.datetime:
+    return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
+
+
 Date = Annotated[dt.date, BeforeValidator(_date)]
+Moment = Annotated[dt.datetime, AfterValidator(_utc)]
+"""A time; UTC where it names no offset."""
 
 
 class CalendarEvent(Model):
@@ -434,6 +438,17 @@ class CalendarEvent(Model):
         )
 
 
+class Shift(Model):
+    """A level that changed for good, such as a partner's with a new contract: what came before tells nothing of it."""
+
+    name: str = Field(min_length=1)
+    """What people call it."""
+    at: Moment
+    """When it changed."""
+    scope: dict[Name, str] = {}
+    """Dimension values of the monitors that it concerns, with those inside; default all."""
+
+
 class Calendar(Model):
     """Which days are comparable, beyond the time of day; a list stands for its `events`."""
 
@@ -442,6 +457,8 @@ class Calendar(Model):
     zones: dict[str, Annotated[str, AfterValidator(_zone)]] = {}
     """The time zone of a country that has several, by its alpha-2 code; default that of its largest city."""
     events: tuple[CalendarEvent, ...] = ()
+    shifts: tuple[Shift, ...] = ()
+    """Levels that changed for good; ``kmon label INCIDENT new-normal`` adds to them."""
 
     @model_validator(mode="before")
     @classmethod

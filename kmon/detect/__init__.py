@@ -6,6 +6,7 @@ from kmon.detect.cube import Cube, observe
 from kmon.detect.fleet import Fleet, Mask, Outlook
 from kmon.detect.series import expected_measures, expected_series
 from kmon.detect.silence import Silence
+from kmon.detect.since import expected_since
 from kmon.detect.surprise import SeriesScores, Surprise
 from kmon.detect.sweeps import Family, Scored, Sweep, due_windows, sweep
 
@@ -27,6 +28,7 @@ __all__ = [
     "due_windows",
     "expected_measures",
     "expected_series",
+    "expected_since",
     "load_detector",
     "observe",
     "sweep",

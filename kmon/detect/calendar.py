@@ -2,7 +2,8 @@
 
     where is a monitor?    its country, and the time zone of its partner or country
     the same time          after a clock change the bins of a day before it are an hour (or half) earlier or later
-    the same kind of day   a public holiday is compared with holidays, a day of an event with days of that event
+    the same kind of day   a public holiday is compared with holidays, a day of an event with days of that event, and
+                           what came after a level has shifted for good with what came after it, too
 
 A day of another kind becomes NaN in the detectors' input, like anything else that must not serve as a reference: so
 every detector, also one's own, leaves it out without knowing of calendars. A monitor with no day of today's kind keeps
@@ -11,6 +12,7 @@ them all, as their shape is better than none, but its input says `unlike`: their
 
 from __future__ import annotations
 
+import bisect
 import datetime as dt
 import functools
 import importlib.resources
@@ -25,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from kmon.config import CalendarEvent, Config
+from kmon.config import CalendarEvent, Config, Shift
 from kmon.errors import KmonError
 from kmon.partners import Partners
 from kmon.store import Span, Store
@@ -126,13 +128,19 @@ class _Kind:
     zone: str | None
     country: str | None
     events: tuple[CalendarEvent, ...]
+    shifts: tuple[Shift, ...] = ()
 
     def day(self, at: dt.datetime) -> dt.date:
         """The local date of the window that ends at `at`; without a zone by UTC."""
         return (at - dt.timedelta(microseconds=1)).astimezone(_info(self.zone)).date()
 
-    def status(self, day: dt.date) -> dict[str, str]:
-        """What is special about a day, in words; days of the same keys are of one kind."""
+    def status(self, day: dt.date, at: dt.datetime) -> dict[str, str]:
+        """What is special about a day, by the window that ends at `at`, in words; with the same keys they are alike."""
+        found = self.special(day)
+        return found | {shift.name: f"before {shift.name}" for shift in self.shifts if at <= shift.at}
+
+    def special(self, day: dt.date) -> dict[str, str]:
+        """The holidays and events of a day, in words."""
         found = {event.name: event.name for event in self.events if event.on(day)}
         name = _holidays(self.country, day.year).get(day) if self.country is not None else None
         return found if name is None else {HOLIDAY: f"{HOLIDAY} in {self.country} ({name})", **found}
@@ -140,10 +148,10 @@ class _Kind:
     def unlike(self, at: dt.datetime, names: Iterable[str]) -> dict[str, str]:
         """Of the days called ``day<N>`` those that are not comparable with `at`, and why."""
         day = self.day(at)
-        today = self.status(day)
+        today = self.status(day, at)
         found = {}
         for name in names:
-            then = self.status(day - days_ago(name))
+            then = self.status(day - days_ago(name), at - days_ago(name))
             more = [text for key, text in then.items() if key not in today]
             less = [text for key, text in today.items() if key not in then]
             if more or less:
@@ -216,6 +224,7 @@ class Calendar:
 
     def __init__(self, config: Config, store: Store) -> None:
         self._store, self._own, self._events = store, config.calendar.zones, config.calendar.events
+        self._shifts = config.calendar.shifts
         self._with_holidays = config.calendar.holidays
         dimensions = store.schema.dimensions
         self._country = config.enrich.country if config.enrich.country in dimensions else None
@@ -224,7 +233,7 @@ class Calendar:
 
     @property
     def _says_nothing(self) -> bool:
-        return not (self._events or self._country or self._partners)
+        return not (self._events or self._shifts or self._country or self._partners)
 
     def _zones(self) -> list[str | None]:
         """The zones that monitors may be in."""
@@ -261,21 +270,34 @@ class Calendar:
         """The days of one monitor at each of some `times`, the ends of windows in their order."""
         if self._says_nothing or not times:
             return Along.plain(len(times), days)
-        named = {d: v for d, v in where.items() if isinstance(v, str)}
-        numbers = self._store.numbers
-        monitor = {d: pl.Series([numbers(d, [v]).get(v)], dtype=pl.UInt32) for d, v in named.items()}
-        (kind,) = self._kinds(pl.DataFrame(monitor or {"nowhere": pl.Series([None], dtype=pl.UInt32)}))[1]
+        kind = self._kind_of(where)
         found = Along.plain(len(times), days)
         for day in days:
             ago = day * DAY
             if any(clock_shift(kind.zone, time - ago, ago) for time in (times[0], times[-1])):
                 found.later[day] = [clock_shift(kind.zone, time - ago, ago) for time in times]
         names = [f"day{day}" for day in days]
-        dates = [kind.day(time) for time in times]
-        unlike = {date: kind.unlike(time, names) for date, time in zip(dates, times, strict=True)}
+        passed = sorted(shift.at + day * DAY for shift in kind.shifts for day in (0, *days))
+        keys = [(kind.day(time), bisect.bisect_left(passed, time)) for time in times]
+        unlike = {key: kind.unlike(time, names) for key, time in zip(keys, times, strict=True)}
         for day, name in zip(days, names, strict=True):
-            found.like[day] = np.array([name not in unlike[date] for date in dates])
+            found.like[day] = np.array([name not in unlike[key] for key in keys])
         return found
+
+    def special_days(self, scope: Mapping[str, str], first: dt.date, last: dt.date) -> set[dt.date]:
+        """The public holidays and days of events of one monitor, from `first` to `last`."""
+        if self._says_nothing:
+            return set()
+        kind = self._kind_of(scope)
+        days = (first + i * DAY for i in range((last - first).days + 1))
+        return {day for day in days if kind.special(day)}
+
+    def _kind_of(self, where: Where) -> _Kind:
+        """The kind of one monitor."""
+        named = {d: v for d, v in where.items() if isinstance(v, str)}
+        numbers = self._store.numbers
+        monitor = {d: pl.Series([numbers(d, [v]).get(v)], dtype=pl.UInt32) for d, v in named.items()}
+        return self._kinds(pl.DataFrame(monitor or {"nowhere": pl.Series([None], dtype=pl.UInt32)}))[1][0]
 
     def hours(self, monitors: pl.DataFrame, at: dt.datetime, days: int) -> tuple[npt.NDArray[np.bool_], Ints]:
         """Of each monitor and of each of the last `days`: is it comparable, and its `clock_shift` in hours."""
@@ -302,7 +324,8 @@ class Calendar:
     def _kind(self, row: dict[str, object]) -> _Kind:
         zone, country = row["zone"], row["country"] if self._with_holidays else None
         events = tuple(event for i, event in enumerate(self._events) if row[f"event{i}"])
-        return _Kind(zone and str(zone), country and str(country), events)  # type: ignore[arg-type]
+        shifts = tuple(shift for i, shift in enumerate(self._shifts) if row[f"shift{i}"])
+        return _Kind(zone and str(zone), country and str(country), events, shifts)  # type: ignore[arg-type]
 
     def _told(self, monitors: pl.DataFrame, dimension: str | None, of: object) -> pl.Series:
         """What `of` makes of a dimension's values; null where it says nothing, or the monitor has none."""
@@ -314,26 +337,35 @@ class Calendar:
         return monitors[dimension].replace_strict(told, default=None, return_dtype=pl.String)
 
     def _concerned(self, monitors: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
-        """A column for each event: whether a monitor lies in its scope."""
+        """A column for each event and each shift: whether a monitor lies in its scope."""
         columns = {}
         for i, event in enumerate(self._events):
             inside = np.ones(monitors.height, dtype=bool)
             for dimension, value in event.scope.items():
                 inside &= self._inside(monitors, places, dimension, value)
             columns[f"event{i}"] = inside
+        for i, shift in enumerate(self._shifts):
+            inside = np.ones(monitors.height, dtype=bool)
+            for dimension, value in shift.scope.items():
+                inside &= self._has(monitors, dimension, value)
+            columns[f"shift{i}"] = inside
         return pl.DataFrame(columns)
 
     def _inside(
         self, monitors: pl.DataFrame, places: pl.DataFrame, dimension: str, value: str
     ) -> npt.NDArray[np.bool_]:
-        if dimension == self._country:
-            same = places.with_columns(_place(places, self._own))["country"] == value
-        else:
-            number = self._store.number(dimension, value)
-            if number is None or dimension not in monitors.columns:
-                return np.zeros(monitors.height, dtype=bool)
-            same = monitors[dimension] == number
+        """Whether a monitor is in the place, or has the value itself."""
+        if dimension != self._country:
+            return self._has(monitors, dimension, value)
+        same = places.with_columns(_place(places, self._own))["country"] == value
         return same.fill_null(value=False).to_numpy()
+
+    def _has(self, monitors: pl.DataFrame, dimension: str, value: str) -> npt.NDArray[np.bool_]:
+        """Whether a monitor has this value of a dimension."""
+        number = self._store.number(dimension, value)
+        if number is None or dimension not in monitors.columns:
+            return np.zeros(monitors.height, dtype=bool)
+        return (monitors[dimension] == number).fill_null(value=False).to_numpy()
 
 
 def _place(places: pl.DataFrame, own: Mapping[str, str]) -> Iterator[pl.Series]:

@@ -24,9 +24,10 @@ import polars as pl
 
 from kmon.clock import EPOCH
 from kmon.config import Config
+from kmon.config.bins import bin_for
 from kmon.detect.calendar import Calendar
 from kmon.detect.expect import RECENT
-from kmon.detect.fleet import DAY, TODAY, Fleet, Mask, Outlook, assembled, bin_for, grain_for, numbers_of, spans_for
+from kmon.detect.fleet import DAY, TODAY, Fleet, Mask, Outlook, assembled, grain_for, numbers_of, spans_for
 from kmon.errors import UsageError
 from kmon.store import Span, Store
 from kmon.store.schema import EVENTS

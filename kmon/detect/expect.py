@@ -19,8 +19,10 @@ import numpy.typing as npt
 import polars as pl
 from scipy import stats
 
+from kmon.config import bins
+
 Floats = npt.NDArray[np.float64]
-RECENT = 24
+RECENT = bins.RECENT
 """Bins before the end of the window, today and of each day."""
 AFTER = 6
 """Bins after the end of the window, of each day but today."""

@@ -31,8 +31,6 @@ DAYS = (1, 2, 7, 14, 21, 28)
 """Days ago that serve as references, as far as history goes back."""
 DAY = dt.timedelta(days=1)
 MINUTE = dt.timedelta(minutes=1)
-BIN = dt.timedelta(minutes=5)
-"""The least width of the bins of the references."""
 RECENT_WINDOWS = 30
 """Windows shorter than a bin are compared with at most so many before them."""
 FINE = 6
@@ -94,12 +92,6 @@ class Modelled:
         """The forecasts of the others; None where there are none."""
         left = ~np.isin(self.rows, rows)
         return Modelled(self.rows[left], self.values[left]) if left.any() else None
-
-
-def bin_for(windows: Sequence[dt.timedelta]) -> dt.timedelta:
-    """The width of a bin: the shortest window's, but half of the recent ones are as long as the longest window."""
-    least = max(BIN, min(windows), -(-max(windows) // (RECENT // 2)))
-    return -(-least // BIN) * BIN
 
 
 def grain_for(at: dt.datetime, windows: Sequence[dt.timedelta]) -> dt.timedelta:

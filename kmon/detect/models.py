@@ -63,7 +63,7 @@ class Task:
     horizon: int
     """Steps after the past that are wanted."""
     events: frozenset[dt.date] = frozenset()
-    """Days (UTC) unlike others: holidays, campaigns."""
+    """Days unlike others: public holidays, days of an event."""
     share: Share | None = None
     until: float = float("inf")
     """By `time.monotonic`: when to give up."""

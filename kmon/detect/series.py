@@ -16,11 +16,12 @@ import numpy.typing as npt
 import polars as pl
 
 from kmon.config import Config, Metric
+from kmon.config.bins import BIN
 from kmon.config.words import nearest
 from kmon.detect.calendar import Calendar
 from kmon.detect.contract import Detector, load_detector
 from kmon.detect.expect import AFTER, RECENT
-from kmon.detect.fleet import BIN, DAY, DAYS, LAG, RECENT_WINDOWS, Mask, Outlook, check_taken_over
+from kmon.detect.fleet import DAY, DAYS, LAG, RECENT_WINDOWS, Mask, Outlook, check_taken_over
 from kmon.detect.models import STEP, at_bins
 from kmon.errors import UsageError
 from kmon.store import Store
@@ -145,15 +146,24 @@ class _Block:
         events = np.zeros(n)
         events[_index(everything, start, step)] = everything[EVENTS].fill_null(0).to_numpy()
         starts = np.array([start + i * step for i in range(n)], dtype=object)
-        usable = starts >= (store.oldest() or start)
-        for mask in masks:
-            if all(where.get(d) == v for d, v in mask.scope.items()):
-                usable &= (starts >= (mask.resolved_at or end)) | (starts + step <= mask.started_at)
+        usable = (starts >= (store.oldest() or start)) & unspoilt(starts, step, masks, where)
         since = store.schema.known_from(*where)  # of a dimension that came later
         counted = np.ones(n, dtype=bool) if since is None else (starts >= since).astype(bool)
         known = {measure: store.schema.known_from(measure) for measure in store.schema.measures}
         unknown = {measure: (starts < since).astype(bool) for measure, since in known.items() if since is not None}
         return cls(values, events, usable.astype(bool), counted, unknown)
+
+
+def unspoilt(
+    starts: npt.NDArray[Any], width: dt.timedelta, masks: Sequence[Mask], where: Where
+) -> npt.NDArray[np.bool_]:
+    """The steps of a `width` that no mask touches which holds all of what `where` selects; `starts` are datetimes."""
+    fine = np.ones(len(starts), dtype=bool)
+    for mask in masks:
+        if all(where.get(d) == v for d, v in mask.scope.items()):
+            before = (starts + width <= mask.started_at).astype(bool)
+            fine &= before if mask.resolved_at is None else before | (starts >= mask.resolved_at).astype(bool)
+    return fine
 
 
 def _index(rows: pl.DataFrame, start: dt.datetime, step: dt.timedelta) -> npt.NDArray[np.int64]:
@@ -234,7 +244,7 @@ def _scored(
             if days:
                 columns[f"day{days}_{key}"] = grid.bins(block, metric, name, ends)
     columns |= _model(metric, told, grid, grain, bin_)
-    columns["unlike"] = _leave_unlike(columns, blocks, n)
+    columns["unlike"] = leave_unlike(columns, {days: block.like for days, block in blocks.items() if days}, n)
     seconds = {"width": grain.total_seconds(), "bin": bin_.total_seconds()}
     own = {key: getattr(metric, key) for key in ("min_volume", "min_effect", "min_rise")}
     constants = [pl.lit(metric.kind).alias("kind"), *(pl.lit(v).alias(k) for k, v in seconds.items())]
@@ -273,16 +283,21 @@ def _model(
     return {"model_value": np.minimum(value, exposure) if rest else value, "model_exposure": exposure}
 
 
-def _leave_unlike(columns: dict[str, Any], blocks: dict[int, _Block], n: int) -> npt.NDArray[np.bool_]:
-    """Take the days of another kind from the buckets that have one of their own; where none is left."""
-    days = {days: np.broadcast_to(block.like, n) for days, block in blocks.items() if days}
+def leave_unlike(
+    columns: dict[str, Any], like: Mapping[int, npt.NDArray[np.bool_] | bool], n: int
+) -> npt.NDArray[np.bool_]:
+    """Take the days of another kind from the buckets that have one of their own; where none is left.
+
+    `like` says by day ago which of the `n` buckets it is comparable with.
+    """
     left = np.zeros(n, dtype=bool)
-    for day, like in days.items():
-        left |= like & (np.nan_to_num(columns[f"day{day}_value"]).sum(axis=1) > 0)
-    for day, like in days.items():
+    for day, alike in like.items():
+        left |= alike & (np.nan_to_num(columns[f"day{day}_value"]).sum(axis=1) > 0)
+    for day, alike in like.items():
         for key in ("value", "exposure"):
-            columns[f"day{day}_{key}"][left & ~like] = np.nan
-    return np.asarray(~left & ~np.all(list(days.values()), axis=0) if days else ~left & False)
+            columns[f"day{day}_{key}"][left & ~np.broadcast_to(alike, n)] = np.nan
+    every = np.all([np.broadcast_to(alike, n) for alike in like.values()], axis=0) if like else np.ones(n, dtype=bool)
+    return np.asarray(~left & ~every)
 
 
 def _plain(block: _Block | None, metric: Metric, grid: _Grid) -> npt.NDArray[np.float64]:

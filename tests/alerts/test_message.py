@@ -46,6 +46,11 @@ def test_firing_in_words(make_config: Callable[..., Config], partners: Partners)
         ),
         (RESOLVED, "resolved", "from 14:05 to 14:30 UTC. About 420 fewer orders and 31,500 less in amount in all."),
         (replace(RESOLVED, resolved_at=T + 1440 * MINUTE), "resolved", "is down 65 % for 1 day and counts as normal"),
+        (
+            replace(RESOLVED, reason="labelled the new normal by ann"),
+            "resolved",
+            "in SE is down 65 %, labelled the new normal by ann. It was 11.0 %",
+        ),
         (replace(INCIDENT, scope={}, impact={}), "firing", "Overall conversion is down 65 %: 11.0 %"),
         (replace(INCIDENT, started_at=T.replace(year=2011)), "firing", "since 23 Nov 2011 14:05 UTC"),
         (

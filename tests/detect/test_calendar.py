@@ -270,6 +270,51 @@ def test_why_says_which_day_was_not_used():
     assert set(window.days) == {"day1", "day2"}
 
 
+# ---- a level that changed for good -----------------------------------------------------------------------------------
+
+
+def shifted(at, ago):
+    """Germany's level changed so long before `at`."""
+    return config(calendar={"holidays": False, "shifts": [{"name": "new", "at": at - ago, "scope": {"country": "DE"}}]})
+
+
+@pytest.mark.parametrize(
+    ("ago", "unlike"),
+    [
+        (10 * DAY, set()),
+        (DAY + MINUTE, {"day2", "day7"}),
+        (DAY, {"day1", "day2", "day7"}),
+        (MINUTE, {"day1", "day2", "day7"}),
+        (-MINUTE, set()),  # it is still to come
+    ],
+)
+def test_what_came_before_a_shift_is_another_kind_of_day(ago, unlike):
+    at = utc("2026-06-15T08:10")
+    settings = shifted(at, ago)
+    with shop(world(at, countries=("DE", "SE")), settings, at) as store:
+        _, found = seen(store, settings, at, country="DE")
+        assert found == dict.fromkeys(unlike, "before new")
+        for elsewhere in ({"country": "SE"}, {"partner": "p0"}, {}):
+            assert seen(store, settings, at, **elsewhere)[1] == {}
+        like, _ = Calendar(settings, store).hours(observe(store, settings, at).monitors, at, 7)
+    assert 7 * len(like) - like.sum() == len({1, 2, 3, 4, 5, 6, 7} - like_since(ago)) * 2  # DE, and p0 in it
+
+
+def like_since(ago):
+    """The days ago, of a week, that are like today."""
+    return {day for day in range(1, 8) if ago < dt.timedelta(0) or ago > day * DAY}
+
+
+def test_the_days_of_a_series_are_like_its_buckets_from_the_minute_of_a_shift_on():
+    at, shift = utc("2026-06-15T10:00"), utc("2026-06-14T09:00")
+    settings = shifted(at, at - shift)
+    with shop(world(at, countries=("DE", "SE")), settings, at) as store:
+        along = Calendar(settings, store).along({"country": "DE"}, [shift + DAY, shift + DAY + FIVE, at], (1, 2, 7))
+    assert {day: like.tolist() for day, like in along.like.items()} == {
+        1: [False, True, True], 2: [False] * 3, 7: [False] * 3,
+    }  # fmt: skip
+
+
 # ---- kmon.yaml ---------------------------------------------------------------------------------------------------
 
 BASE = """
@@ -300,6 +345,11 @@ ERRORS = [
     (
         "events: [{name: x, dates: [2026-01-02], scope: {country: Germany}}]",
         "events.0.scope.country: 'Germany' is not a country; write its ISO 3166 code, such as DE",
+    ),
+    ("shifts: [{name: x, at: soon}]", "shifts.0.at: 'soon': input should be a valid datetime"),
+    (
+        "shifts: [{name: x, at: 2026-01-02T10:00:00Z, scope: {contry: DE}}]",
+        "shifts.0.scope.contry: 'contry' is not a dimension; did you mean 'country'?",
     ),
 ]
 

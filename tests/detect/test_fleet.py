@@ -9,9 +9,10 @@ import numpy.typing as npt
 import polars as pl
 import pytest
 
+from kmon.config.bins import BIN, bin_for
 from kmon.detect import Fleet, observe
 from kmon.detect.cube import recall
-from kmon.detect.fleet import BIN, bin_for, grain_for, spans_for
+from kmon.detect.fleet import grain_for, spans_for
 from kmon.detect.screen import pick
 from kmon.store import EmbeddedStore
 from tests.detect.worlds import AT, DAY, MINUTE, Mask, config, shop, traffic
