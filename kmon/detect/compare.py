@@ -118,7 +118,7 @@ def _large(
     More sessions with as many orders are no lost orders: of a rate the numerator must have moved too.
     """
     level = expected.level
-    doubt = np.sqrt(expected.noise * (now.value + 1)) if now.kind == "count" else 0.0
+    doubt = np.sqrt(expected.noise * (now.value + expected.unit)) if now.kind == "count" else 0.0
     change = (observed + np.where(falls, doubt, 0.0) - level) / np.abs(level)
     enough = np.where(falls, change <= -own["min_effect"], change >= own["min_rise"])
     if now.kind == "rate":
@@ -159,7 +159,11 @@ class _Now:
     def tails(self, null: Floats, expected: Expectation) -> tuple[Floats, Floats]:
         """The chances of as little and of as much, were the level `null`."""
         if self.kind == "count":
-            return tails.negative_binomial(self.value, null, self._excess(expected))
+            # as few: whole events are missing; as much: their amounts may be large, too
+            events, unit = self._excess(expected, expected.unit), expected.unit
+            lower, _ = tails.negative_binomial(self.value / unit, null / unit, events)
+            _, upper = tails.negative_binomial(self.value, null, self._excess(expected))
+            return lower, upper
         if self.kind == "mean":
             deviation = self.value / self.exposure - null
             z = deviation / np.sqrt(expected.noise / self.exposure + expected.drift * expected.level**2)
@@ -170,9 +174,9 @@ class _Now:
 
         return both(self.least)[0], both(self.most)[1]
 
-    def _excess(self, expected: Expectation) -> Floats:
-        """Relative variance of a count beyond Poisson's."""
-        return (expected.noise - 1) / np.maximum(expected.level, 1e-9) + expected.drift
+    def _excess(self, expected: Expectation, unit: float = 1.0) -> Floats:
+        """Relative variance of a count beyond that of independent events of `unit` each."""
+        return (expected.noise - unit) / np.maximum(expected.level, 1e-9) + expected.drift
 
     def _spread(self, expected: Expectation, trials: Floats) -> Floats:
         """Correlation within a window of `trials`, which gives it the noise and drift that are expected."""
@@ -208,7 +212,7 @@ class _Now:
             p = np.clip(level, 1e-6, 1 - 1e-6)
             missed = exposure - value
             gained = _xlogy(value, value / (exposure * p)) + _xlogy(missed, missed / (exposure * (1 - p)))
-        return np.asarray(gained)
+        return np.asarray(gained / expected.unit)  # of independent events: the lines of an invoice are one
 
 
 def _usual_exposure(windows: pl.DataFrame, exposure: Floats) -> Floats:

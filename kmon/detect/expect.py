@@ -12,7 +12,7 @@ may still lie from that comes from the residuals of past bins, by moments, each 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,8 @@ LEVEL_DRIFT = 0.01
 """Relative variance of a monitor's level between the recent bins and the window: bounds what a large count tells."""
 TREND = 0.04
 """Relative variance by which a count without another day moves within its window and the 12 bins before."""
+SHORT = 300.0
+"""Seconds of the bins that LEVEL_DRIFT is of; it grows with time, as a random walk."""
 FEW = 5.0
 """Events of other days below which they tell no shape."""
 PRIOR = 20.0
@@ -81,6 +83,8 @@ class Expectation:
     """Degrees of freedom of the noise of a mean, which is its own monitor's alone."""
     names: tuple[str, ...] = ()
     """Of the days: ``day1``, ...; ``model`` for what was forecast."""
+    unit: float = 1.0
+    """What one event adds to a count: 1, or of a sum of money a typical amount."""
 
 
 def overdispersion(
@@ -116,6 +120,8 @@ def overdispersion(
 class References:
     """The arrays of a detector's input; NaN where a bin must not be used."""
 
+    bin: float
+    """Seconds of a bin."""
     bins: float
     """The window's width, in bins."""
     near: float
@@ -136,13 +142,14 @@ class References:
     @classmethod
     def of(cls, windows: pl.DataFrame) -> References:
         m = windows.height
+        least = 0.0 if windows["kind"][0] == "count" else -np.inf  # where more was paid back than paid, too
 
         def pair(name: str, count: int) -> tuple[Floats, Floats]:
             if f"{name}_value" not in windows.columns:
                 return np.full((m, count), np.nan), np.full((m, count), np.nan)
             value, exposure = (windows[f"{name}_{part}"].to_numpy().astype(float) for part in ("value", "exposure"))
             good = np.isfinite(value) & np.isfinite(exposure)
-            return np.where(good, value, np.nan), np.where(good, exposure, np.nan)
+            return np.where(good, np.maximum(value, least), np.nan), np.where(good, exposure, np.nan)
 
         names = [c.removesuffix("_value") for c in windows.columns if c.startswith("day") and c.endswith("_value")]
         width, bin_ = (float(windows[name][0]) for name in ("width", "bin"))
@@ -151,16 +158,57 @@ class References:
         unlike = windows["unlike"].to_numpy() if "unlike" in windows.columns else np.zeros(m, dtype=bool)
         model = (pair("model", RECENT + AFTER),) if "model_value" in windows.columns else ()
         names += ["model"] * len(model)
-        return cls(width / bin_, near, pair("recent", RECENT), days, pair("previous", 0), unlike, model, tuple(names))
+        return cls(bin_, width / bin_, near, pair("recent", RECENT), days, pair("previous", 0), unlike, model, tuple(names))
+
+    def over(self, unit: float, exposure: float = 1.0) -> References:
+        """With all values in units of `unit`, and exposures of `exposure`."""
+
+        def each(pair: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+            return pair[0] / unit, pair[1] / exposure
+
+        days, model = (tuple(map(each, pairs)) for pairs in (self.days, self.model))
+        return replace(self, recent=each(self.recent), days=days, previous=each(self.previous), model=model)
 
 
 def expect(windows: pl.DataFrame, kind: str) -> Expectation:
     """The expectation of every row of a detector's input."""
     with np.errstate(all="ignore"):
         references = References.of(windows)
-        if kind == "count":
-            return _counts(references)
-        return _rates(references) if kind == "rate" else _means(references)
+        if kind == "mean":
+            return _means(references)
+        unit = _unit(references, kind)
+        found = _counts(references.over(unit)) if kind == "count" else _rates(references.over(unit, unit))
+        level = unit * found.level if kind == "count" else found.level
+        return replace(found, level=level, noise=unit * found.noise, volume=unit * found.volume, unit=unit)
+
+
+def _unit(given: References, kind: str) -> float:
+    """What one event adds, at least 1: how much neighbouring bins differ, as a multiple of what they hold.
+
+    Of independent events that is the mean of an event's squared amount over the mean amount (the index of dispersion of
+    a compound Poisson process), by differences of neighbours, which a slow shape leaves alone (von Neumann 1941). The
+    lines of an invoice are one event, as is a sum of money. The median over the days of the smaller half of the
+    monitors: of the larger ones what moves all their events together would pass for large events.
+    """
+    parts = [given.recent, *given.days]
+    if kind == "count":
+        pairs = [(value, value) for value, _ in parts]
+    else:
+        hits, trials = (sum(np.nansum(part[i], axis=1) for part in parts) for i in (0, 1))
+        share = np.clip(hits / np.maximum(trials, 1e-9), 0.0, 1.0)[:, None]
+        pairs = [(value - share * exposure, share * (1 - share) * exposure) for value, exposure in parts]
+    differ, held = np.array([_neighbours(*pair) for pair in pairs]).swapaxes(0, 1)
+    total = held.sum(axis=0)
+    usual = np.median(total[total > 0]) if (total > 0).any() else 0.0
+    small = (held > 0) & (total <= usual)
+    return max(1.0, float(np.median(differ[small] / held[small]))) if small.any() else 1.0
+
+
+def _neighbours(values: Floats, variance: Floats) -> Floats:
+    """(2, monitors): squared differences of neighbouring bins, and their variances, both summed over the bins."""
+    square, size = (values[:, 1:] - values[:, :-1]) ** 2, variance[:, 1:] + variance[:, :-1]
+    good = np.isfinite(square) & np.isfinite(size)
+    return np.array([np.where(good, part, 0.0).sum(axis=1) for part in (square, size)])
 
 
 def _counts(given: References) -> Expectation:
@@ -182,10 +230,11 @@ def _counts(given: References) -> Expectation:
     profile = _weighted([s.profile for s in shapes], weights, m, RECENT + AFTER)
     trace = np.where(flat[:, None], alone.rate[:, None], own[:, None] * profile[:, :RECENT])
     residuals = [(recent - trace, trace)]
-    if given.near >= 1:  # the bin itself is a part of its mean
-        kept = np.sqrt(1 - 1 / (2 * int(given.near) + 1))
-        real = zip(given.days, shapes, strict=False)  # a forecast has no residuals
-        residuals += [((day - s.profile) / kept, s.profile) for (day, _), s in real]
+    near = max(int(given.near), 1)
+    kept = np.sqrt(1 - 1 / (2 * near + 1))  # the bin itself is a part of its mean
+    for (day, _), s in zip(given.days, shapes, strict=False):  # a forecast has no residuals
+        usual = np.where(s.used[:, None] > 0, _smooth(day, near), np.nan)
+        residuals.append(((day - usual) / kept, usual))
     off, mean = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
     noise, floor, phi = _noise(off, mean, mean**2)
     wander = noise * _at_width(given, recent - trace, trace, floor, phi)
@@ -202,7 +251,7 @@ def _counts(given: References) -> Expectation:
     moved = ((today - level) ** 2 - base) / level**2  # a holiday moves some, and them far
     moved = np.where(given.unlike, np.fmax(moved, LOOSE), moved)
     prior, counted = 1 / np.maximum(steady, moved), effective * today
-    discount = 1 / (1 + effective * level * LEVEL_DRIFT)
+    discount = 1 / (1 + effective * level * LEVEL_DRIFT * given.bin / SHORT)
     share = discount * effective * level / (prior + discount * effective * level)
     factor = usual * (prior + discount * counted) / (prior + discount * effective * level)
     drift = 1 / (prior + discount * counted) + 1 / (around + 0.5)
@@ -236,6 +285,8 @@ class _Shape:
     error: Floats
     """Squared relative error of today's recent bins as that day's, in excess of what chance explains; and its base."""
     error_base: Floats
+    error_chance: Floats
+    """Standard deviation of `error` by chance."""
 
     @classmethod
     def of(cls, recent: Floats, day: Floats, decay: Floats, given: References) -> _Shape:
@@ -266,6 +317,7 @@ class _Shape:
             profile=profile,
             error=np.nansum(excess, axis=1),
             error_base=np.nansum(np.where(both > 0, trace**2, 0.0), axis=1),
+            error_chance=np.sqrt(np.nansum(np.where(both > 0, trace + 2 * trace**2, 0.0), axis=1)),
         )
 
 
@@ -291,13 +343,16 @@ class _Alone:
 
 
 def _skill(shapes: Sequence[_Shape]) -> list[Floats]:
-    """Weights of the days, by how well each tells today's recent bins: a monitor's own error shrunk to the fleet's."""
+    """Weights of the days, by how well each tells today's recent bins: a monitor's own error shrunk to the fleet's.
+
+    A day is better than another only as far as chance does not explain it: few events tell no best day.
+    """
     found = []
     for s in shapes:
         fleet = max(0.0, float(s.error.sum() / max(s.error_base.sum(), 1e-9)))
         typical = np.median(s.error_base[s.error_base > 0]) if (s.error_base > 0).any() else 1.0
         own = (s.error + PRIOR * typical * fleet) / (s.error_base + PRIOR * typical)
-        found.append(s.used / (SHAPELESS + np.maximum(own, 0.0)))
+        found.append(s.used / (SHAPELESS + np.maximum(own, 0.0) + s.error_chance / (s.error_base + PRIOR * typical)))
     return found
 
 
