@@ -158,7 +158,8 @@ class References:
         unlike = windows["unlike"].to_numpy() if "unlike" in windows.columns else np.zeros(m, dtype=bool)
         model = (pair("model", RECENT + AFTER),) if "model_value" in windows.columns else ()
         names += ["model"] * len(model)
-        return cls(bin_, width / bin_, near, pair("recent", RECENT), days, pair("previous", 0), unlike, model, tuple(names))
+        recent, previous = pair("recent", RECENT), pair("previous", 0)
+        return cls(bin_, width / bin_, near, recent, days, previous, unlike, model, tuple(names))
 
     def over(self, unit: float, exposure: float = 1.0) -> References:
         """With all values in units of `unit`, and exposures of `exposure`."""
@@ -194,12 +195,12 @@ def _unit(given: References, kind: str) -> float:
     if kind == "count":
         pairs = [(value, value) for value, _ in parts]
     else:
-        hits, trials = (sum(np.nansum(part[i], axis=1) for part in parts) for i in (0, 1))
-        share = np.clip(hits / np.maximum(trials, 1e-9), 0.0, 1.0)[:, None]
+        hits, trials, other_hits, other_trials = _pools(given)
+        share = np.clip((hits + other_hits) / np.maximum(trials + other_trials, 1e-9), 0.0, 1.0)[:, None]
         pairs = [(value - share * exposure, share * (1 - share) * exposure) for value, exposure in parts]
     differ, held = np.array([_neighbours(*pair) for pair in pairs]).swapaxes(0, 1)
     total = held.sum(axis=0)
-    usual = np.median(total[total > 0]) if (total > 0).any() else 0.0
+    usual = float(np.median(total[total > 0])) if (total > 0).any() else 0.0
     small = (held > 0) & (total <= usual)
     return max(1.0, float(np.median(differ[small] / held[small]))) if small.any() else 1.0
 
@@ -233,8 +234,8 @@ def _counts(given: References) -> Expectation:
     near = max(int(given.near), 1)
     kept = np.sqrt(1 - 1 / (2 * near + 1))  # the bin itself is a part of its mean
     for (day, _), s in zip(given.days, shapes, strict=False):  # a forecast has no residuals
-        usual = np.where(s.used[:, None] > 0, _smooth(day, near), np.nan)
-        residuals.append(((day - usual) / kept, usual))
+        smooth = s.profile if given.near >= 1 else np.where(s.used[:, None] > 0, _smooth(day, near), np.nan)
+        residuals.append(((day - smooth) / kept, smooth))
     off, mean = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
     noise, floor, phi = _noise(off, mean, mean**2)
     wander = noise * _at_width(given, recent - trace, trace, floor, phi)
