@@ -5,7 +5,8 @@
 
 Counts: the other days give the shape, today the level. The level is a gamma variable whose prior is the other days'
 level, as much to be trusted as the fleet's levels agree from day to day, updated by today's count (Poisson-gamma
-regression with a discount, Harvey and Fernandes 1989). Shares: likewise with a beta variable. How far a normal window
+regression with a discount, Harvey and Fernandes 1989). Shares: likewise with a beta variable. Both are counted in
+events, as sums of money and lots of lines do not come one by one. How far a normal window
 may still lie from that comes from the residuals of past bins, by moments, each monitor's shrunk towards the fleet's.
 """
 
@@ -84,7 +85,7 @@ class Expectation:
     names: tuple[str, ...] = ()
     """Of the days: ``day1``, ...; ``model`` for what was forecast."""
     unit: float = 1.0
-    """What one event adds to a count: 1, or of a sum of money a typical amount."""
+    """What one event adds to a count or to a rate's numerator: 1, a typical amount of money, or a lot of lines."""
 
 
 def overdispersion(
@@ -142,7 +143,7 @@ class References:
     @classmethod
     def of(cls, windows: pl.DataFrame) -> References:
         m = windows.height
-        least = 0.0 if windows["kind"][0] == "count" else -np.inf  # where more was paid back than paid, too
+        least = 0.0 if windows["kind"][0] == "count" else -np.inf  # a sum of less is one of which more was paid back
 
         def pair(name: str, count: int) -> tuple[Floats, Floats]:
             if f"{name}_value" not in windows.columns:

@@ -127,6 +127,12 @@ def test_without_another_day_a_count_may_move_more() -> None:
     assert alone.drift > 3 * known.drift
 
 
+def test_a_level_of_hours_ago_says_less_of_now_than_one_of_minutes_ago() -> None:
+    minutes = fleet(1000.0, days=3)
+    hours = minutes.with_columns(width=pl.lit(3600.0), bin=pl.lit(3600.0))
+    assert expected(hours).drift > 1.5 * expected(minutes).drift
+
+
 def test_a_past_outage_that_nobody_marked_hides_no_new_one() -> None:
     """Half an hour of yesterday is not taken for noise."""
     given = change(fleet(200.0), 0, value=20)
