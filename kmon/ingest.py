@@ -99,7 +99,7 @@ class Ingestion:
     def run(self, source: Source, stop: threading.Event | None = None) -> Progress:
         """Read `source` from the stored positions until it ends or `stop` is set, with the store's upkeep beside."""
         stop = stop or threading.Event()
-        with upkeep_thread(self._store, self._config, stop):
+        with upkeep_thread(self._store, self._config, stop, upto=None if self._step is None else self._looked_at):
             self._run_steps(self._floor(self._clock.watermark))  # an earlier run may have been killed before it did
             self._store.note(READING, json.dumps([str(dt.datetime.now(dt.UTC)), str(self._clock.watermark or "")]))
             try:
@@ -241,6 +241,10 @@ class Ingestion:
             if self._passed is None or step > self._passed:  # a late event's step has been called before
                 self._passed = step
                 self._on_step(step)
+
+    def _looked_at(self) -> dt.datetime | None:
+        """The newest step: one batch of a file can hold months, and what they were compared with must not go before."""
+        return self._passed
 
     def _floor(self, time: dt.datetime | None) -> dt.datetime | None:
         return None if time is None or self._step is None else EPOCH + (time - EPOCH) // self._step * self._step

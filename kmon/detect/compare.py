@@ -125,7 +125,7 @@ def _large(
     More sessions with as many orders are no lost orders: of a rate the numerator must have moved too.
     """
     level = expected.level
-    doubt = np.sqrt(expected.noise * (now.value + 1)) if now.kind == "count" else 0.0
+    doubt = np.sqrt(expected.noise * (now.value + expected.unit)) if now.kind == "count" else 0.0
     change = (observed + np.where(falls, doubt, 0.0) - level) / np.abs(level)
     enough = np.where(falls, change <= -own["min_effect"], change >= own["min_rise"])
     if now.kind == "rate":
@@ -164,27 +164,36 @@ class _Now:
         return cls(kind, value, exposure, least, most, usual)
 
     def tails(self, null: Floats, expected: Expectation) -> tuple[Floats, Floats]:
-        """The chances of as little and of as much, were the level `null`."""
+        """The chances of as little and of as much, were the level `null`.
+
+        As little: whole events are missing, of which there may be few. As much: their amounts may be large, too.
+        """
         if self.kind == "count":
-            return tails.negative_binomial(self.value, null, self._excess(expected))
+            unit = expected.unit
+            lower, _ = tails.negative_binomial(self.value / unit, null / unit, self._excess(expected, unit))
+            _, upper = tails.negative_binomial(self.value, null, self._excess(expected))
+            return lower, upper
         if self.kind == "mean":
             deviation = self.value / self.exposure - null
             z = deviation / np.sqrt(expected.noise / self.exposure + expected.drift * expected.level**2)
             return stats.t.cdf(z, expected.freedom), stats.t.sf(z, expected.freedom)
 
-        def both(trials: Floats) -> tuple[Floats, Floats]:
-            return tails.beta_binomial(np.minimum(self.value, trials), trials, null, self._spread(expected, trials))
+        unit = np.floor(expected.unit)
+        trials, most = np.ceil(self.least / unit), self.most
+        few, many = np.minimum(np.ceil(self.value / unit), trials), np.minimum(self.value, most)
+        lower, _ = tails.beta_binomial(few, trials, null, self._spread(expected, trials, unit))
+        _, upper = tails.beta_binomial(many, most, null, self._spread(expected, most))
+        return lower, upper
 
-        return both(self.least)[0], both(self.most)[1]
+    def _excess(self, expected: Expectation, unit: float = 1.0) -> Floats:
+        """Relative variance of a count beyond that of independent events of `unit` each."""
+        return (expected.noise - unit) / np.maximum(expected.level, 1e-9) + expected.drift
 
-    def _excess(self, expected: Expectation) -> Floats:
-        """Relative variance of a count beyond Poisson's."""
-        return (expected.noise - 1) / np.maximum(expected.level, 1e-9) + expected.drift
-
-    def _spread(self, expected: Expectation, trials: Floats) -> Floats:
-        """Correlation within a window of `trials`, which gives it the noise and drift that are expected."""
+    def _spread(self, expected: Expectation, trials: Floats, unit: float = 1.0) -> Floats:
+        """Correlation within a window of `trials` of `unit` each, which gives it the noise and drift expected."""
         n = np.maximum(trials, 1.0)
-        return np.where(n > 1, ((expected.noise - 1) / n + expected.drift) / (1 - 1 / np.maximum(n, 1 + 1e-9)), 0.0)
+        own = (expected.noise / unit - 1) / n + expected.drift
+        return np.where(n > 1, own / (1 - 1 / np.maximum(n, 1 + 1e-9)), 0.0)
 
     def interval(self, expected: Expectation, coverage: float) -> tuple[Floats, Floats]:
         """Where a normal window falls."""
@@ -215,7 +224,7 @@ class _Now:
             p = np.clip(level, 1e-6, 1 - 1e-6)
             missed = exposure - value
             gained = _xlogy(value, value / (exposure * p)) + _xlogy(missed, missed / (exposure * (1 - p)))
-        return np.asarray(gained)
+        return np.asarray(gained / expected.unit)  # of independent events: the lines of an invoice are one
 
 
 def _usual_exposure(windows: pl.DataFrame, exposure: Floats) -> Floats:

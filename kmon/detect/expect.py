@@ -5,14 +5,15 @@
 
 Counts: the other days give the shape, today the level. The level is a gamma variable whose prior is the other days'
 level, as much to be trusted as the fleet's levels agree from day to day, updated by today's count (Poisson-gamma
-regression with a discount, Harvey and Fernandes 1989). Shares: likewise with a beta variable. How far a normal window
+regression with a discount, Harvey and Fernandes 1989). Shares: likewise with a beta variable. Both are counted in
+events, as sums of money and lots of lines do not come one by one. How far a normal window
 may still lie from that comes from the residuals of past bins, by moments, each monitor's shrunk towards the fleet's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,8 @@ LEVEL_DRIFT = 0.01
 """Relative variance of a monitor's level between the recent bins and the window: bounds what a large count tells."""
 TREND = 0.04
 """Relative variance by which a count without another day moves within its window and the 12 bins before."""
+SHORT = 300.0
+"""Seconds of the bins that LEVEL_DRIFT is of; it grows with time, as a random walk."""
 FEW = 5.0
 """Events of other days below which they tell no shape."""
 PRIOR = 20.0
@@ -83,6 +86,8 @@ class Expectation:
     """Degrees of freedom of the noise of a mean, which is its own monitor's alone."""
     names: tuple[str, ...] = ()
     """Of the days: ``day1``, ...; ``model`` for what was forecast."""
+    unit: float = 1.0
+    """What one event adds to a count or to a rate's numerator: 1, a typical amount of money, or a lot of lines."""
 
 
 def overdispersion(
@@ -118,6 +123,8 @@ def overdispersion(
 class References:
     """The arrays of a detector's input; NaN where a bin must not be used."""
 
+    bin: float
+    """Seconds of a bin."""
     bins: float
     """The window's width, in bins."""
     near: float
@@ -138,15 +145,16 @@ class References:
     """Of the days, then of the model."""
 
     @classmethod
-    def of(cls, windows: pl.DataFrame) -> References:
+    def of(cls, windows: pl.DataFrame, kind: str) -> References:
         m = windows.height
+        least = 0.0 if kind == "count" else -np.inf  # a sum of less is one of which more was paid back
 
         def pair(name: str, count: int) -> tuple[Floats, Floats]:
             if f"{name}_value" not in windows.columns:
                 return np.full((m, count), np.nan), np.full((m, count), np.nan)
             value, exposure = (windows[f"{name}_{part}"].to_numpy().astype(float) for part in ("value", "exposure"))
             good = np.isfinite(value) & np.isfinite(exposure)
-            return np.where(good, value, np.nan), np.where(good, exposure, np.nan)
+            return np.where(good, np.maximum(value, least), np.nan), np.where(good, exposure, np.nan)
 
         names = [c.removesuffix("_value") for c in windows.columns if c.startswith("day") and c.endswith("_value")]
         width, bin_ = (float(windows[name][0]) for name in ("width", "bin"))
@@ -157,16 +165,57 @@ class References:
         names += ["model"] * len(model)
         company = np.flatnonzero(windows["company"].to_numpy()) if "company" in windows.columns else np.arange(m)
         recent, previous = pair("recent", RECENT), pair("previous", 0)
-        return cls(width / bin_, near, recent, days, previous, unlike, company, model, tuple(names))
+        return cls(bin_, width / bin_, near, recent, days, previous, unlike, company, model, tuple(names))
+
+    def over(self, unit: float, exposure: float = 1.0) -> References:
+        """With all values in units of `unit`, and exposures of `exposure`."""
+
+        def each(pair: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+            return pair[0] / unit, pair[1] / exposure
+
+        days, model = (tuple(map(each, pairs)) for pairs in (self.days, self.model))
+        return replace(self, recent=each(self.recent), days=days, previous=each(self.previous), model=model)
 
 
 def expect(windows: pl.DataFrame, kind: str) -> Expectation:
     """The expectation of every row of a detector's input."""
     with np.errstate(all="ignore"):
-        references = References.of(windows)
-        if kind == "count":
-            return _counts(references)
-        return _rates(references) if kind == "rate" else _means(references)
+        references = References.of(windows, kind)
+        if kind == "mean":
+            return _means(references)
+        unit = _unit(references, kind)
+        found = _counts(references.over(unit)) if kind == "count" else _rates(references.over(unit, unit))
+        level = unit * found.level if kind == "count" else found.level
+        return replace(found, level=level, noise=unit * found.noise, volume=unit * found.volume, unit=unit)
+
+
+def _unit(given: References, kind: str) -> float:
+    """What one event adds, at least 1: how much neighbouring bins differ, as a multiple of what they hold.
+
+    Of independent events that is the mean of an event's squared amount over the mean amount (the index of dispersion of
+    a compound Poisson process), by differences of neighbours, which a slow shape leaves alone (von Neumann 1941). The
+    lines of an invoice are one event, as is a sum of money. The median over the days of the smaller half of the
+    monitors: of the larger ones what moves all their events together would pass for large events.
+    """
+    parts = [given.recent, *given.days]
+    if kind == "count":
+        pairs = [(value, value) for value, _ in parts]
+    else:
+        hits, trials, other_hits, other_trials = _pools(given)
+        share = np.clip((hits + other_hits) / np.maximum(trials + other_trials, 1e-9), 0.0, 1.0)[:, None]
+        pairs = [(value - share * exposure, share * (1 - share) * exposure) for value, exposure in parts]
+    differ, held = np.array([_neighbours(*pair) for pair in pairs])[..., given.company].swapaxes(0, 1)
+    total = held.sum(axis=0)
+    usual = float(np.median(total[total > 0])) if (total > 0).any() else 0.0
+    small = (held > 0) & (total <= usual)
+    return max(1.0, float(np.median(differ[small] / held[small]))) if small.any() else 1.0
+
+
+def _neighbours(values: Floats, variance: Floats) -> Floats:
+    """(2, monitors): squared differences of neighbouring bins, and their variances, both summed over the bins."""
+    square, size = (values[:, 1:] - values[:, :-1]) ** 2, variance[:, 1:] + variance[:, :-1]
+    good = np.isfinite(square) & np.isfinite(size)
+    return np.array([np.where(good, part, 0.0).sum(axis=1) for part in (square, size)])
 
 
 def _counts(given: References) -> Expectation:
@@ -188,10 +237,11 @@ def _counts(given: References) -> Expectation:
     profile = _weighted([s.profile for s in shapes], weights, m, RECENT + AFTER)
     trace = np.where(flat[:, None], alone.rate[:, None], own[:, None] * profile[:, :RECENT])
     residuals = [(recent - trace, trace)]
-    if given.near >= 1:  # the bin itself is a part of its mean
-        kept = np.sqrt(1 - 1 / (2 * int(given.near) + 1))
-        real = zip(given.days, shapes, strict=False)  # a forecast has no residuals
-        residuals += [((day - s.profile) / kept, s.profile) for (day, _), s in real]
+    near = max(int(given.near), 1)
+    kept = np.sqrt(1 - 1 / (2 * near + 1))  # the bin itself is a part of its mean
+    for (day, _), s in zip(given.days, shapes, strict=False):  # a forecast has no residuals
+        smooth = s.profile if given.near >= 1 else np.where(s.used[:, None] > 0, _smooth(day, near), np.nan)
+        residuals.append(((day - smooth) / kept, smooth))
     off, mean = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
     noise, floor, phi = _noise(off, mean, mean**2, given.company)
     wander = noise * _at_width(given, recent - trace, trace, floor, phi)
@@ -208,7 +258,7 @@ def _counts(given: References) -> Expectation:
     moved = ((today - level) ** 2 - base) / level**2  # a holiday moves some, and them far
     moved = np.where(given.unlike, np.fmax(moved, LOOSE), moved)
     prior, counted = 1 / np.maximum(steady, moved), effective * today
-    discount = 1 / (1 + effective * level * LEVEL_DRIFT)
+    discount = 1 / (1 + effective * level * LEVEL_DRIFT * given.bin / SHORT)
     share = discount * effective * level / (prior + discount * effective * level)
     factor = usual * (prior + discount * counted) / (prior + discount * effective * level)
     drift = 1 / (prior + discount * counted) + 1 / (around + 0.5)
@@ -242,6 +292,8 @@ class _Shape:
     error: Floats
     """Squared relative error of today's recent bins as that day's, in excess of what chance explains; and its base."""
     error_base: Floats
+    error_chance: Floats
+    """Standard deviation of `error` by chance."""
 
     @classmethod
     def of(cls, recent: Floats, day: Floats, decay: Floats, given: References) -> _Shape:
@@ -272,6 +324,7 @@ class _Shape:
             profile=profile,
             error=np.nansum(excess, axis=1),
             error_base=np.nansum(np.where(both > 0, trace**2, 0.0), axis=1),
+            error_chance=np.sqrt(np.nansum(np.where(both > 0, trace + 2 * trace**2, 0.0), axis=1)),
         )
 
 
@@ -297,14 +350,17 @@ class _Alone:
 
 
 def _skill(shapes: Sequence[_Shape], company: npt.NDArray[np.int64]) -> list[Floats]:
-    """Weights of the days, by how well each tells today's recent bins: a monitor's own error shrunk to the fleet's."""
+    """Weights of the days, by how well each tells today's recent bins: a monitor's own error shrunk to the fleet's.
+
+    A day is better than another only as far as chance does not explain it: few events tell no best day.
+    """
     found = []
     for s in shapes:
         error, base = s.error[company], s.error_base[company]
         fleet = max(0.0, float(error.sum() / max(base.sum(), 1e-9)))
         typical = np.median(base[base > 0]) if (base > 0).any() else 1.0
         own = (s.error + PRIOR * typical * fleet) / (s.error_base + PRIOR * typical)
-        found.append(s.used / (SHAPELESS + np.maximum(own, 0.0)))
+        found.append(s.used / (SHAPELESS + np.maximum(own, 0.0) + s.error_chance / (s.error_base + PRIOR * typical)))
     return found
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import duckdb
@@ -269,11 +269,17 @@ def raw_begins_sql(most: int) -> str:
 
 @contextlib.contextmanager
 def upkeep_thread(
-    store: EmbeddedStore, config: Config, stop: threading.Event, *, every: float = EVERY
+    store: EmbeddedStore,
+    config: Config,
+    stop: threading.Event,
+    *,
+    every: float = EVERY,
+    upto: Callable[[], dt.datetime | None] | None = None,
 ) -> Iterator[Upkeep]:
     """Do what is due while the block runs, and once more when it has ended, unless `stop` was set.
 
-    An error sets `stop`, and is raised when the block ends.
+    It is due at the watermark, or at what `upto` says, for whoever looks at the store later than that and needs what
+    was kept then. An error sets `stop`, and is raised when the block ends.
     """
     upkeep = Upkeep(store, config)
     ended = threading.Event()
@@ -281,7 +287,8 @@ def upkeep_thread(
 
     def once(until: threading.Event) -> None:
         events = upkeep.config.events
-        upkeep.run(store.watermark(events.lateness, events.idle), dt.datetime.now(dt.UTC), until)
+        at = upto() if upto is not None else store.watermark(events.lateness, events.idle)
+        upkeep.run(at, dt.datetime.now(dt.UTC), until)
 
     def work() -> None:
         try:

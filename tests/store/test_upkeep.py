@@ -335,6 +335,16 @@ def test_an_error_of_upkeep_stops_the_run_and_is_told(store, config, commit):
         run()
 
 
+@pytest.mark.parametrize(("looked_at", "left"), [(None, 2), (T - HOUR, 3), (T - 4 * HOUR, 5)])
+def test_upkeep_waits_for_whoever_looks_at_the_store_later(store, config, commit, looked_at, left):
+    """A replay commits months in one batch, and then looks at each of their hours."""
+    commit(*({"event_time": T + n * HOUR} for n in range(-3, 2)))
+    upto = None if looked_at is None else lambda: looked_at
+    with upkeep_thread(store, kept(config, ten_seconds=0 * HOUR), threading.Event(), upto=upto):
+        pass
+    assert rows(store)["10s"] == left
+
+
 WORKER = """
 import json, sys, datetime as dt
 from kmon.config import load_config
