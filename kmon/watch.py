@@ -20,8 +20,9 @@ from kmon.alerts.notifier import outbox_for
 from kmon.alerts.routing import route
 from kmon.clock import EPOCH
 from kmon.config import PIPELINE, Config, page_key, show_duration
-from kmon.detect import Fleet, Sweep, observe
+from kmon.detect import Mask, Sweep
 from kmon.detect import sweep as run_sweep
+from kmon.detect.guests import scope_of
 from kmon.errors import UsageError
 from kmon.explain import Cause, explain
 from kmon.fits import outlooks
@@ -150,9 +151,10 @@ class Watch:
         since = last.at if last and last.at < at and not thorough else None
         state = gate(self._config, self._store, self._ledger, at, last.at if last else None, live)
         sweep, causes, recent = self.examine(at, since)
+        masks = _masks(recent)
         recent = [i for i in recent if i.metric != PIPELINE]
         known = [i for i in recent if _open_at(i, at)]
-        recheck = Recheck(self._store, self._config, sweep)
+        recheck = Recheck(self._store, self._config, sweep, masks)
         lately = at - max(*self._config.windows, REOPENED)
         ended = [i for i in recent if i.resolved_at is not None and lately < i.resolved_at <= at]
         decided = decide(self._config, at, causes, known, recheck, ended)
@@ -191,12 +193,12 @@ class Watch:
         Those are the ones that are not normal by now.
         """
         recent = spoiling(self._ledger, self._config, at - MONTH, at)
-        masks = [as_mask(spoilt(i)) for i in recent if not _is_missing_now(i)]
+        masks = _masks(recent)
         usual = self._ledger.calibrations(at)
         models = outlooks(self._ledger, self._config, at)
         sweep = run_sweep(self._store, self._config, at, since=since, masks=masks, calibrations=usual, outlooks=models)
         known = [i.scope for i in recent if _open_at(i, at) and i.metric != PIPELINE]
-        return sweep, explain(sweep, self._config, self._scope, self._inside, known), recent
+        return sweep, explain(sweep, self._config, self._store, known, masks), recent
 
     def _newest_unjudged(self, last: SweepRecord | None) -> tuple[dt.datetime | None, str]:
         mark = self._store.watermark(self._config.events.lateness, self._config.events.idle)
@@ -208,21 +210,12 @@ class Watch:
             return None, f"nothing new: the next sweep is due when the data is complete up to {due:%H:%M:%S} UTC"
         return at, ""
 
-    # ---- what explain and decide need to know of the store -----------------------------------------------------------
-
-    def _scope(self, fleet: Fleet, row: int) -> dict[str, str]:
-        numbers = {d: n for d, n in fleet.monitors.row(row, named=True).items() if d != "set" and n is not None}
-        return {d: self._store.names(d, [n])[n] for d, n in numbers.items()}
-
-    def _inside(self, fleet: Fleet, scope: dict[str, str], without: Sequence[dict[str, str]]) -> Fleet:
-        return observe(self._store, self._config, fleet.at, scope=scope, without=without)
-
     def _scores(self, sweep: Sweep) -> pl.DataFrame:
         """The most telling anomalies, with their monitors' dimension values."""
         frames = []
         for scored, flagged in zip(sweep.scored, sweep.flagged, strict=True):
             top = flagged.sort("evidence", descending=True).head(SHOWN)
-            where = [show_scope(self._scope(scored.fleet, row)) for row in top["row"]]
+            where = [show_scope(scope_of(self._store, scored.fleet, row)) for row in top["row"]]
             frames.append(
                 top.select(
                     *("metric", "direction"),
@@ -288,7 +281,7 @@ class Watch:
                     Anomaly(
                         at=sweep.at,
                         incident="",
-                        scope=self._scope(scored.fleet, row["row"]),
+                        scope=scope_of(self._store, scored.fleet, row["row"]),
                         window=scored.window(row),
                         detector=scored.detector.name,
                         shadow=True,
@@ -307,6 +300,11 @@ def _open_at(incident: Incident, at: dt.datetime) -> bool:
 def _is_missing_now(incident: Incident) -> bool:
     """Whether data is missing at this moment: masked for everybody, no count could be judged after two hours of it."""
     return incident.metric == PIPELINE and incident.resolved_at is None and incident.quiet == 0
+
+
+def _masks(recent: Sequence[Incident]) -> list[Mask]:
+    """What must not serve as a reference."""
+    return [as_mask(spoilt(incident)) for incident in recent if not _is_missing_now(incident)]
 
 
 def spoilt(incident: Incident) -> Incident:
