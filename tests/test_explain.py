@@ -143,3 +143,19 @@ def test_without_anomalies_nothing_is_read() -> None:
     with shop(traffic()) as store:
         seen = sweep(store, config(), AT)
     assert explain(seen, config(), store) == []  # the store is closed by now
+
+
+@pytest.mark.parametrize(
+    ("where", "to", "scopes"),
+    [
+        (SE & EDGE, 0.2, [{"country": "SE", "browser": "edge"}]),  # a quarter of each is gone, and no set has both
+        (SE, 5.0, []),  # as much in all of the country is what demand does
+    ],
+)
+def test_what_is_certain_and_small_is_looked_into(where: pl.Expr, to: float, scopes: list[dict[str, str]]) -> None:
+    with shop(traffic(rate(where, to, 8.0))) as store:
+        seen = sweep(store, config(), AT)
+        assert seen.anomalies == 0
+        assert sum(s.scores.filter(pl.col("p_value") <= seen.cutoff).height for s in seen.scored) > 0
+        assert [c.scope for c in explain(seen, config(), store)] == scopes
+        assert explain(seen, config(), store, known=scopes) == []  # an open incident is rechecked by itself
