@@ -255,7 +255,6 @@ class Store(Questions, Intake):
         most: int,
     ) -> str:
         dimensions = list(self.schema.dimensions)
-        cells = self._slots_sql(spans, dimensions, self.condition(where), list(dict.fromkeys([*measures, EVENTS])))
         columns = [
             f"CASE WHEN {self.condition({d: list(apart[d])})} THEN {sql.name(d)} END AS {sql.name(d)}"
             if d in apart
@@ -268,9 +267,15 @@ class Store(Questions, Intake):
             for m in measures
             for slot, span in enumerate(spans)
         ]
-        order = ", ".join(str(i + 1) for i in range(len(dimensions)))
+        order, kept = ", ".join(str(i + 1) for i in range(len(dimensions))), self.condition(where)
+        shown = ", ".join([*columns, *(sql.name(m) for m in dict.fromkeys([*measures, EVENTS]))])
+        scans = [
+            scan_sql(f"{slot} AS slot, {shown}", span.start, span.end, kept, span.width)
+            for slot, span in enumerate(spans)
+        ]
+        names = ", ".join(map(sql.name, dimensions))
         return (
-            f"SELECT {', '.join([*columns, *sums])} FROM ({cells}) GROUP BY {order}"
+            f"SELECT {', '.join([names, *sums])} FROM ({' UNION ALL '.join(scans)}) GROUP BY {order}"
             f" ORDER BY sum({EVENTS}) DESC, {order} LIMIT {most}"
         )
 
