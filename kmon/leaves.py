@@ -145,11 +145,19 @@ def _expected(cells: pl.DataFrame, spans: Sequence[Span], metric: Metric) -> pl.
 def _fitted(frame: pl.DataFrame, margins: pl.DataFrame, dimensions: Sequence[str]) -> Floats:
     """What is expected of the leaves, scaled to the level that each monitor of `margins` is expected to have.
 
-    `margins` has `set`, dimensions and `level`: a count, or a rate of what its leaves have.
+    `margins` has `set`, dimensions and `level`: a count, or a rate of what its leaves have. Where the region itself is
+    no judged monitor, most of it is taken to be as ever.
     """
     expected = frame["expected"].to_numpy().astype(np.float64)
     size = frame["exposure"].to_numpy() if "exposure" in frame.columns else None
     fits = []
+    if (
+        not margins.height
+        or not margins.select(
+            pl.all_horizontal(pl.col(d).is_null() for d in dimensions if d in margins.columns).any()
+        ).item()
+    ):
+        expected *= _level(frame, dimensions)
     sets = margins.partition_by("set", maintain_order=True)
     for part in sorted(sets, key=lambda part: -sum(part.null_count().row(0))):  # what is finer is known better
         own = [d for d in dimensions if d in part.columns and part[d].null_count() == 0]
@@ -171,6 +179,15 @@ def _fitted(frame: pl.DataFrame, margins: pl.DataFrame, dimensions: Sequence[str
             factor = np.divide(target, total, out=np.ones_like(total), where=(total > 0) & (target > 0))
             expected[leaves] *= factor[group]
     return expected
+
+
+def _level(frame: pl.DataFrame, dimensions: Sequence[str]) -> float:
+    """Observed over expected, of the dimension value in the middle by what is expected."""
+    sums = [frame.group_by(d).agg(pl.col("observed", "expected").sum()).drop(d) for d in dimensions]
+    values = pl.concat(sums).filter(pl.col("expected") > 0).with_columns(ratio=pl.col("observed") / pl.col("expected"))
+    below = values.sort("ratio").with_columns(pl.col("expected").cum_sum() / pl.col("expected").sum())
+    middle = below.filter(pl.col("expected") >= 0.5)["ratio"]
+    return float(middle[0]) if len(middle) else 1.0
 
 
 def _noise(scored: Scored, scores: pl.DataFrame, metric: Metric) -> tuple[float, float]:

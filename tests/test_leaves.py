@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -144,3 +146,15 @@ def test_an_event_without_a_value_is_a_leaf_that_has_no_name() -> None:
             ).height
         )
         assert leaves.causes(store, ()) == []
+
+
+def test_where_the_region_is_no_monitor_most_of_it_is_taken_to_be_as_ever() -> None:
+    """Twice as much as at all other times, but for one browser; only p1 is told apart."""
+    small = pl.when(P1).then(40.0).otherwise(0.5) * pl.when(NEXT & ~EDGE).then(2.0).otherwise(1.0)
+    settings = config(watch=[["partner", "country"]])
+    with shop(traffic(small, partners=MANY), settings) as store:
+        leaves, _ = read(store, region={"country": "SE"}, apart={"partner": ["p1"]}, settings=settings)
+        rest = replace(leaves, frame=leaves.frame.filter(pl.col("partner").is_null()))
+        for browser, ratio in {"chrome": 1.1, "safari": 1.1, "edge": 0.55}.items():  # not twice as much
+            observed, expected = (within(store, rest, {"browser": browser}, of) for of in ("observed", "expected"))
+            assert observed / expected == pytest.approx(ratio, abs=0.15)
