@@ -61,6 +61,10 @@ CASES = {
         {"conversion": rate(pl.col("partner").is_in(["p0", "p1", "p2", "p3"]), 0.05)},
         [{"partner": f"p{i}"} for i in range(4)],
     ),
+    "a partner that has little elsewhere: not its country": (
+        {"sessions": pl.when(P1 & NEXT).then(0.0).otherwise(pl.when(P1 & ~SE).then(0.6).otherwise(4.0))},
+        [{"partner": "p1"}],
+    ),
     "a partner is gone: its orders too": ({"sessions": rate(P1, 0.0, 8.0)}, [{"partner": "p1"}]),
     "a surge": ({"sessions": rate(P1, 40.0, 8.0)}, [{"partner": "p1"}]),
     "nothing": ({}, []),

@@ -96,6 +96,20 @@ def test_a_known_cause_stays_unless_another_tells_clearly_more(kind, nearly, kno
     assert found(leaves)[0] == (edge, "down")
 
 
+@pytest.mark.parametrize(
+    ("seen", "told"),
+    [
+        (0, {}),  # of so few events that is as much as can be said
+        (4, {"country": "SE"}),
+    ],
+)
+def test_a_small_rest_is_alike_unless_it_says_otherwise(seen, told):
+    leaves = pl.DataFrame(
+        {"country": ["SE", "DE", "FI"], "observed": [0.0, seen / 2, seen / 2], "expected": [60.0, 2.0, 2.0]}
+    )
+    assert found(leaves, ["country"]) == [(told, "down")]
+
+
 @pytest.mark.parametrize("kind", ["count", "rate"])
 def test_nothing_abnormal_has_no_cause(kind):
     assert found(cube(kind)) == []
