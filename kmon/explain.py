@@ -26,13 +26,14 @@ from kmon.detect import Family, Fleet, Mask, Scored, Sweep, observe
 from kmon.detect.fleet import numbers_of
 from kmon.detect.guests import guest_scored, row_of, scope_of, with_guest
 from kmon.leaves import Leaves, read_leaves
-from kmon.rootcause import LOYALTY
 from kmon.store import Store
 
 Scope = dict[str, str]
 
 PENALTY = 3.0
 """Evidence (nats) that one more dimension value in a scope must add: the shorter of two equal descriptions wins."""
+LOYALTY = 1.2
+"""Factor on the evidence of a scope that is already an open incident, so that its name does not flap."""
 FAINT = 3
 """Of what is certain and too small to be an anomaly, the most telling ones of a metric that are looked into."""
 APART = 200

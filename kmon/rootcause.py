@@ -45,8 +45,6 @@ TINY = 1e-9
 """A rate that is never expected, or its complement that is always."""
 MEDIAN_CHI2 = 0.455
 """Of the chi-square distribution with one degree of freedom."""
-LOYALTY = 1.2
-"""Times the evidence of a scope that is told already which another must have to be told in its place."""
 DENSE = 4
 """Groups a row up to which sums are taken without listing the groups first."""
 
@@ -88,7 +86,7 @@ def root_causes(
     denominator as `exposure`. Rows that are null or NaN in one of them, or have no exposure, say nothing. Optional is
     `dispersion`: variance over what Poisson's or the binomial law says, 1 or more. `spread` adds to it what grows with
     size: the variance of a leaf's own level, relative to its square (counts), or to p (1 - p) (rates: the intra-class
-    correlation); see `spread_between`. Scopes that are `known` for causes stay so unless another tells clearly more.
+    correlation); see `spread_between`. Scopes that are `known` for causes stay so unless another tells LEAST more.
 
     A dimension with one value explains nothing and is in no scope. Several abnormal values of one dimension are
     several causes. The order of the rows does not matter.
@@ -205,7 +203,7 @@ class _Cube:
         best = self._best(floor)
         loyal = [scope for one in known if (scope := self._scope(one)) is not None and scope.gain >= floor]
         told = max(loyal, key=lambda scope: scope.gain, default=None)
-        return told if best and told and told.gain * LOYALTY >= best.gain else best
+        return told if best and told and told.gain + LEAST >= best.gain else best
 
     def _scope(self, named: Mapping[str, Any]) -> _Scope | None:
         """A scope that was named; None where it names what the leaves do not have, or everything."""
