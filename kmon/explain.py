@@ -1,14 +1,20 @@
 """Which dimension values carry a change: from many anomalies to few causes.
 
-Greedy: take the scope whose change is the most telling, remove its events from everything, judge the remaining
-anomalies again, and repeat. What is no longer abnormal without the cause was explained by it, be it its parent, its
-child or a scope that only overlaps it.
+    the most telling anomaly  ►  its root cause in the base cuboid  ►  without the cause's events, judge the rest again
+
+The most telling anomaly says where to look. The leaves there (`kmon.leaves`) say which scope carries the change
+(`kmon.rootcause`), be it one that no grouping set has. The detector judges that scope like any monitor; where it sees
+nothing there, or nothing more than in the anomaly, the anomaly names the cause itself. What is no longer abnormal
+without the cause was explained by it, be it its parent, its child or a scope that only overlaps it.
+
+At last what is certain and too small to be an anomaly is looked into: it may be all that the watched monitors show of
+something large where no grouping set looks.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +22,22 @@ import numpy as np
 import polars as pl
 
 from kmon.config import Config
-from kmon.detect import Family, Fleet, Scored, Sweep
+from kmon.detect import Family, Fleet, Mask, Scored, Sweep, observe
+from kmon.detect.fleet import numbers_of
+from kmon.detect.guests import guest_scored, row_of, scope_of, with_guest
+from kmon.leaves import Leaves, read_leaves
+from kmon.store import Store
+
+Scope = dict[str, str]
 
 PENALTY = 3.0
 """Evidence (nats) that one more dimension value in a scope must add: the shorter of two equal descriptions wins."""
 LOYALTY = 1.2
 """Factor on the evidence of a scope that is already an open incident, so that its name does not flap."""
+FAINT = 3
+"""Of what is certain and too small to be an anomaly, the most telling ones of a metric that are looked into."""
+APART = 200
+"""Values of a dimension with many that are told apart: those with the most telling anomalies."""
 MOST = 25
 """Causes told apart in one sweep; what is left then is told as it stands."""
 
@@ -31,7 +47,7 @@ class Cause:
     """A scope whose own change explains anomalies."""
 
     metric: str
-    scope: dict[str, str]
+    scope: Scope
     direction: str
     window: dt.timedelta
     detector: str
@@ -51,7 +67,7 @@ class Child:
     """One anomaly that a cause explains."""
 
     metric: str
-    scope: dict[str, str]
+    scope: Scope
     window: dt.timedelta
     direction: str
     observed: float
@@ -59,34 +75,32 @@ class Child:
     p_value: float
 
 
-Names = Callable[[Fleet, int], dict[str, str]]
-"""The dimension values of a fleet's row."""
-Refetch = Callable[[Fleet, dict[str, str], Sequence[dict[str, str]]], Fleet]
-"""The part of a fleet that lies inside a scope and outside the others."""
 Row = dict[str, Any]
 """One anomaly: a row of `Sweep.flagged`."""
 
 
 def explain(
-    sweep: Sweep, config: Config, names: Names, refetch: Refetch, known: Sequence[dict[str, str]] = ()
+    sweep: Sweep, config: Config, store: Store, known: Sequence[Scope] = (), masks: Sequence[Mask] = ()
 ) -> list[Cause]:
-    """The causes of a sweep's anomalies, the most telling first; `known` are the scopes of open incidents."""
+    """The causes of a sweep's anomalies, the most telling first.
+
+    `known` are the scopes of open incidents, `masks` what the sweep masked. Reads the store, where there are any.
+    """
     pairs = zip(sweep.scored, sweep.flagged, strict=True)
-    rest = _Rest(refetch)
+    rest = _Rest(store, config)
     pending = [
-        _Pending(s, flagged, sweep.families[s.width], names, config, rest)
-        for s, flagged in pairs
-        if flagged.height and not s.use.shadow
+        _Pending(s, flagged, sweep.families[s.width], store, config, rest) for s, flagged in pairs if not s.use.shadow
     ]
+    roots = _Roots(store, config, rest, known, masks)
     causes: list[Cause] = []
     _keep_significant(pending)
-    while (best := _best(pending, known)) is not None:
-        holder, row = best
-        scope = holder.scope(row)
+    while (found := _next(pending, roots, known, alone=len(causes) >= MOST)) is not None:
+        holder, row = found
         alone = len(causes) >= MOST
+        scope = holder.scope(row)
         first = holder.child(row)
         explained = [c for p in pending for c in (p.take(scope) if alone else p.explain(row, scope))]
-        if not alone and not holder.scored.apart and any(p.flagged.height for p in pending):
+        if not alone and not holder.scored.apart:
             rest.take_away(holder.fleet, scope)
             explained += [c for p in pending for c in p.judge_again()]
         keys = ("metric", "direction", "observed", "expected", "lower", "upper", "p_value", "effect", "evidence")
@@ -104,41 +118,57 @@ def explain(
 
 
 class _Rest:
-    """The fleet less the causes that are known by now."""
+    """The fleet less the causes that are known by now; read when it is asked for."""
 
-    def __init__(self, refetch: Refetch) -> None:
-        self._refetch = refetch
-        self._causes: list[dict[str, str]] = []
-        self.fleet: Fleet | None = None
+    def __init__(self, store: Store, config: Config) -> None:
+        self._store, self._config = store, config
+        self.causes: list[Scope] = []
+        self._fleet: Fleet | None = None
+        self._taken = 0
 
-    def take_away(self, whole: Fleet, scope: dict[str, str]) -> None:
+    def take_away(self, whole: Fleet, scope: Scope) -> None:
         """Remove the events of one more scope; none is taken away twice."""
-        before = self.fleet or whole
-        self.fleet = before.minus(self._refetch(whole, scope, self._causes))
-        self._causes.append(scope)
+        self._fleet = self._fleet or whole
+        self.causes.append(scope)
+
+    @property
+    def fleet(self) -> Fleet | None:
+        """None while there is no cause."""
+        while self._fleet is not None and self._taken < len(self.causes):
+            without, scope = self.causes[: self._taken], self.causes[self._taken]
+            whole = self._fleet
+            part = observe(self._store, self._config, whole.at, scope=scope, without=without, among=whole.monitors)
+            self._fleet = whole.minus(part)
+            self._taken += 1
+        return self._fleet
 
 
 class _Pending:
     """The anomalies of one detector and window that no cause explains yet."""
 
     def __init__(
-        self, scored: Scored, flagged: pl.DataFrame, family: Family, names: Names, config: Config, rest: _Rest
+        self, scored: Scored, flagged: pl.DataFrame, family: Family, store: Store, config: Config, rest: _Rest
     ) -> None:
         self.scored, self.fleet, self.family = scored, scored.fleet, family
         self.flagged = flagged.with_columns(alone=False)
-        self._names, self._config, self._rest = names, config, rest
-        self._scopes: dict[int, dict[str, str]] = {}
+        certain = scored.scores.filter(pl.col("p_value") <= family.cutoff, ~pl.col("notable"))
+        self.faint = certain.clear() if scored.apart else certain
+        """What is certain and too small to be an anomaly."""
+        self._store, self._config, self._rest = store, config, rest
+        self._scopes: dict[int, Scope] = {}
 
     def rows(self) -> Iterator[Row]:
         return self.flagged.iter_rows(named=True)
 
-    def scope(self, row: Row) -> dict[str, str]:
+    def scope(self, row: Row) -> Scope:
+        if "scope" in row:  # a guest's, which the fleet does not have
+            return dict(row["scope"])
         number = row["row"]
         if number not in self._scopes:
-            self._scopes[number] = self._names(self.scored.fleet, number)
+            self._scopes[number] = scope_of(self._store, self.fleet, number)
         return self._scopes[number]
 
-    def stands_alone(self, row: Row, cause: Row, scope: dict[str, str]) -> bool:
+    def stands_alone(self, row: Row, cause: Row, scope: Scope) -> bool:
         """Whether this is a count that falls inside a scope where something rose: a campaign hides no failure.
 
         A rate that falls there is explained: its denominator swelled.
@@ -152,11 +182,11 @@ class _Pending:
         keys = ("metric", "direction", "observed", "expected", "p_value")
         return Child(scope=self.scope(row), window=self.scored.window(row), **{key: row[key] for key in keys})
 
-    def take(self, scope: dict[str, str]) -> list[Child]:
+    def take(self, scope: Scope) -> list[Child]:
         """The anomalies with exactly this scope, which are no longer pending."""
         return self._remove(pl.Series([self.scope(row) == scope for row in self.rows()], dtype=pl.Boolean))
 
-    def explain(self, cause: Row, scope: dict[str, str]) -> list[Child]:
+    def explain(self, cause: Row, scope: Scope) -> list[Child]:
         """Remove and return the anomalies inside the scope of a cause, but for those that stand alone."""
         alone = pl.Series([self.stands_alone(row, cause, scope) for row in self.rows()], dtype=pl.Boolean)
         inside = pl.Series([scope.items() <= self.scope(row).items() for row in self.rows()], dtype=pl.Boolean)
@@ -165,16 +195,26 @@ class _Pending:
 
     def judge_again(self) -> list[Child]:
         """Remove and return the anomalies that are none without the causes known by now."""
-        if self._rest.fleet is None or self.scored.apart or not self.flagged.height:
+        if self.scored.apart or not self.flagged.height or (fleet := self._rest.fleet) is None:
             return []
         gone = []
         for (metric,), part in self.flagged.group_by("metric", maintain_order=True):
-            again = self.scored.again(self._rest.fleet, str(metric), part["row"].to_list(), self._config)
+            again = self.scored.again(fleet, str(metric), part["row"].to_list(), self._config)
             same = again["notable"] & (again["direction"] == part["direction"])
             still = same & (again["p_value"] <= self.family.cutoff)
             gone.append(part.select("metric", "row").with_columns(gone=~still))
         marked = self.flagged.join(pl.concat(gone), on=["metric", "row"], how="left", maintain_order="left")
         return self._remove(marked["gone"] & ~marked["alone"])
+
+    def most_telling_faint(self, metric: str) -> Iterator[Row]:
+        yield from self.faint.filter(pl.col("metric") == metric).top_k(FAINT, by="evidence").iter_rows(named=True)
+
+    def is_still_certain(self, row: Row) -> bool:
+        """Whether it is without the causes known by now."""
+        if (fleet := self._rest.fleet) is None:
+            return True
+        (again,) = self.scored.again(fleet, row["metric"], [row["row"]], self._config).to_dicts()
+        return bool(again["p_value"] <= self.family.cutoff and again["direction"] == row["direction"])
 
     def _remove(self, which: pl.Series) -> list[Child]:
         removed = [self.child(row) for row in self.flagged.filter(which).iter_rows(named=True)]
@@ -198,12 +238,101 @@ def _keep_significant(pending: Sequence[_Pending]) -> None:
             holder.flagged = holder.flagged.filter(pl.col("p_value") <= cutoff)
 
 
-def _best(pending: Sequence[_Pending], known: Sequence[dict[str, str]]) -> tuple[_Pending, Row] | None:
-    """The pending anomaly that tells most, its evidence weighed against the length of its scope."""
+def _next(
+    pending: Sequence[_Pending], roots: _Roots, known: Sequence[Scope], *, alone: bool
+) -> tuple[_Pending, Row] | None:
+    """The next cause; where it is to stand `alone` the most telling anomaly itself. None where nothing is left."""
+    best = _best(pending, known)
+    if alone:
+        return best
+    if best is None:
+        return _hidden(pending, roots, known)
+    holder, row = best
+    if holder.scored.apart or holder.scope(row) in known:
+        return best
+    return holder, roots.of(holder, row) or row
 
-    def rank(found: tuple[_Pending, Row]) -> float:
-        holder, row = found
-        scope = holder.scope(row)
-        return float(row["evidence"]) * (LOYALTY if scope in known else 1) - PENALTY * len(scope)
 
-    return max(((holder, row) for holder in pending for row in holder.rows()), key=rank, default=None)
+def _hidden(pending: Sequence[_Pending], roots: _Roots, known: Sequence[Scope]) -> tuple[_Pending, Row] | None:
+    """A guest that explains what is certain and too small to be an anomaly, and has nothing to do with what is told."""
+    told = [*known, *roots.rest.causes]
+
+    def is_new(scope: Scope) -> bool:
+        return not any(scope.items() <= one.items() or one.items() <= scope.items() for one in told)
+
+    for metric in sorted({metric for holder in pending for metric in holder.faint["metric"]}):
+        faint = [(h, row) for h in pending for row in h.most_telling_faint(metric) if is_new(h.scope(row))]
+        faint.sort(key=lambda one: _rank(one[0], one[1], known), reverse=True)
+        holder, row = next((one for one in faint[:FAINT] if one[0].is_still_certain(one[1])), (None, None))
+        if holder is not None and row is not None and (guest := roots.of(holder, row)) and "scope" in guest:
+            return holder, guest
+    return None
+
+
+def _best(pending: Sequence[_Pending], known: Sequence[Scope]) -> tuple[_Pending, Row] | None:
+    """The pending anomaly that tells most."""
+    found = ((holder, row) for holder in pending for row in holder.rows())
+    return max(found, key=lambda one: _rank(one[0], one[1], known), default=None)
+
+
+def _rank(holder: _Pending, row: Row, known: Sequence[Scope]) -> float:
+    """How much an anomaly tells: its evidence weighed against the length of its scope."""
+    scope = holder.scope(row)
+    return float(row["evidence"]) * (LOYALTY if scope in known else 1) - PENALTY * len(scope)
+
+
+class _Roots:
+    """The root causes of anomalies in the base cuboid, whose leaves are read once for each metric and window."""
+
+    def __init__(
+        self, store: Store, config: Config, rest: _Rest, known: Sequence[Scope], masks: Sequence[Mask]
+    ) -> None:
+        self._store, self._config, self._known, self._masks = store, config, known, masks
+        self.rest = rest
+        self._read: dict[tuple[str, dt.timedelta], Leaves | None] = {}
+
+    def of(self, holder: _Pending, row: Row) -> Row | None:
+        """The strongest root cause that the detector confirms where an anomaly is; None where there is none."""
+        leaves = self._leaves(holder, row)
+        if leaves is None:
+            return None
+        for scope, direction in leaves.causes(self._store, self._known):
+            confirmed = self._confirmed(holder, row, scope)
+            if confirmed is not None and confirmed["direction"] == direction:
+                return confirmed
+        return None
+
+    def _confirmed(self, holder: _Pending, row: Row, scope: Scope) -> Row | None:
+        """The anomaly of a scope: a pending one; or of a guest, which must tell more than `row` does."""
+        same = [r for r in holder.rows() if r["metric"] == row["metric"] and holder.scope(r) == scope]
+        if same or row_of(holder.fleet, numbers_of(self._store, scope)) is not None:
+            return same[0] if same else None
+        joined = with_guest(holder.fleet, self._store, self._config, scope, masks=self._masks, without=self.rest.causes)
+        if joined is None:
+            return None
+        judged = guest_scored(holder.scored, joined, row["metric"], self._config).scores
+        alone = holder.family.rate / max(holder.family.tests, 1)  # of the many that might be: it has no company
+        notable = judged.filter(pl.col("notable") & (pl.col("p_value") <= alone))
+        guest = {**notable.row(0, named=True), "scope": scope} if notable.height else None
+        return guest if guest and _rank(holder, guest, self._known) > _rank(holder, row, self._known) else None
+
+    def _leaves(self, holder: _Pending, row: Row) -> Leaves | None:
+        """The leaves of the region that all pending anomalies of the metric and window share, without known causes."""
+        key = (row["metric"], holder.scored.width)
+        same = [row, *sorted(holder.rows(), key=lambda r: -r["evidence"])]
+        scopes = [holder.scope(r) for r in same if r["metric"] == key[0]]
+        found = self._read.get(key)
+        if key not in self._read or (found is not None and not found.region.items() <= holder.scope(row).items()):
+            region = dict(set.intersection(*({*scope.items()} for scope in scopes)))
+            values: dict[str, dict[str, None]] = {}
+            for scope in (*self.rest.causes, *scopes):
+                for dimension, value in scope.items():
+                    values.setdefault(dimension, {})[value] = None
+            apart = {d: list(named)[:APART] for d, named in values.items()}
+            found = read_leaves(self._store, self._config, holder.scored, key[0], region, apart)
+            self._read[key] = found
+        if found is None:
+            return None
+        for scope in self.rest.causes:
+            found = found.without(self._store, scope)
+        return found

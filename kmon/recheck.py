@@ -7,27 +7,29 @@ each window afresh).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-import polars as pl
 
 from kmon.config import Config
-from kmon.detect import Fleet, Scored, Silence, Sweep, load_detector
+from kmon.detect import Fleet, Mask, Scored, Silence, Sweep, load_detector
+from kmon.detect.contract import BAND
 from kmon.detect.fleet import numbers_of
+from kmon.detect.guests import guest_scored, row_of, with_guest
 from kmon.incidents import Verdict
 from kmon.ledger import Incident
 from kmon.store import Store
 
 TELLING = 3.0
 """Nats that one side must be ahead: about 20 to 1."""
-BAND = 6.58
-"""Standard deviations between `lower` and `upper` of a score, which cover 99.9 %."""
 
 
 class Recheck:
-    """Judges the monitors of open incidents by what one sweep saw."""
+    """Judges the monitors of open incidents by what one sweep saw; one that no grouping set has is read for it."""
 
-    def __init__(self, store: Store, config: Config, sweep: Sweep) -> None:
-        self._store, self._config, self._sweep = store, config, sweep
+    def __init__(self, store: Store, config: Config, sweep: Sweep, masks: Sequence[Mask] = ()) -> None:
+        self._store, self._config, self._sweep, self._masks = store, config, sweep, masks
+        self._joined: dict[frozenset[tuple[str, str]], Fleet | None] = {}
         own = (load_detector(use, config.path.parent) for use in config.detectors if use.use == Silence.name)
         self._silence = next((one for one in own if isinstance(one, Silence)), None)
 
@@ -39,11 +41,25 @@ class Recheck:
         if incident.detector == Silence.name and self._silence is not None:
             return self._silence.verdict(self._store, self._config, incident.scope, incident.metric, self._sweep.at)
         scored = sorted((s for s in self._sweep.scored if s.detector.name == incident.detector), key=lambda s: s.width)
-        row = row_of(scored[0].fleet, numbers) if scored else None
+        if not scored:
+            return "unjudged"
+        row = row_of(scored[0].fleet, numbers)
+        if row is None and {*incident.scope} not in map(set, self._config.watch):
+            scored = self._as_guest(scored, incident)
+            row = scored[0].fleet.monitors.height - 1 if scored else None
         if row is None:
             return "unjudged"
         verdicts = (self._verdict(one, incident, row) for one in scored)
         return next((verdict for verdict in verdicts if verdict != "unjudged"), "unjudged")
+
+    def _as_guest(self, scored: Sequence[Scored], incident: Incident) -> list[Scored]:
+        """What is said of the incident's monitor in each width; nothing where it has no events."""
+        key = frozenset(incident.scope.items())
+        if key not in self._joined:
+            own = scored[0].fleet
+            self._joined[key] = with_guest(own, self._store, self._config, incident.scope, masks=self._masks)
+        fleet = self._joined[key]
+        return [guest_scored(one, fleet, incident.metric, self._config) for one in scored] if fleet else []
 
     def _verdict(self, scored: Scored, incident: Incident, row: int) -> Verdict:
         score = scored.score(incident.metric, row)
@@ -83,11 +99,3 @@ class Recheck:
             return "unjudged"
         level = value / size
         return "abnormal" if abs(level - incident.observed) < abs(level - incident.expected) else "normal"
-
-
-def row_of(fleet: Fleet, numbers: dict[str, int]) -> int | None:
-    """The row of the monitor with these dimension values; None where it is none."""
-    dimensions = [c for c in fleet.monitors.columns if c != "set"]
-    same = [pl.col(d).eq_missing(pl.lit(numbers.get(d), pl.UInt32)) for d in dimensions]
-    rows = fleet.monitors.with_row_index("row").filter(pl.all_horizontal(same))["row"]
-    return int(rows[0]) if len(rows) else None

@@ -15,7 +15,7 @@ themselves, as the Kullback-Leibler divergence is jointly convex.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -37,6 +37,8 @@ MOST = 10
 """Causes told apart in one search."""
 ALIKE = 0.75
 """Everything changed if the rest did by this share (on the log scale) of what the most telling scope did."""
+DOUBT = 1.0
+"""Standard deviations by which the rest may have changed more than it seems: few events tell little of how much."""
 HALF = 0.5
 """Events that a scope is expected to show at least: what was never seen may still be seen."""
 TINY = 1e-9
@@ -75,6 +77,7 @@ def root_causes(
     spread: float = 0.0,
     least: float = LEAST,
     most: int = MOST,
+    known: Sequence[Mapping[str, Any]] = (),
 ) -> list[RootCause]:
     """The smallest set of scopes that explains how `leaves` differ from what was expected, the strongest first.
 
@@ -83,7 +86,7 @@ def root_causes(
     denominator as `exposure`. Rows that are null or NaN in one of them, or have no exposure, say nothing. Optional is
     `dispersion`: variance over what Poisson's or the binomial law says, 1 or more. `spread` adds to it what grows with
     size: the variance of a leaf's own level, relative to its square (counts), or to p (1 - p) (rates: the intra-class
-    correlation); see `spread_between`.
+    correlation); see `spread_between`. Scopes that are `known` for causes stay so unless another tells LEAST more.
 
     A dimension with one value explains nothing and is in no scope. Several abnormal values of one dimension are
     several causes. The order of the rows does not matter.
@@ -95,7 +98,7 @@ def root_causes(
     whole = cube = _Cube.of(leaves, dimensions, spread)
     found: list[_Scope] = []
     floor = least
-    while len(found) < most and cube.height and (best := cube.strongest(floor)) is not None:
+    while len(found) < most and cube.height and (best := cube.strongest(floor, known)) is not None:
         inside = cube.inside(best)
         if not found:
             floor = least * _misfit(cube.take(inside))
@@ -195,8 +198,29 @@ class _Cube:
         parts = [self.codes[d] == code for d, code in zip(scope.dimensions, scope.codes, strict=True)]
         return np.logical_and.reduce(parts) if parts else np.ones(self.height, dtype=bool)
 
-    def strongest(self, floor: float) -> _Scope | None:
-        """The scope with the highest gain, of those that reach `floor`."""
+    def strongest(self, floor: float, known: Sequence[Mapping[str, Any]] = ()) -> _Scope | None:
+        """The scope with the highest gain, of those that reach `floor`; a known one if it has nearly as much."""
+        best = self._best(floor)
+        loyal = [scope for one in known if (scope := self._scope(one)) is not None and scope.gain >= floor]
+        told = max(loyal, key=lambda scope: scope.gain, default=None)
+        return told if best and told and told.gain + LEAST >= best.gain else best
+
+    def _scope(self, named: Mapping[str, Any]) -> _Scope | None:
+        """A scope that was named; None where it names what the leaves do not have, or everything."""
+        if not named or not named.keys() <= set(self.names):
+            return None
+        pairs = sorted((self.names.index(name), value) for name, value in named.items())
+        codes = [(d, self.values[d].index_of(value)) for d, value in pairs]
+        known = [(d, code) for d, code in codes if code is not None]
+        found = _Scope(tuple(d for d, _ in known), tuple(code for _, code in known), 0.0, 0.0)
+        rows = np.flatnonzero(self.inside(found))
+        if len(known) < len(codes) or not len(rows):
+            return None
+        gains, effects = _gains(self, rows, np.zeros(len(rows), dtype=np.int64), 1)
+        cost = self.costs[list(found.dimensions)].sum()
+        return replace(found, gain=float(gains[0] - cost), effect=float(effects[0]))
+
+    def _best(self, floor: float) -> _Scope | None:
         whole, *local = self._rising(floor)
         best = max(local, key=lambda scope: scope.gain, default=None)
         if best is None or (whole.gain > best.gain and self._alike(best)):
@@ -209,7 +233,8 @@ class _Cube:
         if not rest.height:
             return True
         _, effects = _gains(rest, np.arange(rest.height), np.zeros(rest.height, dtype=np.int64), 1)
-        return bool(effects[0] * np.sign(scope.effect) >= ALIKE * abs(scope.effect))
+        doubt = DOUBT / np.sqrt(min(rest.observed.sum(), rest.expected.sum()) + HALF)
+        return bool(effects[0] * np.sign(scope.effect) + doubt >= ALIKE * abs(scope.effect))
 
     def _rising(self, floor: float) -> Iterator[_Scope]:
         """The whole, then scopes by breadth, each with a higher gain than any before it but the whole."""

@@ -20,8 +20,9 @@ from kmon.alerts.notifier import outbox_for
 from kmon.alerts.routing import route
 from kmon.clock import EPOCH, Laps
 from kmon.config import PIPELINE, Config, page_key, show_duration
-from kmon.detect import Cube, Fleet, Sweep, observe
+from kmon.detect import Cube, Sweep
 from kmon.detect import sweep as run_sweep
+from kmon.detect.guests import scope_of
 from kmon.errors import UsageError
 from kmon.explain import Cause, explain
 from kmon.fits import outlooks
@@ -162,7 +163,7 @@ class Watch:
         laps.end("explain")
         recent = [i for i in references.incidents if i.metric != PIPELINE]
         known = [i for i in recent if _open_at(i, at)]
-        recheck = Recheck(self._store, references.config, sweep)
+        recheck = Recheck(self._store, references.config, sweep, references.masks)
         lately = at - max(*self._config.windows, REOPENED)
         ended = [i for i in recent if i.resolved_at is not None and lately < i.resolved_at <= at]
         settled = {i.id for i in references.settled}
@@ -222,7 +223,7 @@ class Watch:
             keep=[*known, *keep],
         )
         self._cube = sweep.cube
-        return sweep, explain(sweep, self._config, self._scope, self._inside, known), told
+        return sweep, explain(sweep, told.config, self._store, known, told.masks), told
 
     def _newest_unjudged(self, last: SweepRecord | None) -> tuple[dt.datetime | None, str]:
         mark = self._store.watermark(self._config.events.lateness, self._config.events.idle)
@@ -234,21 +235,12 @@ class Watch:
             return None, f"nothing new: the next sweep is due when the data is complete up to {due:%H:%M:%S} UTC"
         return at, ""
 
-    # ---- what explain and decide need to know of the store -----------------------------------------------------------
-
-    def _scope(self, fleet: Fleet, row: int) -> dict[str, str]:
-        numbers = {d: n for d, n in fleet.monitors.row(row, named=True).items() if d != "set" and n is not None}
-        return {d: self._store.names(d, [n])[n] for d, n in numbers.items()}
-
-    def _inside(self, fleet: Fleet, scope: dict[str, str], without: Sequence[dict[str, str]]) -> Fleet:
-        return observe(self._store, self._config, fleet.at, scope=scope, without=without)
-
     def _scores(self, sweep: Sweep) -> pl.DataFrame:
         """The most telling anomalies, with their monitors' dimension values."""
         frames = []
         for scored, flagged in zip(sweep.scored, sweep.flagged, strict=True):
             top = flagged.sort("evidence", descending=True).head(SHOWN)
-            where = [show_scope(self._scope(scored.fleet, row)) for row in top["row"]]
+            where = [show_scope(scope_of(self._store, scored.fleet, row)) for row in top["row"]]
             frames.append(
                 top.select(
                     *("metric", "direction"),
@@ -314,7 +306,7 @@ class Watch:
                     Anomaly(
                         at=sweep.at,
                         incident="",
-                        scope=self._scope(scored.fleet, row["row"]),
+                        scope=scope_of(self._store, scored.fleet, row["row"]),
                         window=scored.window(row),
                         detector=scored.detector.name,
                         shadow=True,

@@ -18,12 +18,12 @@ from kmon.config import PIPELINE, Config, show_duration
 from kmon.detect import Family, Scored, Sweep
 from kmon.detect.expect import RECENT, expect
 from kmon.detect.fleet import numbers_of
+from kmon.detect.guests import row_of
 from kmon.errors import UsageError
 from kmon.explain import Cause
 from kmon.fits import Model, models_of
 from kmon.incidents import related
 from kmon.ledger import Fit, Incident, Label, Ledger, show_time
-from kmon.recheck import row_of
 from kmon.references import Stretch
 from kmon.store import Store
 from kmon.watch import Watch, floor, show_scope

@@ -6,13 +6,13 @@ import polars as pl
 import pytest
 
 from kmon.config import Config
-from kmon.detect import Fleet, observe, sweep
+from kmon.detect import sweep
 from kmon.explain import Cause, explain
 from kmon.store import EmbeddedStore
 from tests.detect.worlds import AT, NEXT, config, shop, traffic
 
 EDGE, P1, P2 = (pl.col("browser") == "edge"), (pl.col("partner") == "p1"), (pl.col("partner") == "p2")
-SE, DE = (pl.col("country") == "SE"), (pl.col("country") == "DE")
+SE, DE, SAFARI = (pl.col("country") == "SE"), (pl.col("country") == "DE"), (pl.col("browser") == "safari")
 
 
 def rate(where: pl.Expr, to: float, usual: float = 0.5) -> pl.Expr:
@@ -21,14 +21,7 @@ def rate(where: pl.Expr, to: float, usual: float = 0.5) -> pl.Expr:
 
 
 def explained(store: EmbeddedStore, settings: Config) -> list[Cause]:
-    def names(fleet: Fleet, row: int) -> dict[str, str]:
-        numbers = {d: n for d, n in fleet.monitors.row(row, named=True).items() if d != "set" and n is not None}
-        return {d: store.names(d, [n])[n] for d, n in numbers.items()}
-
-    def refetch(fleet: Fleet, scope: dict[str, str], without: object) -> Fleet:
-        return observe(store, settings, fleet.at, scope=scope, without=without)  # type: ignore[arg-type]
-
-    return explain(sweep(store, settings, AT), settings, names, refetch)
+    return explain(sweep(store, settings, AT), settings, store)
 
 
 CASES = {
@@ -43,6 +36,34 @@ CASES = {
     "two partners in one country each": (
         {"conversion": rate((P1 & SE) | (P2 & DE), 0.0)},
         [{"partner": "p1", "country": "SE"}, {"partner": "p2", "country": "DE"}],
+    ),
+    "a browser in one country, which no set has": (
+        {"conversion": rate(SE & EDGE, 0.02)},
+        [{"country": "SE", "browser": "edge"}],
+    ),
+    "two that no set has, at once": (
+        {"conversion": rate((SE & EDGE) | (DE & SAFARI), 0.02)},
+        [{"country": "SE", "browser": "edge"}, {"country": "DE", "browser": "safari"}],
+    ),
+    "one that no set has, and a partner": (
+        {"conversion": rate(P1 | (SE & EDGE), 0.02)},
+        [{"partner": "p1"}, {"country": "SE", "browser": "edge"}],
+    ),
+    "a partner's browser in one country": (
+        {"conversion": rate(P1 & SE & EDGE, 0.0), "sessions": pl.when(P1).then(40.0).otherwise(8.0)},
+        [{"partner": "p1", "country": "SE", "browser": "edge"}],
+    ),
+    "two of three browsers: not everything": (
+        {"conversion": rate(EDGE | SAFARI, 0.02)},
+        [{"browser": "edge"}, {"browser": "safari"}],
+    ),
+    "four of six partners: not everything": (
+        {"conversion": rate(pl.col("partner").is_in(["p0", "p1", "p2", "p3"]), 0.05)},
+        [{"partner": f"p{i}"} for i in range(4)],
+    ),
+    "a partner that has little elsewhere: not its country": (
+        {"sessions": pl.when(P1 & NEXT).then(0.0).otherwise(pl.when(P1 & ~SE).then(0.6).otherwise(4.0))},
+        [{"partner": "p1"}],
     ),
     "a partner is gone: its orders too": ({"sessions": rate(P1, 0.0, 8.0)}, [{"partner": "p1"}]),
     "a surge": ({"sessions": rate(P1, 40.0, 8.0)}, [{"partner": "p1"}]),
@@ -86,3 +107,59 @@ def test_a_flood_of_sessions_is_not_a_fall_of_conversion() -> None:
     with shop(traffic(flood, bots)) as store:
         causes = explained(store, config())
     assert [(c.metric, c.direction, c.scope) for c in causes] == [("sessions", "up", {"partner": "p1"})]
+
+
+@pytest.mark.parametrize(
+    ("up", "scope"), [(DE & SAFARI, {"country": "DE", "browser": "safari"}), (P1, {"partner": "p1"})]
+)
+def test_up_here_and_down_there(up: pl.Expr, scope: dict[str, str]) -> None:
+    """Both in one sweep, of which no set has the first; the outage is not shared out among its parts."""
+    both = pl.when(P2 & NEXT).then(0.0).when(up & NEXT).then(30.0).otherwise(8.0)
+    with shop(traffic(both)) as store:
+        causes = explained(store, config())
+    assert sorted((c.direction, c.scope) for c in causes) == [("down", {"partner": "p2"}), ("up", scope)]
+
+
+def test_a_cause_that_no_set_has_is_told_in_the_detectors_numbers() -> None:
+    with shop(traffic(conversion=rate(SE & EDGE, 0.02))) as store:
+        (cause,) = explained(store, config())
+        watching = config(watch=[*config().watch, ["country", "browser"]])
+        (watched,) = explained(store, watching)
+    assert list(cause.scope) == ["country", "browser"]
+    assert cause.observed == watched.observed < 0.1
+    assert cause.expected == pytest.approx(watched.expected, rel=0.02)
+    assert cause.lower == pytest.approx(watched.lower, rel=0.05)
+    assert cause.p_value < 1e-9
+    assert cause.children[0].scope == cause.scope
+    assert {"browser": "edge"} in [child.scope for child in cause.children]
+
+
+def test_an_open_incident_keeps_its_name() -> None:
+    """What is worse in a part of it is another name for it only where that tells clearly more."""
+    uneven = pl.when(P1 & SE & EDGE & NEXT).then(0.02).otherwise(rate(SE & EDGE, 0.1))
+    known = {"country": "SE", "browser": "edge"}
+    with shop(traffic(conversion=uneven)) as store:
+        seen = sweep(store, config(), AT)
+        assert [c.scope for c in explain(seen, config(), store, [known])] == [known]
+
+
+def test_without_anomalies_nothing_is_read() -> None:
+    with shop(traffic()) as store:
+        seen = sweep(store, config(), AT)
+    assert explain(seen, config(), store) == []  # the store is closed by now
+
+
+@pytest.mark.parametrize(
+    ("where", "to", "scopes"),
+    [
+        (SE & EDGE, 0.2, [{"country": "SE", "browser": "edge"}]),  # a quarter of each is gone, and no set has both
+        (SE, 5.0, []),  # as much in all of the country is what demand does
+    ],
+)
+def test_what_is_certain_and_small_is_looked_into(where: pl.Expr, to: float, scopes: list[dict[str, str]]) -> None:
+    with shop(traffic(rate(where, to, 8.0))) as store:
+        seen = sweep(store, config(), AT)
+        assert seen.anomalies == 0
+        assert sum(s.scores.filter(pl.col("p_value") <= seen.cutoff).height for s in seen.scored) > 0
+        assert [c.scope for c in explain(seen, config(), store)] == scopes
+        assert explain(seen, config(), store, known=scopes) == []  # an open incident is rechecked by itself

@@ -91,7 +91,6 @@ def test_what_has_outlasted_its_references_is_compared_with_its_beginning(ill: f
     [
         {"metric": "gone"},
         {"scope": {"partner": "never seen"}},
-        {"scope": {"partner": "p1", "country": "SE", "browser": "edge"}},  # nobody watches that
         {"detector": "another"},
     ],
 )
@@ -102,3 +101,11 @@ def test_what_nobody_looks_at_is_not_judged(changes: dict[str, Any]) -> None:
 def test_a_quiet_source_says_nothing() -> None:
     silent = pl.when(pl.col("today") & (pl.col("ago") <= 20)).then(0.0).otherwise(8.0)
     assert verdict(traffic(silent), incident()) == "unjudged"
+
+
+@pytest.mark.parametrize(("until", "says"), [(0, "abnormal"), (10, "normal")])
+def test_a_scope_that_no_grouping_set_has_is_read_for_it(until: int, says: str) -> None:
+    there = (pl.col("country") == "SE") & (pl.col("browser") == "edge")
+    gone = pl.when(there & pl.col("today") & pl.col("ago").is_between(until + 1, 20)).then(0.0).otherwise(8.0)
+    known = incident(expected=240.0, scope={"country": "SE", "browser": "edge"})
+    assert verdict(traffic(gone), known) == says

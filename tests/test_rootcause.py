@@ -75,6 +75,42 @@ def test_several_causes(kind, case):
 
 
 @pytest.mark.parametrize("kind", ["count", "rate"])
+@pytest.mark.parametrize(
+    ("nearly", "known", "told"),
+    [
+        (True, {"partner": "p1", "country": "SE"}, {"partner": "p1", "country": "SE"}),  # nearly as telling
+        (False, {"partner": "p1", "country": "SE"}, {"partner": "p1", "country": "SE", "browser": "edge"}),
+        (True, {"partner": "p2"}, {"partner": "p1", "country": "SE", "browser": "edge"}),  # nothing is wrong there
+        (True, {"partner": "p9"}, {"partner": "p1", "country": "SE", "browser": "edge"}),  # nobody
+        (True, {"channel": "email"}, {"partner": "p1", "country": "SE", "browser": "edge"}),  # no dimension
+        (True, {}, {"partner": "p1", "country": "SE", "browser": "edge"}),
+    ],
+)
+def test_a_known_cause_stays_unless_another_tells_clearly_more(kind, nearly, known, told):
+    """A third is broken for good, and the two thirds around it are a little worse or as ever."""
+    sick = {"partner": "p1", "country": "SE"}
+    edge = {**sick, "browser": "edge"}
+    left = {"count": 0.585, "rate": 0.63}[kind] if nearly else 1.0
+    leaves = cube(kind, [(sick, left), (edge, 0.1 / left)], size=300)
+    assert found(leaves, known=[known])[0] == (told, "down")
+    assert found(leaves)[0] == (edge, "down")
+
+
+@pytest.mark.parametrize(
+    ("seen", "told"),
+    [
+        (0, {}),  # of so few events that is as much as can be said
+        (4, {"country": "SE"}),
+    ],
+)
+def test_a_small_rest_is_alike_unless_it_says_otherwise(seen, told):
+    leaves = pl.DataFrame(
+        {"country": ["SE", "DE", "FI"], "observed": [0.0, seen / 2, seen / 2], "expected": [60.0, 2.0, 2.0]}
+    )
+    assert found(leaves, ["country"]) == [(told, "down")]
+
+
+@pytest.mark.parametrize("kind", ["count", "rate"])
 def test_nothing_abnormal_has_no_cause(kind):
     assert found(cube(kind)) == []
 

@@ -253,3 +253,16 @@ def test_an_incident_in_a_dimension_that_was_forgotten_hurts_nothing(look: Look,
         masks = ledger.overlapping(AT - MINUTE, AT)
         (told,) = expected_measures(store, fewer, [incident.metric], incident.scope, AT - 20 * MINUTE, AT, masks=masks)
         assert told.height == 20
+
+
+def test_a_scope_that_no_grouping_set_has_is_an_incident_with_an_end(look: Look, ledger: Ledger) -> None:
+    there = (pl.col("country") == "SE") & (pl.col("browser") == "edge")
+    broken = there & pl.col("today") & pl.col("ago").is_between(11, 30)
+    with shop(traffic(conversion=pl.when(broken).then(0.02).otherwise(0.5))) as store:
+        seen = [action for ago in range(34, -1, -1) for action in look(store, ago)]
+    (incident,) = ledger.incidents()
+    assert (incident.scope, incident.status) == ({"country": "SE", "browser": "edge"}, "resolved")
+    assert seen.count("new") == seen.count("resolved") == 1
+    assert set(seen) <= {"new", "joined", "still", "quiet", "resolved"}
+    assert incident.resolved_at is not None
+    assert AT - 10 * MINUTE < incident.resolved_at <= AT - 2 * MINUTE

@@ -29,7 +29,6 @@ from kmon.detect.fleet import DAYS
 from kmon.detect.models import A_DAY, STEP, Share, at_bins, forecast
 from kmon.errors import FitError
 from kmon.sources import market as world
-from kmon.sources.traffic import VOLATILITY
 
 Floats = npt.NDArray[np.float64]
 JUDGED = 3
@@ -79,6 +78,7 @@ def _simulated(days: int, monitors: int) -> World:
     """Everything, the largest countries and the largest partners of 2,000 at 20 events a second."""
     start = dt.datetime(2026, 2, 2, tzinfo=dt.UTC)
     market, random = world.market(2000, 20.0, 1), np.random.default_rng(1)
+    volatility = market.habits.volatility
     steps, partners = (days + JUDGED) * A_DAY, market.partners
     bought = market.authorizes * float(world.APPROVAL.mean()) * world.ORDERED
     knots = random.standard_normal((steps + 2, partners)).astype(np.float32)
@@ -87,8 +87,8 @@ def _simulated(days: int, monitors: int) -> World:
     masks += [market.cell_partner == p for p in range(monitors - len(masks))]
     counts, hits = np.zeros((len(masks), steps)), np.zeros((len(masks), steps))
     for i in range(steps):
-        shape = world.shape(start + (i + 0.5) * STEP)[market.cell_country]
-        mood = np.exp(VOLATILITY * knots[i : i + 3].sum(axis=0) / 3**0.5 - VOLATILITY**2 / 2)[market.cell_partner]
+        shape = market.shape(start + (i + 0.5) * STEP)[market.cell_country]
+        mood = np.exp(volatility * knots[i : i + 3].sum(axis=0) / 3**0.5 - volatility**2 / 2)[market.cell_partner]
         seen = random.poisson(market.cell_rate * STEP.total_seconds() * shape * mood)
         orders = random.binomial(seen, bought[market.cell_partner])
         counts[:, i], hits[:, i] = ([part[mask].sum() for mask in masks] for part in (seen, orders))

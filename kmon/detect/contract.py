@@ -52,6 +52,10 @@ SCORES = pl.Schema(
 )
 
 
+BAND = 6.58
+"""Standard deviations between `lower` and `upper` of a score, which cover 99.9 %."""
+
+
 class Detector(Protocol):
     """Scores monitors.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ OFTEN, SELDOM = 3, 6
 """Bins after which the base is read again, in a small fleet and in a large one."""
 LARGE = 5_000
 """Values of one dimension from which on a fleet is large."""
+FEW = 50
+"""Monitors of a set up to which all of them are looked at in every sweep: they tell what is usual of all others."""
 DIRECT = 2**26
 """Possible combinations up to which each has a place of its own in memory while cells are summed."""
 LATE = 1e-3
@@ -81,10 +84,11 @@ class Cube:
         scope: dict[str, str] | None = None,
         without: Sequence[dict[str, str]] = (),
         least: float = 1,
+        among: pl.DataFrame | None = None,
     ) -> Cube:
         """The base: monitors with `least` events today or on one of the days, for sweeps `until` then.
 
-        Only the events inside `scope` and outside all of the scopes `without`.
+        Only the events inside `scope` and outside all of the scopes `without`; only of the monitors `among` others.
         """
         until = until or as_of
         late, oldest = store.late(), store.oldest() or as_of
@@ -95,7 +99,8 @@ class Cube:
         wanted = {part for metric in config.metrics.values() for part in metric.parts if part is not None} | {EVENTS}
         measures = [m for m in store.schema.measures if m in wanted]
         read = {span.name: store.cells([span], dimensions, measures, scope, without) for span in spans}
-        keys = Keys.of(sets, {d: store.cardinality(d) for d in dimensions}, read.values(), least)
+        sizes = {d: store.cardinality(d) for d in dimensions}
+        keys = Keys.of(sets, sizes, read.values(), least) if among is None else Keys.among(sets, sizes, among)
         room = (until - as_of) // grain
         tables = {
             span.name: keys.summed(read.pop(span.name), measures, span.count, room if span.name == TODAY else 0)
@@ -161,6 +166,12 @@ class Cube:
     def watched(self, config: Config) -> Ints:
         """The rows of the monitors, of which everything together is one only where it is watched."""
         return np.arange(self.monitors.height - (() not in config.watch and self.monitors.height > 0))
+
+    @property
+    def common(self) -> Ints:
+        """The rows of the monitors of sets that have few: what all others are parts of."""
+        firsts = self.keys.firsts
+        return np.concatenate([np.arange(a, b) for a, b in itertools.pairwise(firsts) if b - a <= FEW])
 
     def rows_of(self, store: Store, scopes: Sequence[Mapping[str, str]]) -> Ints:
         """The rows of the monitors with these dimension values, as far as there are such."""
@@ -269,12 +280,13 @@ def observe(
     scope: dict[str, str] | None = None,
     without: Sequence[dict[str, str]] = (),
     least: float = 1,
+    among: pl.DataFrame | None = None,
 ) -> Fleet:
-    """Every monitor with `least` events today or on one of the days, read anew.
+    """Every monitor with `least` events today or on one of the days, or those `among` others, read anew.
 
     Only the events inside `scope` and outside all of the scopes `without`. `outlooks` are what models forecast.
     """
-    cube = Cube.read(store, config, at, scope=scope, without=without, least=least)
+    cube = Cube.read(store, config, at, scope=scope, without=without, least=least, among=among)
     return cube.fleet(store, config, at, cube.watched(config), masks=masks, outlooks=outlooks)
 
 
@@ -331,6 +343,16 @@ class Keys:
                 key = empty.key(cells, grouping)
                 found[number].append(_enough(key, events, empty.size(grouping), least if grouping else 1))
         return cls(sets, sizes, tuple(np.unique(np.concatenate(each)) for each in found))
+
+    @classmethod
+    def among(cls, sets: tuple[tuple[str, ...], ...], sizes: Mapping[str, int], monitors: pl.DataFrame) -> Keys:
+        """The monitors that a cube of the same sets has."""
+        empty = cls(sets, sizes, ())
+        found = []
+        for number, grouping in enumerate(sets):
+            key = empty.key(monitors.filter(pl.col("set") == number), grouping)
+            found.append(np.unique(key[key >= 0]) if grouping else np.zeros(1, dtype=np.int64))
+        return cls(sets, sizes, tuple(found))
 
     @property
     def firsts(self) -> list[int]:

@@ -432,18 +432,23 @@ def _mask(fleet: Fleet, store: Store, masks: Sequence[Mask]) -> None:
         numbers = numbers_of(store, mask.scope)
         if not len(touched) or len(numbers) < len(mask.scope):
             continue
-        inside = np.ones(fleet.monitors.height, dtype=bool)
+        inside = np.full(fleet.monitors.height, numbers.keys() <= set(fleet.monitors.columns))
         around = np.ones(fleet.monitors.height, dtype=bool)
         for dimension in (d for d in fleet.monitors.columns if d != "set"):
             column = fleet.monitors[dimension]
             same = (column == numbers.get(dimension, 0)).fill_null(value=False).to_numpy()  # 0 is no value's number
             inside &= same | (dimension not in numbers)
             around &= same | column.is_null().to_numpy()
-        own = inside & around
-        if own.any():
-            events = fleet.values[EVENTS].sum(axis=1)
-            inside |= around & (events[own].sum() >= CONSIDERABLE * events)
+        events, own = fleet.values[EVENTS].sum(axis=1), inside & around
+        if around.any():
+            part = events[own].sum() if own.any() else _events(store, mask.scope, fleet.spans)
+            inside |= around & (part >= CONSIDERABLE * np.maximum(events, 1.0))
         fleet.usable[np.ix_(inside, touched)] = False
+
+
+def _events(store: Store, scope: dict[str, str], spans: Sequence[Span]) -> float:
+    """How many a scope has in all `spans`; it may be one that no grouping set has."""
+    return sum(store.totals(scope, span.start, span.end)[EVENTS] for span in spans)
 
 
 def numbers_of(store: Store, scope: Mapping[str, str]) -> dict[str, int]:

@@ -186,7 +186,8 @@ def sweep(
     widths = [w for w in due_windows(config, at, since) if not cube.quiet(at, w)]  # else no partner's outage
     known = calibrations or {}
     watched = cube.watched(config)
-    kept = np.intersect1d(cube.rows_of(store, [*keep, *(one.scope for one in outlooks)]), watched)
+    wanted = cube.rows_of(store, [*keep, *(one.scope for one in outlooks)])
+    kept = np.intersect1d(np.union1d(wanted, cube.common), watched)
     picks = {
         (width, name): pick(
             cube,

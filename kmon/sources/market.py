@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -45,7 +45,30 @@ FAILING = 0.01
 _HOURLY = np.array([0.42, 0.28, 0.21, 0.18, 0.18, 0.23, 0.38, 0.60, 0.83, 1.02, 1.15, 1.22,
                     1.27, 1.23, 1.18, 1.18, 1.24, 1.34, 1.50, 1.70, 1.82, 1.70, 1.28, 0.78])  # fmt: skip
 _HOURLY /= _HOURLY.mean()
-_WEEKLY = np.array([1.0, 0.98, 0.99, 1.0, 1.05, 0.92, 0.96])  # Monday to Sunday, reached at local noon
+_WEEKLY = np.array([1.0, 0.98, 0.99, 1.0, 1.05, 0.92, 0.96])
+VOLATILITY = 0.12
+"""Coefficient of variation of a partner's intensity, beyond its shape."""
+
+
+@dataclass(frozen=True, eq=False)
+class Habits:
+    """What is usual among those who shop, and how large partners are: what another world may have otherwise."""
+
+    hourly: Floats = field(default_factory=lambda: _HOURLY)
+    """(24,): traffic by hour of the local day, 1 on average."""
+    weekly: Floats = field(default_factory=lambda: _WEEKLY)
+    """(7,): traffic from Monday to Sunday, reached at local noon."""
+    countries: Floats = field(default_factory=lambda: COUNTRY_WEIGHTS)
+    methods: Floats = field(default_factory=lambda: METHOD_MIX)
+    """(countries, methods)"""
+    agents: Floats = field(default_factory=lambda: AGENT_MIX)
+    channels: Floats = field(default_factory=lambda: CHANNEL_MIX)
+    zipf: float = 1.0
+    """How steeply the sizes of partners fall: the exponent of their rank."""
+    volatility: float = VOLATILITY
+
+
+USUAL = Habits()
 
 
 @dataclass(frozen=True)
@@ -63,6 +86,7 @@ class Market:
     partition: NDArray[np.int8]
     """By partner: a hash of its number."""
     events_per_session: float
+    habits: Habits
 
     @property
     def partners(self) -> int:
@@ -77,20 +101,29 @@ class Market:
     def cell_volume(self, at: dt.datetime | None = None) -> Floats:
         """Expected events a minute of each cell at a time, or on average."""
         volume = self.cell_rate * self.events_per_session * 60
-        return volume if at is None else volume * shape(at)[self.cell_country]
+        return volume if at is None else volume * self.shape(at)[self.cell_country]
 
     def volume(self, at: dt.datetime | None = None) -> Floats:
         """Expected events a minute of each partner at a time, or on average."""
         return np.bincount(self.cell_partner, self.cell_volume(at), self.partners).astype(np.float64)
 
+    def shape(self, at: dt.datetime) -> Floats:
+        """Traffic of each country at a time, relative to its average: by the local hour and day of the week."""
+        local = [at.astimezone(ZoneInfo(zone)) for zone in ZONES]
+        hour = np.array([t.hour + t.minute / 60 + t.second / 3600 for t in local])
+        day = np.array([t.weekday() for t in local]) + hour / 24 - 0.5
+        hourly: Floats = np.interp(hour - 0.5, np.arange(24), self.habits.hourly, period=24)
+        weekly: Floats = np.interp(day, np.arange(7), self.habits.weekly, period=7)
+        return hourly * weekly
+
 
 @functools.lru_cache(maxsize=2)
-def market(partners: int, rate: float, seed: int) -> Market:
+def market(partners: int, rate: float, seed: int, habits: Habits = USUAL) -> Market:
     """The market of `partners` whose sizes follow Zipf's law, with `rate` events a second in all on an average day."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, 0]))
     rank = np.arange(partners)
-    size = 1 / (rank + 1.0)
-    preference = np.argsort(-(np.log(COUNTRY_WEIGHTS) + rng.gumbel(size=(partners, len(COUNTRIES)))), axis=1)
+    size = 1 / (rank + 1.0) ** habits.zipf
+    preference = np.argsort(-(np.log(habits.countries) + rng.gumbel(size=(partners, len(COUNTRIES)))), axis=1)
     abroad = 1 + (rank < 10_000) + (rank < 1000) + (rank < 100)
     home_share = rng.uniform(0.7, 0.9, partners)
     spread = rng.uniform(0.5, 1.5, (partners, len(COUNTRIES)))
@@ -102,7 +135,7 @@ def market(partners: int, rate: float, seed: int) -> Market:
     country = preference[partner, nth]
     authorizes = rng.uniform(0.45, 0.6, partners)
     weight = (size / size.sum())[partner] * share[partner, nth]
-    approved = (METHOD_MIX @ APPROVAL - FAILING)[country]
+    approved = (habits.methods @ APPROVAL - FAILING)[country]
     per_session = 1 + (1 - FAILING) * authorizes[partner] * (1 + approved * ORDERED)
     events_per_session = float(weight @ per_session)
     return Market(
@@ -113,17 +146,8 @@ def market(partners: int, rate: float, seed: int) -> Market:
         basket=rng.normal(math.log(45), 0.6, partners),
         partition=(((rank + 1) * 2654435761 % 2**32) >> 30).astype(np.int8),
         events_per_session=events_per_session,
+        habits=habits,
     )
-
-
-def shape(at: dt.datetime) -> Floats:
-    """Traffic of each country at a time, relative to its average: hour of the day and day of the week, both local."""
-    local = [at.astimezone(ZoneInfo(zone)) for zone in ZONES]
-    hour = np.array([t.hour + t.minute / 60 + t.second / 3600 for t in local])
-    day = np.array([t.weekday() for t in local]) + hour / 24 - 0.5
-    hourly: Floats = np.interp(hour - 0.5, np.arange(24), _HOURLY, period=24)
-    weekly: Floats = np.interp(day, np.arange(7), _WEEKLY, period=7)
-    return hourly * weekly
 
 
 _TEAMS = {

@@ -12,16 +12,15 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from kmon.sources.market import (
-    AGENT_MIX,
     AGENTS,
     CHANNELS,
     COUNTRIES,
-    COUNTRY_WEIGHTS,
-    METHOD_MIX,
     METHODS,
     PARTITIONS,
+    USUAL,
     ZONES,
     Floats,
+    Habits,
     Ints,
     Market,
     market,
@@ -86,11 +85,13 @@ class SimulatedIncident:
     direction: Literal["down", "up"]
     strength: float
     """See `Kind.strength`."""
+    ramp: tuple[float, float] = (0, 0)
+    """See `Kind.ramp`."""
 
     def level(self, ms: Ints) -> Floats:
         """Multiple of the normal at epoch milliseconds: 1 outside the window, `strength` at full effect."""
         start, end = epoch_ms(self.start), epoch_ms(self.end)
-        rise, fall = (max(minutes * 60_000, 1e-9) for minutes in KINDS[self.kind].ramp)
+        rise, fall = (max(minutes * 60_000, 1e-9) for minutes in self.ramp)
         effect: Floats = np.minimum((ms - start + 1e-6) / rise, (end - ms) / fall).clip(0, 1)
         return 1 + (self.strength - 1) * effect
 
@@ -100,7 +101,7 @@ def incident(kind: str, start: dt.datetime, end: dt.datetime, scope: dict[str, s
     """An incident with what its kind says of metric, direction and strength."""
     what = KINDS[kind]
     strength = what.strength if strength is None else strength
-    return SimulatedIncident(kind, what.harmless, start, end, scope, what.metric, what.direction, strength)
+    return SimulatedIncident(kind, what.harmless, start, end, scope, what.metric, what.direction, strength, what.ramp)
 
 
 def epoch_ms(at: dt.datetime) -> int:
@@ -109,36 +110,48 @@ def epoch_ms(at: dt.datetime) -> int:
 
 
 def schedule(count: int, start: dt.datetime, end: dt.datetime, partners: int, rate: float,
-             seed: int, first: dt.datetime | None = None) -> list[SimulatedIncident]:  # fmt: skip
+             seed: int, first: dt.datetime | None = None, habits: Habits = USUAL,
+             together: int = 0) -> list[SimulatedIncident]:  # fmt: skip
     """`count` real incidents in [start, end), every kind before any repeats, and harmless ones if it is half a day.
 
-    They begin at `first` or later, by default after the first day of a span over 30 hours, else after the first 40 %,
-    and do not overlap each other. By start.
+    They begin at `first` or later, by default after the first day of a span over 30 hours, else after the first 40 %.
+    So many as `together`, at most half of them, begin while another lasts; the others do not overlap. By start.
     """
     spared = dt.timedelta(days=1) if end - start > dt.timedelta(hours=30) else 0.4 * (end - start)
     first = first or start + spared
     plans = []
     for attempt in range(_ATTEMPTS):
         targets = _Targets(
-            market(partners, rate, seed), np.random.default_rng(np.random.SeedSequence([seed, 1, attempt]))
+            market(partners, rate, seed, habits), np.random.default_rng(np.random.SeedSequence([seed, 1, attempt]))
         )
-        plan = _plan(count, first, end, targets)
+        plan = _plan(count, together, first, end, targets)
         plans.append((targets.weak, plan))
         if not targets.weak:
             break
-    incidents = min(plans, key=lambda plan: plan[0])[1]
+    incidents, more = min(plans, key=lambda plan: plan[0])[1]
     if end - start >= dt.timedelta(hours=12):
         incidents += _harmless(incidents, first, end, targets)
-    return sorted(incidents, key=lambda one: one.start)
+    return sorted(incidents + more, key=lambda one: one.start)
 
 
-def _plan(count: int, first: dt.datetime, end: dt.datetime, targets: _Targets) -> list[SimulatedIncident]:
-    """Real incidents in [first, end), every kind before any repeats, in random order, `errors_rise` last."""
+def _plan(count: int, together: int, first: dt.datetime, end: dt.datetime,
+          targets: _Targets) -> tuple[list[SimulatedIncident], list[SimulatedIncident]]:  # fmt: skip
+    """Real incidents in [first, end), every kind before any repeats, in random order, `errors_rise` last.
+
+    Those that do not overlap, and those that begin while one of them lasts and end before the next.
+    """
     kinds = [str(kind) for _ in range(count) for kind in (*targets.rng.permutation(REAL[:-1]), REAL[-1])][:count]
-    return [
+    alone = count - min(together, count // 2)
+    plan = [
         incident(kind, begin, finish, targets.scope(kind, begin + (finish - begin) / 2))
-        for kind, begin, finish in _slots(kinds, first, end, targets.rng)
+        for kind, begin, finish in _slots(kinds[:alone], first, end, targets.rng)
     ]
+    more = []
+    for one, kind, limit in zip(plan, kinds[alone:], [*(other.start for other in plan[1:]), end], strict=False):
+        begin = one.start + dt.timedelta(seconds=int(targets.rng.uniform(0, (one.end - one.start).total_seconds() / 4)))
+        finish = min(begin + dt.timedelta(seconds=int(60 * targets.rng.uniform(*KINDS[kind].minutes))), limit)
+        more.append(incident(kind, begin, finish, targets.scope(kind, begin + (finish - begin) / 2)))
+    return plan, more
 
 
 def _slots(kinds: Sequence[str], first: dt.datetime, end: dt.datetime,
@@ -194,15 +207,16 @@ class _Targets:
         match kind:
             case "browser_breaks":
                 browsers = dict.fromkeys((browser for browser, _ in AGENTS), 0.0)
-                for (browser, _), share in zip(AGENTS, AGENT_MIX, strict=True):
+                for (browser, _), share in zip(AGENTS, self.market.habits.agents, strict=True):
                     browsers[browser] += share * self.market.volume(at).sum()
                 volumes = np.array(list(browsers.values()))
                 scope = {"browser": self._pick(tuple(browsers), volumes, KINDS[kind].volume)}
             case "payment_declines":
                 countries = np.bincount(self.market.cell_country, self.market.cell_volume(at), len(COUNTRIES))
-                scope = {"payment_method": self._pick(METHODS, countries @ METHOD_MIX, KINDS[kind].volume)}
+                volumes = countries @ self.market.habits.methods
+                scope = {"payment_method": self._pick(METHODS, volumes, KINDS[kind].volume)}
             case "holiday":
-                scope = {"country": self._pick(COUNTRIES, COUNTRY_WEIGHTS, 0.05)}
+                scope = {"country": self._pick(COUNTRIES, self.market.habits.countries, 0.05)}
             case "lagging_partition":
                 scope = {"partition": str(self.rng.integers(PARTITIONS))}
             case "small_partner_silent":

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from kmon.sources import market as world
-from kmon.sources.market import Floats, Ints
+from kmon.sources.market import USUAL, Floats, Habits, Ints
 from kmon.sources.scenario import KINDS, Act, SimulatedIncident, epoch_ms
 
 CHUNK = dt.timedelta(minutes=10)
@@ -25,8 +25,6 @@ _CHUNK_MS = CHUNK // dt.timedelta(milliseconds=1)
 _BLOCK_MS = _CHUNK_MS // _BLOCKS
 _TAIL = dt.timedelta(minutes=4)
 """More than the funnel's delays and the lateness together: 120 s + 60 s + 20 s."""
-VOLATILITY = 0.12
-"""Coefficient of variation of a partner's intensity, beyond its shape."""
 _MIX_SIZE = 4096
 _LATENCY = np.log(np.array([120, 380, 210], dtype=np.float32))[:, None]
 """Log of the median latency in ms, by operation."""
@@ -70,16 +68,15 @@ class Simulation:
         seed: int,
         incidents: Sequence[SimulatedIncident] = (),
         live: Callable[[dt.datetime, dt.datetime], list[SimulatedIncident]] | None = None,
-        volatility: float = VOLATILITY,
+        habits: Habits = USUAL,
     ) -> None:
-        self._volatility = volatility
-        self.market = world.market(partners, rate, seed)
+        self.market = world.market(partners, rate, seed, habits)
         self.start, self.seed, self.incidents, self.live = start, seed, tuple(incidents), live
         self._names = pl.Series([f"p{k + 1}" for k in range(partners)])
         self._mixes = {
-            "method": np.stack([_quantised(mix) for mix in world.METHOD_MIX]),
-            "agent": _quantised(world.AGENT_MIX),
-            "channel": _quantised(world.CHANNEL_MIX),
+            "method": np.stack([_quantised(mix) for mix in habits.methods]),
+            "agent": _quantised(habits.agents),
+            "channel": _quantised(habits.channels),
         }
         self._born_of: dict[int, pl.DataFrame] = {}
 
@@ -169,7 +166,7 @@ class Simulation:
         cells, times = [], []
         for block in range(index * _BLOCKS, (index + 1) * _BLOCKS):
             begin = self.start + block * _BLOCK
-            by_country, by_partner = world.shape(begin + _BLOCK / 2), self._mood(block)
+            by_country, by_partner = self.market.shape(begin + _BLOCK / 2), self._mood(block)
             level = by_country[self.market.cell_country] * by_partner[self.market.cell_partner]
             counts = rng.poisson(self.market.cell_rate * _BLOCK.total_seconds() * level)
             cells.append(np.repeat(np.arange(len(counts)), counts))
@@ -179,9 +176,8 @@ class Simulation:
     def _mood(self, block: int) -> Floats:
         """Each partner's intensity in a block relative to its shape: lognormal, mean 1, slowly varying."""
         knots = [self._rng(3, block + k + 8).standard_normal(self.market.partners, np.float32) for k in range(3)]
-        return np.exp(
-            self._volatility * np.sum(knots, axis=0, dtype=np.float64) / math.sqrt(3) - self._volatility**2 / 2
-        )
+        volatility = self.market.habits.volatility
+        return np.exp(volatility * np.sum(knots, axis=0, dtype=np.float64) / math.sqrt(3) - volatility**2 / 2)
 
     def _draw(self, rng: np.random.Generator, cell: Ints, ms: Ints) -> _Visits:
         """Sessions of given cells and times (epoch ms), with everything else drawn."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -261,6 +261,58 @@ class Store(Questions, Intake):
                 f" (SELECT {column} FROM base WHERE {column} > 0 GROUP BY {column}{having})"
             )
         return f"WITH {', '.join(ctes)} {' UNION ALL '.join(parts)}"
+
+    def leaves(
+        self,
+        spans: Sequence[Span],
+        where: Where,
+        measures: Sequence[str],
+        *,
+        apart: Mapping[str, Collection[str]],
+        most: int,
+    ) -> pl.DataFrame:
+        """The base cuboid in `spans` of one window each: a row for each combination of all dimensions, as numbers.
+
+        Columns: the dimensions (0: an event without a value), and ``<measure>_<span>`` for each of both, 0 where
+        nothing was. Of the dimensions in `apart` only those values are told apart, and all others are null, together.
+        The `most` combinations with most events, the largest first; only events that match `where` count.
+        """
+        self.refresh()
+        return self.sql(self.leaves_sql(spans, where, measures, apart=apart, most=most))
+
+    def leaves_sql(
+        self,
+        spans: Sequence[Span],
+        where: Where,
+        measures: Sequence[str],
+        *,
+        apart: Mapping[str, Collection[str]],
+        most: int,
+    ) -> str:
+        dimensions = list(self.schema.dimensions)
+        columns = [
+            f"CASE WHEN {self.condition({d: list(apart[d])})} THEN {sql.name(d)} END AS {sql.name(d)}"
+            if d in apart
+            else sql.name(d)
+            for d in dimensions
+        ]
+        sums = [
+            f"coalesce({self.schema.measures[m].merge}({sql.name(m)}) FILTER (slot = {slot}), 0)::DOUBLE"
+            f" AS {sql.name(f'{m}_{span.name}')}"
+            for m in measures
+            for slot, span in enumerate(spans)
+        ]
+        order, kept = ", ".join(str(i + 1) for i in range(len(dimensions))), self.condition(where)
+        shown = ", ".join([*columns, *(sql.name(m) for m in dict.fromkeys([*measures, EVENTS]))])
+        scans = [
+            scan_sql(f"{slot} AS slot, {shown}", span.start, span.end, kept, span.width)
+            for slot, span in enumerate(spans)
+        ]
+        names = ", ".join(map(sql.name, dimensions))
+        return (
+            f"SELECT {', '.join([names, *sums])} FROM ({' UNION ALL '.join(scans)}) GROUP BY {order}"
+            f" ORDER BY sum({EVENTS}) DESC, {order} LIMIT {most}"
+        )
 
     @staticmethod
     def _slots_sql(spans: Sequence[Span], columns: Sequence[str], kept: str) -> str:

@@ -11,9 +11,9 @@ from kmon.config import load_config
 from kmon.detect import expected_series, observe, sweep
 from kmon.detect.calendar import Calendar, clock_shift, country_in, zone_of
 from kmon.detect.fleet import grain_for, numbers_of, spans_for
+from kmon.detect.guests import row_of
 from kmon.errors import ConfigError
 from kmon.ledger import Ledger
-from kmon.recheck import row_of
 from kmon.why import days_unused, why
 from tests.detect.worlds import DAY, MINUTE, config, shop
 

@@ -174,6 +174,9 @@ def test_the_usual_volume_counts_too() -> None:
         ({"partner": "p1"}, {}, 0),
         ({"partner": "p1"}, {"partner": "p2"}, 0),
         ({"partner": "never seen"}, {}, 0),
+        ({"country": "SE", "browser": "edge"}, {"country": "SE"}, 2),  # which no set has: a third of it
+        ({"country": "SE", "browser": "edge"}, {}, 0),
+        ({"country": "SE", "browser": "edge"}, {"country": "DE"}, 0),
         ({}, {"partner": "p2"}, 2),
     ],
 )

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from kmon.config import Config
-from kmon.detect import Sweep, screen, sweep
+from kmon.detect import Sweep, cube, screen, sweep
 from kmon.detect.cube import recall
 from kmon.detect.screen import pick
 from tests.detect.worlds import AT, MINUTE, config, shop, traffic
@@ -39,6 +39,7 @@ def test_nobody_who_could_be_an_anomaly_is_missed(case: str, monkeypatch: pytest
     """What is flagged where all are looked at is looked at where few are."""
     settings = config(**SETTINGS)
     monkeypatch.setattr(screen, "COMPANY", 5)
+    monkeypatch.setattr(cube, "FEW", 0)
     with shop(traffic(**ILL[case])) as store:
         few = sweep(store, settings, AT)
         monkeypatch.undo()
@@ -60,8 +61,8 @@ def test_the_company_is_chosen_without_regard_to_what_happens(monkeypatch: pytes
     chosen = []
     for what in ({}, ILL["an outage"]):
         with shop(traffic(**what)) as store:
-            cube = recall(store, settings, AT)
-            chosen.append(_pick(cube, settings, "sessions"))
+            read = recall(store, settings, AT)
+            chosen.append(_pick(read, settings, "sessions"))
     calm, ill = chosen
     assert calm.rows[calm.company].tolist() == ill.rows[ill.company].tolist()
     assert len(ill.rows) > ill.company.sum() == 6
@@ -71,21 +72,21 @@ def test_who_is_wanted_and_what_has_no_bound_is_looked_at(monkeypatch: pytest.Mo
     monkeypatch.setattr(screen, "COMPANY", 2)
     settings = config(**SETTINGS)
     with shop(traffic()) as store:
-        cube = recall(store, settings, AT)
-        few = _pick(cube, settings, "sessions")
-        others = np.setdiff1d(cube.watched(settings), few.rows)
-        assert others[0] in _pick(cube, settings, "sessions", keep=others[:1]).rows
-        everybody = _pick(cube, settings, "sessions", change=None)
+        read = recall(store, settings, AT)
+        few = _pick(read, settings, "sessions")
+        others = np.setdiff1d(read.watched(settings), few.rows)
+        assert others[0] in _pick(read, settings, "sessions", keep=others[:1]).rows
+        everybody = _pick(read, settings, "sessions", change=None)
     assert len(everybody.rows) == everybody.large > len(few.rows)
     assert everybody.company.all()
 
 
-def _pick(cube: Any, settings: Config, metric: str, **changes: Any) -> screen.Pick:
+def _pick(read: Any, settings: Config, metric: str, **changes: Any) -> screen.Pick:
     given = {
         "least": 10.0,
-        "among": cube.watched(settings),
+        "among": read.watched(settings),
         "keep": np.empty(0, int),
         "rate": 1e-3,
         "change": (0.5, 1.0),
     }
-    return pick(cube, AT, settings.metrics[metric], 5 * MINUTE, **{**given, **changes})
+    return pick(read, AT, settings.metrics[metric], 5 * MINUTE, **{**given, **changes})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import io
 import itertools
@@ -14,8 +15,8 @@ import zstandard
 
 from kmon.config import SimulatorSource
 from kmon.sources import RawBatch
-from kmon.sources.market import market
-from kmon.sources.scenario import KINDS, REAL
+from kmon.sources.market import Habits, market
+from kmon.sources.scenario import KINDS, REAL, epoch_ms
 from kmon.sources.simulate import (
     CHUNK,
     MONDAY,
@@ -229,6 +230,33 @@ def test_schedule_spreads_every_kind_without_overlap(count, days):
     assert all(later.start - earlier.end >= gap for earlier, later in itertools.pairwise(real))
     partners = [one.scope["partner"] for one in real if "partner" in one.scope]
     assert len(set(partners)) == len(partners)
+
+
+def test_schedule_lets_some_begin_while_another_lasts():
+    end = MONDAY + dt.timedelta(days=1)
+    listed = schedule(6, MONDAY, end, 2000, 100, SEED, together=2)
+    real = [one for one in listed if not one.harmless]
+    assert len(real) == 6
+    assert sum(later.start < earlier.end for earlier, later in itertools.pairwise(real)) == 2
+    assert len({one.kind for one in real}) == len({tuple(one.scope.items()) for one in real}) == 6
+    assert all(one.start < one.end <= end for one in real)
+    assert sum(one.harmless for one in schedule(3, MONDAY, end, 2000, 100, SEED, together=9)) == 3
+
+
+def test_a_ramp_of_its_own():
+    one = dataclasses.replace(incident("orders_stop", NOON, NOON + 30 * MINUTE, {"partner": "p1"}), ramp=(10, 0))
+    at = [NOON - MINUTE, NOON + 5 * MINUTE, NOON + 10 * MINUTE, NOON + 29 * MINUTE, NOON + 31 * MINUTE]
+    assert one.level(np.array([epoch_ms(t) for t in at])).round(3).tolist() == [1, 0.5, 0, 0, 1]
+
+
+def test_other_habits_are_another_world():
+    flat = Habits(hourly=np.ones(24), weekly=np.ones(7), agents=np.eye(10)[8], zipf=0.0, volatility=0.0)
+    sim = Simulation(20, 30.0, MONDAY, SEED, habits=flat)
+    night, evening = (pl.concat([sim.chunk(h * 6 + i) for i in range(6)]) for h in (3, 20))
+    assert len(night) == pytest.approx(len(evening), rel=0.03)
+    assert evening["browser"].unique().to_list() == ["edge"]
+    sizes = evening["partner"].value_counts()["count"]
+    assert sizes.max() < 1.2 * sizes.min()
 
 
 def test_schedule_hits_what_is_large_enough_at_its_hour():

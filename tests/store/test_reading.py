@@ -143,6 +143,32 @@ def test_of_many_values_those_with_few_events_in_the_spans_of_each_name_are_left
     assert ("p1" not in kept) or (0, 3, "p1", 1) in found  # all windows of a monitor that is kept
 
 
+@pytest.mark.parametrize("compacted", [False, True])
+@pytest.mark.parametrize(
+    ("where", "apart", "most", "expected"),
+    [
+        ({}, {}, 9, [("p1", "SE", 1, 1, 2), ("p1", "DE", 1, 0, 0), ("p2", "", 1, 0, 0), ("p2", "DE", 0, 0, 1)]),
+        ({}, {}, 1, [("p1", "SE", 1, 1, 2)]),
+        ({"country": "DE"}, {}, 9, [("p1", "DE", 1, 0, 0), ("p2", "DE", 0, 0, 1)]),
+        ({"country": "DE"}, {"partner": ["p2"]}, 9, [("p2", "DE", 0, 0, 1), (None, "DE", 1, 0, 0)]),
+        ({"country": "DE"}, {"partner": []}, 9, [(None, "DE", 1, 0, 1)]),
+        ({"country": "DE"}, {"partner": ["never seen"]}, 9, [(None, "DE", 1, 0, 1)]),
+    ],
+)
+def test_leaves_in_several_windows(reader, store, config, filled, compacted, where, apart, most, expected):
+    """Which are the finest combinations there are; what is not told apart is together, and has no number."""
+    if compacted:
+        settle(store, config, minutes=T - HOUR)
+    spans = [Span("now", T, 1, 2 * MINUTE), Span("before", T - 2 * HOUR, 1, HOUR)]
+    rows = reader.leaves(spans, where, ["sessions", "orders"], apart=apart, most=most)
+    found = [
+        (*(n if n is None else reader.names(d, [n]).get(n, "") for d in ("partner", "country") for n in [row[d]]),
+         row["sessions_now"], row["orders_now"], row["sessions_before"])
+        for row in rows.iter_rows(named=True)
+    ]  # fmt: skip
+    assert sorted(found, key=str) == sorted(expected, key=str)
+
+
 def test_two_dimensions_with_many_values(reader, commit):
     commit(*({"partner": f"p{i % 80}", "channel": f"c{i % 90}", "country": "SE"} for i in range(720)))
     sets = [["partner"], ["channel"], ["partner", "channel"], ["country"]]

@@ -1,0 +1,103 @@
+"""The worlds in which detection is judged, and the judgement."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kmon.bench.detect_simulator import Found, Judged, World, compared, habits, varied
+from kmon.config import PIPELINE
+from kmon.ledger import Incident
+from kmon.sources.market import COUNTRIES, METHODS, USUAL
+from kmon.sources.scenario import KINDS, REAL, SimulatedIncident, incident
+
+NOON = dt.datetime(2026, 3, 2, 12, tzinfo=dt.UTC)
+MINUTE = dt.timedelta(minutes=1)
+
+
+def true(kind: str, scope: dict[str, str], begin: int = 0, end: int = 30) -> SimulatedIncident:
+    return incident(kind, NOON + begin * MINUTE, NOON + end * MINUTE, scope)
+
+
+def fired(scope: dict[str, str], after: int = 5, severity: Any = "critical", metric: str = "orders") -> Incident:
+    numbers = {"observed": 0.0, "expected": 9.0, "lower": 5.0, "upper": 13.0, "p_value": 1e-9, "evidence": 50.0}
+    at = NOON + after * MINUTE
+    return Incident(
+        id=f"{metric}{scope}{after}", status="firing", severity=severity, metric=metric, direction="down", scope=scope,
+        started_at=at, detected_at=at, resolved_at=None, impact={}, anomalies=1, channel="", url="", window=MINUTE,
+        seen_at=at, quiet=0, detector="compare", reason="", **numbers,
+    )  # fmt: skip
+
+
+P1, EDGE = {"partner": "p1"}, {"browser": "edge"}
+
+
+@pytest.mark.parametrize(
+    ("alert", "belongs", "false"),
+    [
+        (fired(P1), True, False),
+        (fired({**P1, "country": "SE"}), True, False),
+        (fired({}), True, False),
+        (fired(P1, after=35), True, False),  # late
+        (fired(P1, after=45), False, True),
+        (fired(P1, after=-1), False, True),
+        (fired({"partner": "p2"}), False, True),
+        (fired({"partner": "p2"}, severity="info"), False, False),  # nobody was told
+        (fired({"country": "FI"}), False, True),  # it is a holiday there
+        (fired({}, metric=PIPELINE), False, False),  # a partition lags
+        (fired({}, metric=PIPELINE, after=25), False, True),
+    ],
+)
+def test_what_belongs_to_a_true_incident_and_what_is_false(alert: Incident, belongs: bool, false: bool) -> None:
+    outage = true("partner_outage", P1)
+    harmless = [true("holiday", {"country": "FI"}), true("lagging_partition", {"partition": "1"}, 0, 8)]
+    (found,), wrong = compared([outage, *harmless], {outage: 2.0}, [alert])
+    assert list(found.incidents) == ([alert] if belongs else [])
+    assert wrong == ([alert] if false else [])
+    assert found.exact == (belongs and alert.scope == P1)
+
+
+def test_what_lasts_at_the_same_time_is_judged_together() -> None:
+    truths = [true("orders_stop", P1), true("browser_breaks", EDGE, 5, 40), true("surge", {"partner": "p2"}, 39, 60)]
+    alone = true("payment_declines", {"payment_method": "card"}, 60, 90)
+    small = true("errors_rise", {"partner": "p3"}, 10, 20)
+    found = tuple(Found(t, bound, ()) for t, bound in [(alone, 2.0), *((t, 2.0) for t in truths), (small, 99.0)])
+    groups = Judged(World("small", 1, 5), found, (), 0, 0, 0.0).at_once
+    assert [[f.truth for f in group] for group in groups] == [truths]
+
+
+def test_every_seed_has_habits_of_its_own() -> None:
+    first, again, other = (habits(np.random.default_rng(seed)) for seed in (1, 1, 2))
+    for name in ("hourly", "weekly", "countries", "methods", "agents", "channels", "zipf", "volatility"):
+        assert np.array_equal(getattr(first, name), getattr(again, name))
+        assert not np.array_equal(getattr(first, name), getattr(other, name))
+    for mix in (other.countries, other.agents, other.channels, *other.methods):
+        assert mix.sum() == pytest.approx(1)
+        assert (mix > 0).all()
+    assert other.hourly.mean() == pytest.approx(1)
+    assert (other.hourly > 0.05).all()
+
+
+@pytest.mark.parametrize("kind", REAL)
+def test_true_incidents_vary_and_stay_what_they_are(kind: str) -> None:
+    scopes = {"browser_breaks": EDGE, "country_conversion_drop": {**P1, "country": "SE"}}
+    one, random = true(kind, scopes.get(kind, P1)), np.random.default_rng(1)
+    others = [varied(one, USUAL, random) for _ in range(40)]
+    assert all((other.strength < 1) == (one.strength < 1) for other in others)
+    assert len({other.strength for other in others}) == 40
+    assert all(0.69 < (other.strength - 1) / (one.strength - 1) < 1 for other in others)
+    assert ({other.ramp for other in others} == {one.ramp}) == any(KINDS[kind].ramp)
+    assert all(other.scope.items() >= one.scope.items() for other in others)
+    narrowed = [other for other in others if other.scope != one.scope]
+    assert bool(narrowed) == (kind in scopes)
+    assert all(len(other.scope) == len(one.scope) + 1 for other in narrowed)
+    values = {*COUNTRIES, *METHODS, "chrome", "safari", "firefox", "edge", "samsung", "p1"}
+    assert {value for other in others for value in other.scope.values()} <= values
+
+
+def test_what_is_harmless_does_not_vary() -> None:
+    holiday = true("holiday", {"country": "FI"})
+    assert varied(holiday, USUAL, np.random.default_rng(1)) is holiday
