@@ -171,7 +171,8 @@ class Cube:
     def common(self) -> Ints:
         """The rows of the monitors of sets that have few: what all others are parts of."""
         firsts = self.keys.firsts
-        return np.concatenate([np.arange(a, b) for a, b in itertools.pairwise(firsts) if b - a <= FEW])
+        few = [np.arange(a, b) for a, b in itertools.pairwise(firsts) if b - a <= FEW]
+        return np.concatenate([np.empty(0, dtype=np.int64), *few])
 
     def rows_of(self, store: Store, scopes: Sequence[Mapping[str, str]]) -> Ints:
         """The rows of the monitors with these dimension values, as far as there are such."""
