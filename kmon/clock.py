@@ -28,6 +28,11 @@ _NEVER = np.iinfo(np.int64).min
 _ALWAYS = np.iinfo(np.int64).max
 
 
+def floor(at: dt.datetime, step: dt.timedelta) -> dt.datetime:
+    """The last multiple of `step` since 1970 up to `at`."""
+    return EPOCH + (at - EPOCH) // step * step
+
+
 class Laps:
     """How long the parts of some work take."""
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from kmon.clock import floor
 from kmon.config import Config
 from kmon.config.bins import RECENT, bin_for
 from kmon.detect.calendar import Calendar
@@ -30,7 +31,7 @@ from kmon.ledger import Fit, Ledger, open_ledger
 from kmon.references import References
 from kmon.store import Span, Store, open_for_reading
 from kmon.store.schema import EVENTS
-from kmon.watch import floor, show_scope
+from kmon.watch import show_scope
 
 Floats = npt.NDArray[np.float64]
 Scope = dict[str, str]

@@ -18,9 +18,9 @@ import polars as pl
 
 from kmon.alerts.notifier import outbox_for
 from kmon.alerts.routing import route
-from kmon.clock import EPOCH, Laps
+from kmon.clock import Laps, floor
 from kmon.config import PIPELINE, Config, page_key, show_duration
-from kmon.detect import Cube, Sweep
+from kmon.detect import Cube, Shelf, Sweep, read_ahead
 from kmon.detect import sweep as run_sweep
 from kmon.detect.guests import scope_of
 from kmon.errors import UsageError
@@ -37,6 +37,10 @@ from kmon.store import Store, open_for_reading
 
 SHOWN = 100
 """Anomalies of a window that an executed notebook lists."""
+
+
+CUBES = "cubes"
+"""The folder of what sweeps have read."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ def run(config: Config, *, store: str | None = None, at: str | dt.datetime | Non
     """
     moment = dt.datetime.fromisoformat(at) if isinstance(at, str) else at
     with open_for_reading(config, store) as opened, open_ledger(config, store) as ledger:
-        watch = Watch(config, opened, ledger)
+        watch = Watch(config, opened, ledger, shelf=Shelf.of(config.beside(CUBES, store), opened, config))
         if moment is None:
             return watch.look()
         if moment.tzinfo is None:
@@ -112,13 +116,21 @@ def run(config: Config, *, store: str | None = None, at: str | dt.datetime | Non
         return watch.look(moment, thorough=True)
 
 
+def prepare(config: Config, *, store: str | None = None) -> str:
+    """Read ahead what the sweeps of a large fleet need next, so that none waits for it; says what was done."""
+    with open_for_reading(config, store) as opened:
+        mark = opened.watermark(config.events.lateness, config.events.idle)
+        if mark is None:
+            return "nothing to read ahead: the store has no events yet"
+        began = time.monotonic()
+        shelf = Shelf.of(config.beside(CUBES, store), opened, config)
+        if not read_ahead(opened, config, mark, shelf):
+            return "nothing to read ahead: it is there, or the fleet is so small that sweeps read it themselves"
+        return f"the references of the coming sweeps were read in {time.monotonic() - began:.1f} s"
+
+
 def utc_now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
-
-
-def floor(at: dt.datetime, every: dt.timedelta) -> dt.datetime:
-    """The last multiple of `every` up to `at`."""
-    return EPOCH + (at - EPOCH) // every * every
 
 
 class Watch:
@@ -132,15 +144,16 @@ class Watch:
         *,
         deliver: bool = True,
         clock: Callable[[], dt.datetime] = utc_now,
-        cube: Cube | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         """Without `deliver` incidents are recorded, but no alert is put into the outbox.
 
-        `clock` is the wall clock, `cube` what was read already.
+        `clock` is the wall clock, `shelf` where what was read is kept for those that come after this one.
         """
         self._config, self._store, self._ledger, self._deliver = config, store, ledger, deliver
         self._clock = clock
-        self._cube = cube
+        self._shelf = shelf
+        self._cube: Cube | None = None
         self._partners = Partners.load(config.resolve(config.partners) if config.partners else None)
 
     def look(self, at: dt.datetime | None = None, *, thorough: bool = False) -> Outcome:
@@ -181,6 +194,8 @@ class Watch:
         anomalies = [*_anomalies(at, decisions), *self._shadows(sweep)]
         tails = {} if state.closed else sweep.tails  # what is missing would pass for normal
         self._ledger.record(record, [d.incident for d in decisions], anomalies, outbox, tails=tails, seen=seen)
+        if self._shelf is not None and sweep.cube is not None:
+            self._shelf.put(sweep.cube)
         scores = self._scores(sweep)
         laps.end("decide")
         laps.seconds["explain"] -= sum(sweep.seconds.values())
@@ -220,6 +235,7 @@ class Watch:
             calibrations=usual,
             outlooks=models,
             cube=self._cube,
+            shelf=self._shelf,
             keep=[*known, *keep],
         )
         self._cube = sweep.cube

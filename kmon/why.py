@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from kmon.calibrate import Calibration, Key
+from kmon.clock import floor
 from kmon.config import PIPELINE, Config, show_duration
 from kmon.detect import Family, Scored, Sweep
 from kmon.detect.expect import RECENT, expect
@@ -26,7 +27,7 @@ from kmon.incidents import related
 from kmon.ledger import Fit, Incident, Label, Ledger, show_time
 from kmon.references import Stretch
 from kmon.store import Store
-from kmon.watch import Watch, floor, show_scope
+from kmon.watch import Watch, show_scope
 
 Outcome = Literal["fired", "explained", "suppressed", "normal", "not judged"]
 

@@ -20,8 +20,8 @@ from kmon.bench.rows import Row, told, under
 from kmon.bench.traffic import KLARNA
 from kmon.bench.workplace import Options, configured, folder
 from kmon.config import Config
-from kmon.detect import Cube
-from kmon.detect.cube import recall
+from kmon.detect import Cube, Shelf
+from kmon.detect.cube import Base
 from kmon.ledger import Ledger
 from kmon.store import EmbeddedStore, Span, sql
 from kmon.watch import Outcome, Watch
@@ -34,6 +34,8 @@ SWEEPS = 12
 DEAD, BROKEN = "p7", "safari"
 """A large partner of whom nothing comes, and a browser in which nobody orders any more, in the last minutes."""
 LASTS = 4
+LEAST = 10.0
+"""Events that the shipped detector needs in a window."""
 SECONDS, TIMES = 2.0, 3.0
 """What a sweep may take, by itself and of the bare scan."""
 T = TypeVar("T")
@@ -61,11 +63,13 @@ def _sized(name: str, size: float, options: Options, limit: float | None) -> Ite
             scan = min(_scan(store, config, now) for _ in range(options.repeats))
             options.say(f"{name}: the base")
             begin = now - (SWEEPS + LASTS) * MINUTE
-            cube, base = _timed(lambda: recall(store, config, begin, least=10.0))
+            shelf = Shelf.of(work / "cubes", store, config)
+            cube, base = _timed(lambda: Base.at(store, config, begin, LEAST).read(store, config))
+            shelf.put(cube)
             yield told(f"{name}: monitors", cube.monitors.height, "", f"of {partners:,} partners")
             yield told(f"{name}: the base, twice an hour and ahead", base, "s", _memory(cube))
             yield told(f"{name}: the bare scan", scan, "s", "grouping sets of 5 minutes and the same a day before")
-            watch = Watch(config, store, ledger, deliver=True, cube=cube)
+            watch = Watch(config, store, ledger, shelf=shelf)
             looks = [_look(watch, begin + n * MINUTE, options, name) for n in range(1, SWEEPS + LASTS + 1)]
             calm, ill = looks[1 : SWEEPS + 1], looks[SWEEPS + 1 :]  # without the first, in which all widths are due
             middle = float(np.median([seconds for _, seconds in calm]))

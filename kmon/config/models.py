@@ -575,6 +575,12 @@ class Config(Model):
         """A path in the file, relative to the folder the file is in."""
         return (self.path.parent / name).expanduser()
 
+    def beside(self, name: str, store: str | None = None) -> Path:
+        """A folder for what kmon keeps for itself: beside the store's file, or beside kmon.yaml without a local one."""
+        given = [Path(store)] if store and not store.startswith("quack:") else []
+        own = [] if self.store.startswith("quack:") else [self.resolve(self.store)]
+        return [*given, *own, self.path][0].absolute().parent / name
+
     @property
     def file(self) -> Path:
         """What a child process reads to get this configuration again."""

@@ -5,10 +5,11 @@ from kmon.detect.contract import SCORES, Detector, detector, load_detector
 from kmon.detect.cube import Cube, observe
 from kmon.detect.fleet import Fleet, Mask, Outlook
 from kmon.detect.series import expected_measures, expected_series
+from kmon.detect.shelf import Shelf
 from kmon.detect.silence import Silence
 from kmon.detect.since import expected_since
 from kmon.detect.surprise import SeriesScores, Surprise
-from kmon.detect.sweeps import Family, Scored, Sweep, due_windows, sweep
+from kmon.detect.sweeps import Family, Scored, Sweep, due_windows, read_ahead, sweep
 
 __all__ = [
     "SCORES",
@@ -21,6 +22,7 @@ __all__ = [
     "Outlook",
     "Scored",
     "SeriesScores",
+    "Shelf",
     "Silence",
     "Surprise",
     "Sweep",
@@ -31,5 +33,6 @@ __all__ = [
     "expected_since",
     "load_detector",
     "observe",
+    "read_ahead",
     "sweep",
 ]

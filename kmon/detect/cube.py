@@ -15,7 +15,7 @@ import datetime as dt
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from kmon.clock import EPOCH
+from kmon.clock import floor
 from kmon.config import Config
 from kmon.config.bins import bin_for
 from kmon.detect.calendar import Calendar
@@ -43,6 +43,8 @@ FEW = 50
 """Monitors of a set up to which all of them are looked at in every sweep: they tell what is usual of all others."""
 DIRECT = 2**26
 """Possible combinations up to which each has a place of its own in memory while cells are summed."""
+PIECE = dt.timedelta(minutes=30)
+"""Of a span, read at once."""
 LATE = 1e-3
 """The share of what was read that may come late before everything is read again."""
 
@@ -57,10 +59,8 @@ class Cube:
     """Up to where its days reach: a later sweep needs another base."""
     bin: dt.timedelta
     grain: dt.timedelta
-    sets: tuple[tuple[str, ...], ...]
-    """Grouping sets; the last one is of everything together, watched or not."""
-    monitors: pl.DataFrame
-    """A row a monitor: `set`, then the dimensions as numbers; everything together comes last."""
+    keys: Keys
+    """Who its monitors are."""
     today: dict[str, Floats]
     """By measure: (grains, monitors), from RECENT bins before `as_of` on, with room for all up to `until`."""
     days: dict[str, Day]
@@ -69,9 +69,6 @@ class Cube:
     """Up to where `today` is filled."""
     late: int
     """Events that had come late to the store by then."""
-
-    keys: Keys
-    """Which combination of numbers is which monitor."""
 
     @classmethod
     def read(
@@ -98,7 +95,7 @@ class Cube:
         dimensions = [d for d in store.schema.dimensions if any(d in grouping for grouping in sets)]
         wanted = {part for metric in config.metrics.values() for part in metric.parts if part is not None} | {EVENTS}
         measures = [m for m in store.schema.measures if m in wanted]
-        read = {span.name: store.cells([span], dimensions, measures, scope, without) for span in spans}
+        read = {span.name: _cells(store, span, dimensions, measures, scope, without) for span in spans}
         sizes = {d: store.cardinality(d) for d in dimensions}
         keys = Keys.of(sets, sizes, read.values(), least) if among is None else Keys.among(sets, sizes, among)
         room = (until - as_of) // grain
@@ -107,8 +104,12 @@ class Cube:
             for span in spans
         }
         days = {span.name: Day(span, tables[span.name]) for span in spans if span.name != TODAY}
-        monitors = keys.monitors(dimensions)
-        return cls(as_of, until, bin_, grain, sets, monitors, tables[TODAY], days, oldest, as_of, late, keys)
+        return cls(as_of, until, bin_, grain, keys, tables[TODAY], days, oldest, as_of, late)
+
+    @functools.cached_property
+    def monitors(self) -> pl.DataFrame:
+        """A row a monitor: `set`, then the dimensions as numbers; everything together comes last."""
+        return self.keys.monitors()
 
     @property
     def start(self) -> dt.datetime:
@@ -127,8 +128,8 @@ class Cube:
         if at <= self.end:
             return
         count, first = (at - self.end) // self.grain, (self.end - self.start) // self.grain
-        dimensions, measures = self.monitors.columns[1:], [*self.today]
-        cells = store.cells([Span(TODAY, self.end, count, self.grain)], dimensions, measures)
+        measures = [*self.today]
+        cells = _cells(store, Span(TODAY, self.end, count, self.grain), [*self.keys.sizes], measures)
         for measure, table in self.keys.summed(cells, measures, count).items():
             self.today[measure][first : first + count] = table
         self.end = at
@@ -208,7 +209,7 @@ class Cube:
             values,
             events,
             store=store,
-            sets=self.sets,
+            sets=self.keys.sets,
             oldest=self.oldest,
             masks=masks,
             outlooks=outlooks,
@@ -245,30 +246,61 @@ class Day:
         return _sum(self.values[measure], start - self.span.start, end - self.span.start, self.span.width, rows)
 
 
-def recall(store: Store, config: Config, at: dt.datetime, cube: Cube | None = None, *, least: float = 1) -> Cube:
-    """The cube for a sweep at `at`: the one that there is, or another one where that does not serve.
+@dataclass(frozen=True)
+class Base:
+    """What the cube for some sweeps is read as."""
 
-    Which base it has depends on `at` alone, so that a replay that was stopped goes on as if it had not been. A large
-    fleet's base is that of one period before, so that it can be read ahead, and has the monitors that usually have
-    `least` events in the longest window, a small one's those that have so many at all.
-    """
-    if cube is None or not cube.serves(store, at):
+    as_of: dt.datetime
+    until: dt.datetime
+    least: float
+    """Events that a monitor has."""
+
+    @classmethod
+    def at(cls, store: Store, config: Config, at: dt.datetime, least: float) -> Base:
+        """For a sweep at `at`, which has monitors with `least` events in some window.
+
+        It depends on nothing else, so that a replay that was stopped goes on as if it had not been. A large fleet's
+        base is that of one period before, so that it can be read ahead, and has the monitors that usually have `least`
+        events in the longest window, a small one's those that have so many at all.
+        """
         bin_ = bin_for(config.windows)
-        large = is_large(store)
-        period = (SELDOM if large else OFTEN) * bin_
-        now = EPOCH + (at - EPOCH) // period * period
-        if large:
-            least *= RECENT * bin_ / max(config.windows)
-            cube = Cube.read(store, config, now - period, now + period, least=least)
-        else:
-            cube = Cube.read(store, config, now, now + period, least=least)
-    cube.advance(store, at)
-    return cube
+        if not is_large(store):
+            now = floor(at, OFTEN * bin_)
+            return cls(now, now + OFTEN * bin_, least)
+        now = floor(at, SELDOM * bin_)
+        usual = least * (RECENT * bin_ / max(config.windows))
+        return cls(now - SELDOM * bin_, now + SELDOM * bin_, usual)
+
+    def next(self) -> Base:
+        """That of the period after this one."""
+        period = (self.until - self.as_of) / 2
+        return Base(self.as_of + period, self.until + period, self.least)
+
+    def read(self, store: Store, config: Config) -> Cube:
+        return Cube.read(store, config, self.as_of, self.until, least=self.least)
 
 
 def is_large(store: Store) -> bool:
     """Whether a base takes so long to read that no sweep must wait for it."""
     return any(store.cardinality(dimension) >= LARGE for dimension in store.schema.dimensions)
+
+
+def recall(
+    store: Store,
+    config: Config,
+    at: dt.datetime,
+    cube: Cube | None = None,
+    *,
+    least: float = 1,
+    shelf: Callable[[dt.datetime], Cube | None] = lambda _: None,
+) -> Cube:
+    """The cube for a sweep at `at`: the one that there is, one that is on the `shelf`, or one that is read now."""
+    base = Base.at(store, config, at, least)
+    if cube is None or cube.as_of != base.as_of or not cube.serves(store, at):
+        kept = shelf(base.as_of)
+        cube = kept if kept is not None and kept.serves(store, at) else base.read(store, config)
+    cube.advance(store, at)
+    return cube
 
 
 def observe(
@@ -289,6 +321,25 @@ def observe(
     """
     cube = Cube.read(store, config, at, scope=scope, without=without, least=least, among=among)
     return cube.fleet(store, config, at, cube.watched(config), masks=masks, outlooks=outlooks)
+
+
+def _cells(
+    store: Store,
+    span: Span,
+    dimensions: Sequence[str],
+    measures: Sequence[str],
+    scope: dict[str, str] | None = None,
+    without: Sequence[dict[str, str]] = (),
+) -> pl.DataFrame:
+    """The cells of a span, asked for in pieces that no limit of the store's cancels."""
+    step = max(1, PIECE // span.width)
+    parts = []
+    for first in range(0, max(span.count, 1), step):
+        start = span.start + first * span.width
+        piece = Span(span.name, start, min(step, span.count - first), span.width)
+        part = store.cells([piece], dimensions, measures, scope, without)
+        parts.append(part.with_columns(pl.col("slot") + first))
+    return pl.concat(parts, how="vertical_relaxed")
 
 
 def _base_spans(
@@ -398,14 +449,14 @@ class Keys:
                 tables[measure][:slots, firsts[number] : firsts[number + 1]] = sums
         return tables
 
-    def monitors(self, dimensions: Sequence[str]) -> pl.DataFrame:
+    def monitors(self) -> pl.DataFrame:
         """A row a monitor: `set`, then the dimensions as numbers, null where the set does not group by them."""
         frames = []
         for number, (grouping, key) in enumerate(zip(self.sets, self.known, strict=True)):
             digits, rest = {}, key
             for dimension in reversed(grouping):
                 rest, digits[dimension] = np.divmod(rest, self.sizes[dimension] + 1)
-            columns = {d: pl.Series(d, digits[d] if d in digits else [None] * len(key), pl.UInt32) for d in dimensions}
+            columns = {d: pl.Series(d, digits[d] if d in digits else [None] * len(key), pl.UInt32) for d in self.sizes}
             frames.append(
                 pl.DataFrame({"set": pl.Series([number], dtype=pl.Int32).new_from_index(0, len(key)), **columns})
             )

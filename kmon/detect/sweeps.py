@@ -19,12 +19,13 @@ import structlog
 from statsmodels.stats.multitest import multipletests
 
 from kmon.calibrate import Calibration, Calibrations, Key, Tail
-from kmon.clock import EPOCH, Laps
+from kmon.clock import EPOCH, Laps, floor
 from kmon.config import Config, DetectorUse, Metric
 from kmon.detect.contract import SCORES, Detector, load_detector, scored
-from kmon.detect.cube import Cube, recall
+from kmon.detect.cube import Base, Cube, is_large, recall
 from kmon.detect.fleet import Fleet, Mask, Outlook, check_taken_over
 from kmon.detect.screen import Pick, pick
+from kmon.detect.shelf import Shelf
 from kmon.detect.silence import Silence
 from kmon.errors import StoreError
 from kmon.store import Store
@@ -167,21 +168,23 @@ def sweep(
     calibrations: Calibrations | None = None,
     outlooks: Sequence[Outlook] = (),
     cube: Cube | None = None,
+    shelf: Shelf | None = None,
     keep: Sequence[Mapping[str, str]] = (),
 ) -> Sweep:
     """Judge every monitor on the windows that end at `at` and were due after the sweep at `since`, default all.
 
     `at` is event time, at or before the watermark: what is not complete is not judged. `masks` are the known
     incidents, whose minutes serve nobody inside them as a reference; `calibrations` come of what the sweeps of the last
-    day saw of normal monitors, `outlooks` are what models forecast. `cube` is that of the sweep before, `keep` are
-    scopes whose scores are wanted in any case. Reads the store, writes nothing.
+    day saw of normal monitors, `outlooks` are what models forecast. `cube` is that of the sweep before, and `shelf`
+    where there may be another; `keep` are scopes whose scores are wanted in any case. Reads the store, writes nothing.
     """
     laps = Laps()
     check_taken_over(store, config, config.metrics.values(), (d for grouping in config.watch for d in grouping))
     loaded = [(use, load_detector(use, config.path.parent)) for use in config.detectors]
     detectors = [(use, d) for use, d in loaded if not isinstance(d, Silence)]
     judges = [d for _, d in detectors]
-    cube = recall(store, config, at, cube, least=_least(config, judges))
+    there = shelf.take if shelf is not None else (lambda _: None)
+    cube = recall(store, config, at, cube, least=_least(config, judges), shelf=there)
     laps.end("read")
     widths = [w for w in due_windows(config, at, since) if not cube.quiet(at, w)]  # else no partner's outage
     known = calibrations or {}
@@ -280,6 +283,21 @@ def _tails(found: Sequence[Scored], families: Mapping[dt.timedelta, Family]) -> 
         for (metric,), part in normal.group_by("metric"):
             tails[str(metric), one.width.total_seconds()] = Tail.of(part["raw"].to_numpy())
     return tails
+
+
+def read_ahead(store: Store, config: Config, at: dt.datetime, shelf: Shelf) -> bool:
+    """Have the cube ready that sweeps of the next period need, where none shall wait for it: in a large fleet.
+
+    `at` is the newest instant of which all data is there. Returns whether there was anything to do.
+    """
+    if not is_large(store):
+        return False
+    detectors = [load_detector(use, config.path.parent) for use in config.detectors if use.use != Silence.name]
+    base = Base.at(store, config, at, _least(config, detectors)).next()
+    cube = shelf.take(base.as_of) or base.read(store, config)
+    cube.advance(store, floor(at, config.every))
+    shelf.put(cube)
+    return True
 
 
 def _scored(

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from kmon.jobs.kernels import Kernel, KernelPool
-from kmon.jobs.runner import run_job, runs_folder
+from kmon.jobs.runner import run_job
 from kmon.jobs.scheduler import Scheduler
 
-__all__ = ["Kernel", "KernelPool", "Scheduler", "run_job", "runs_folder"]
+__all__ = ["Kernel", "KernelPool", "Scheduler", "run_job"]

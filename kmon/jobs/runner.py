@@ -55,7 +55,7 @@ def run_job(
     run = Run(new_id("run"), name, clock(), None, "running", None, None)
     _close_abandoned(name, job, ledger, run.started_at)
     ledger.save_run(run)
-    output = runs_folder(config, store) / name / f"{run.started_at.astimezone(dt.UTC):%Y-%m-%dT%H-%M-%S.%fZ}.ipynb"
+    output = config.beside("runs", store) / name / f"{run.started_at.astimezone(dt.UTC):%Y-%m-%dT%H-%M-%S.%fZ}.ipynb"
     try:
         with _as_job_error():
             notebook = _find(name, job, config)
@@ -75,13 +75,6 @@ def run_job(
     run = _ended(run, clock(), output)
     ledger.save_run(run)
     return run
-
-
-def runs_folder(config: Config, store: str | None = None) -> Path:
-    """Where executed notebooks are kept: ``runs`` beside the store's file, or beside kmon.yaml without a local one."""
-    here = [Path(store)] if store and not store.startswith(SCHEME) else []
-    configured = [] if config.store.startswith(SCHEME) else [config.resolve(config.store)]
-    return [*here, *configured, config.path][0].absolute().parent / "runs"
 
 
 def one_line(text: str) -> str:

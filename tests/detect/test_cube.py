@@ -113,7 +113,7 @@ def test_keys_are_their_combinations() -> None:
         schema_overrides={"a": pl.UInt32, "b": pl.UInt32},
     )
     keys = Keys.of((("b", "a"), ("a",), ()), {"a": 2, "b": 3}, [cells], least=2)
-    found = keys.monitors(["a", "b"]).rows()
+    found = keys.monitors().rows()
     # a value that an event did not have (0) is nobody's, nor is one that is newer than the keys (9)
     assert found == [(0, 1, 1), (0, 1, 3), (1, 1, None), (2, None, None)]
     assert [keys.rows_of(scope) for scope in ({"a": 1, "b": 3}, {"a": 1}, {})] == [[1], [2], [3]]

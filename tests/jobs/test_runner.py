@@ -16,7 +16,7 @@ from papermill.iorw import load_notebook_node
 
 from kmon.config import Config
 from kmon.errors import JobError, UsageError
-from kmon.jobs import KernelPool, run_job, runs_folder
+from kmon.jobs import KernelPool, run_job
 from kmon.ledger import Ledger, Run
 
 Configure = Callable[..., Config]
@@ -126,7 +126,7 @@ def test_a_missing_or_broken_notebook_is_a_failed_run(configure: Configure, ledg
 
 def test_only_the_newest_notebooks_are_kept(configure: Configure, ledger: Ledger, pool: KernelPool) -> None:
     config = configure(ok={"notebook": "ok.ipynb", "keep": 2})
-    folder = runs_folder(config) / "ok"
+    folder = config.beside("runs") / "ok"
     folder.mkdir(parents=True)
     for day in ("2026-01-02", "2026-01-01", "2026-01-03"):
         (folder / f"{day}T00-00-00.000000Z.ipynb").touch()

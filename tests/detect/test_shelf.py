@@ -1,0 +1,116 @@
+"""Cubes on disk: who starts afresh goes on where the one before it was, and nothing in the folder can mislead it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kmon.config import Config
+from kmon.detect import Shelf, cube, observe, read_ahead, sweep
+from kmon.detect.cube import Cube, recall
+from kmon.store import EmbeddedStore
+from tests.detect.worlds import AT, MINUTE, config, shop, traffic
+
+
+@pytest.fixture
+def store() -> Iterator[EmbeddedStore]:
+    with shop(traffic(4.0)) as opened:
+        yield opened
+
+
+def shelf(folder: Path, store: EmbeddedStore, **changes: Any) -> Shelf:
+    return Shelf.of(folder / "cubes", store, config(**changes))
+
+
+def values(store: EmbeddedStore, settings: Config, found: Cube, at: dt.datetime) -> Any:
+    return found.fleet(store, settings, at, found.watched(settings)).values["sessions"]
+
+
+def test_another_process_goes_on_where_the_last_one_was(store: EmbeddedStore, tmp_path: Path) -> None:
+    first = recall(store, config(), AT - 10 * MINUTE)
+    shelf(tmp_path, store).put(first)
+    for ago in (8, 3):
+        at = AT - ago * MINUTE
+        taken = shelf(tmp_path, store).take(first.as_of)
+        assert taken is not None
+        assert taken.end < at
+        taken.advance(store, at)
+        shelf(tmp_path, store).put(taken)
+        anew = observe(store, config(), at).values["sessions"]
+        assert np.array_equal(values(store, config(), taken, at), anew)
+    again = shelf(tmp_path, store).take(first.as_of)
+    assert again is not None
+    assert again.end == AT - 3 * MINUTE
+    assert again.monitors.equals(first.monitors)
+
+
+def test_a_sweep_reads_only_what_is_new(store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sweep(store, config(), AT - MINUTE)
+    assert before.cube is not None
+    shelf(tmp_path, store).put(before.cube)
+    read = []
+    cells = store.cells
+
+    def noted(spans: Any, *rest: Any) -> Any:
+        read.extend(span.count * span.width for span in spans)
+        return cells(spans, *rest)
+
+    monkeypatch.setattr(store, "cells", noted)
+    after = sweep(store, config(), AT - 0 * MINUTE, shelf=shelf(tmp_path, store))
+    assert sum(read, dt.timedelta()) > 60 * MINUTE  # another period: another base
+    read.clear()
+    afresh = sweep(store, config(), AT - MINUTE, shelf=shelf(tmp_path, store))
+    assert read == []
+    assert afresh.scored[0].scores.equals(before.scored[0].scores)
+    assert after.monitors == before.monitors
+
+
+def test_what_cannot_be_used_is_read_again(store: EmbeddedStore, tmp_path: Path) -> None:
+    found = recall(store, config(), AT)
+    shelf(tmp_path, store).put(found)
+    assert shelf(tmp_path, store).take(AT) is not None
+    assert shelf(tmp_path, store).take(AT + 15 * MINUTE) is None
+    for changes in ({"windows": ["10m"]}, {"watch": [[]]}, {"every": "10s"}):
+        assert shelf(tmp_path, store, **changes).take(AT) is None  # by another configuration
+    with shop(traffic(4.0, minutes=30)) as other:
+        assert shelf(tmp_path, other).take(AT) is None  # of another store
+    (where,) = (tmp_path / "cubes").iterdir()
+    (where / "today.0.npy").write_bytes(b"torn")
+    assert shelf(tmp_path, store).take(AT) is None
+    assert not where.exists()
+    shelf(tmp_path, store).put(found)
+    (where / "cube.json").write_text("{}", encoding="utf-8")
+    assert shelf(tmp_path, store).take(AT) is None
+
+
+def test_the_newest_two_are_kept(store: EmbeddedStore, tmp_path: Path) -> None:
+    for n in range(4):
+        shelf(tmp_path, store).put(Cube.read(store, config(), AT - (60 - 15 * n) * MINUTE))
+    assert sorted(p.name for p in (tmp_path / "cubes").iterdir()) == ["20260110T113000", "20260110T114500"]
+
+
+def test_a_full_disk_is_no_reason_not_to_judge(store: EmbeddedStore, tmp_path: Path) -> None:
+    (tmp_path / "cubes").write_text("no folder", encoding="utf-8")
+    shelf(tmp_path, store).put(recall(store, config(), AT))
+    assert (tmp_path / "cubes").read_text(encoding="utf-8") == "no folder"
+
+
+def test_a_large_fleet_is_read_ahead(store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the first sweep of the next half hour finds it, but for the last minutes."""
+    at = AT - 2 * MINUTE
+    assert not read_ahead(store, config(), at, shelf(tmp_path, store))  # a small one is not
+    monkeypatch.setattr(cube, "LARGE", 6)
+    assert read_ahead(store, config(), at, shelf(tmp_path, store))
+    ahead = shelf(tmp_path, store).take(AT - 30 * MINUTE)
+    assert ahead is not None
+    assert ahead.end == at
+    assert ahead.serves(store, AT + 29 * MINUTE)
+    monkeypatch.setattr(Cube, "read", None)  # nobody reads another
+    assert sweep(store, config(), AT, shelf=shelf(tmp_path, store)).monitors > 0
+    shutil.rmtree(tmp_path / "cubes")
