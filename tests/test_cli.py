@@ -111,7 +111,7 @@ def test_detect_says_when_there_is_nothing_new(replayed):
         (["label", "incident", "--metric", "orders", "-s", "s.duckdb"], 2, "needs --metric, --from and --to"),
         (["label", "--remove", "lbl_9", "-s", "s.duckdb"], 2, "there is no label 'lbl_9': 'kmon label' lists them"),
         (["label", "-s", "none.duckdb"], 1, "none.ledger.sqlite does not exist"),
-        (["jobs", "run", "nope"], 2, "there is no job 'nope': it is one of deep_scan, detect"),
+        (["jobs", "run", "nope"], 2, "there is no job 'nope': it is one of deep_scan, detect, prepare"),
         (["simulate", "--out", "x", "--partners", "0"], 2, "'--partners'"),
         (["init", "--example", "nope"], 2, "there is no example 'nope': there is online_retail"),
     ],
