@@ -49,6 +49,10 @@ STEADY = 0.01
 """Least relative variance of a level from day to day."""
 LOOSE = 1.0
 """Relative variance of a level of today that no other day is like, such as a holiday's."""
+LIMITED = 1.0
+"""Standard deviations of chance by which a shape is moved towards the fleet's at most."""
+DIFFER = 0.02
+"""Relative variance by which monitors differ in their shape where the fleet does not tell."""
 LIKELY = 2e-4
 """The same of a rate."""
 SHAPELESS = 3e-3
@@ -251,6 +255,10 @@ def _counts(given: References) -> Expectation:
     disagreement = _disagreement(shapes[: len(given.days)], weights[: len(given.days)], noise)
     effective, around = effective / noise, around / noise  # what varies more tells less
     fit = _of(given.company, ~flat & (before > 0) & ~given.unlike)
+    usual_window = before * (window[fit].sum() / max(before[fit].sum(), 1e-9)) if len(fit) else window
+    near_events = usual_window / given.bins * _kernel(given).sum() / noise
+    chance = (1 / (near_events + 0.5) + 1 / (effective * before + 0.5) + wander) / np.maximum(used, 1)
+    window, shaped = _shaped(window, usual_window, chance, fit)
     usual = today[fit].sum() / before[fit].sum() if len(fit) else 1.0
     level = usual * (before + 0.5 / effective)
     base = level / effective * (1 + usual / np.maximum(used, 1))
@@ -261,7 +269,7 @@ def _counts(given: References) -> Expectation:
     discount = 1 / (1 + effective * level * LEVEL_DRIFT * given.bin / SHORT)
     share = discount * effective * level / (prior + discount * effective * level)
     factor = usual * (prior + discount * counted) / (prior + discount * effective * level)
-    drift = 1 / (prior + discount * counted) + 1 / (around + 0.5)
+    drift = 1 / (prior + discount * counted) + shaped / (around + 0.5)
     drift += share / (effective * before * np.maximum(used, 1) + 0.5)
     drift += np.where(given.unlike, TREND, 0.0)  # the shape is of another kind of day, too
     expected = np.where(flat, alone.window, factor * window)
@@ -380,6 +388,21 @@ def _disagreement(shapes: Sequence[_Shape], weights: Sequence[Floats], noise: Fl
     spread = (share * (said - mean) ** 2).sum(axis=0) * days / np.maximum(days - 1, 1e-9) / np.maximum(mean, 0.5) ** 2
     spread -= (share * chance).sum(axis=0)
     return np.where(days > 1.2, np.clip(spread, 0.0, 1.0) * (1 + 1 / days), 0.0)
+
+
+def _shaped(window: Floats, usual: Floats, chance: Floats, fit: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """The window of other days, shrunk towards the one that the fleet makes `usual`; and how far it is its own.
+
+    The few events of a small monitor are a poor guess of its shape: it is its own only as far as monitors differ in
+    theirs by more than `chance`, a relative variance (empirical Bayes). But nothing is moved by more than chance could
+    have: a few monitors live by other clocks (limited translation; Efron and Morris 1972).
+    """
+    telling = fit[usual[fit] >= FEW]
+    square, off = usual[telling] ** 2, (window - usual)[telling] ** 2
+    differ = overdispersion(off, square * chance[telling], square, most=1.0, guess=DIFFER, weight=PRIOR)
+    moved = LIMITED * np.sqrt(chance) * usual / np.maximum(np.abs(window - usual), 1e-9)
+    own = np.maximum(differ / (differ + chance), 1 - moved)
+    return usual + own * (window - usual), own
 
 
 def _weighted(parts: Sequence[Floats], weights: Sequence[Floats], m: int, columns: int | None = None) -> Floats:
