@@ -101,7 +101,7 @@ def explain(
         first = holder.child(row)
         explained = [c for p in pending for c in (p.take(scope) if alone else p.explain(row, scope))]
         if not alone and not holder.scored.apart:
-            rest.take_away(holder.fleet, scope)
+            rest.take_away(holder.fleet, scope, [row for p in pending for row in p.still_asked()])
             explained += [c for p in pending for c in p.judge_again()]
         keys = ("metric", "direction", "observed", "expected", "lower", "upper", "p_value", "effect", "evidence")
         causes.append(
@@ -125,19 +125,24 @@ class _Rest:
         self.causes: list[Scope] = []
         self._fleet: Fleet | None = None
         self._taken = 0
+        self._asked = pl.DataFrame()
 
-    def take_away(self, whole: Fleet, scope: Scope) -> None:
-        """Remove the events of one more scope; none is taken away twice."""
+    def take_away(self, whole: Fleet, scope: Scope, rows: Sequence[int]) -> None:
+        """Remove the events of one more scope from the monitors in some rows; none is taken away twice.
+
+        The others keep them: they are not asked for any more, and tell what is usual with them or without.
+        """
         self._fleet = self._fleet or whole
         self.causes.append(scope)
+        self._asked = whole.monitors[np.unique(np.array(rows, dtype=np.int64))]
 
     @property
     def fleet(self) -> Fleet | None:
         """None while there is no cause."""
         while self._fleet is not None and self._taken < len(self.causes):
             without, scope = self.causes[: self._taken], self.causes[self._taken]
-            whole = self._fleet
-            part = observe(self._store, self._config, whole.at, scope=scope, without=without, among=whole.monitors)
+            whole, among = self._fleet, self._asked
+            part = observe(self._store, self._config, whole.at, scope=scope, without=without, among=among)
             self._fleet = whole.minus(part)
             self._taken += 1
         return self._fleet
@@ -205,6 +210,13 @@ class _Pending:
             gone.append(part.select("metric", "row").with_columns(gone=~still))
         marked = self.flagged.join(pl.concat(gone), on=["metric", "row"], how="left", maintain_order="left")
         return self._remove(marked["gone"] & ~marked["alone"])
+
+    def still_asked(self) -> Iterator[int]:
+        """The rows that may be judged again."""
+        if not self.scored.apart:
+            yield from self.flagged["row"]
+            for metric in self.faint["metric"].unique():
+                yield from (row["row"] for row in self.most_telling_faint(metric))
 
     def most_telling_faint(self, metric: str) -> Iterator[Row]:
         yield from self.faint.filter(pl.col("metric") == metric).top_k(FAINT, by="evidence").iter_rows(named=True)

@@ -32,6 +32,7 @@ from kmon.detect.fleet import DAY, TODAY, Fleet, Mask, Outlook, assembled, grain
 from kmon.errors import UsageError
 from kmon.store import Span, Store
 from kmon.store.schema import EVENTS
+from kmon.store.sql import Where
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
@@ -43,6 +44,8 @@ FEW = 50
 """Monitors of a set up to which all of them are looked at in every sweep: they tell what is usual of all others."""
 DIRECT = 2**26
 """Possible combinations up to which each has a place of its own in memory while cells are summed."""
+NAMED = 500
+"""Values of a dimension that are asked for by name."""
 PIECE = dt.timedelta(minutes=30)
 """Of a span, read at once."""
 LATE = 1e-3
@@ -95,8 +98,12 @@ class Cube:
         dimensions = [d for d in store.schema.dimensions if any(d in grouping for grouping in sets)]
         wanted = {part for metric in config.metrics.values() for part in metric.parts if part is not None} | {EVENTS}
         measures = [m for m in store.schema.measures if m in wanted]
-        read = {span.name: _cells(store, span, dimensions, measures, scope, without) for span in spans}
         sizes = {d: store.cardinality(d) for d in dimensions}
+        where, asked = dict[str, str | Sequence[str]](scope or {}), dimensions
+        if among is not None:
+            asked = [d for d in dimensions if among[d].is_not_null().any()]
+            where |= {d: named for d in asked if d not in where and (named := _named(store, among[d]))}
+        read = {span.name: _cells(store, span, asked, measures, where, without) for span in spans}
         keys = Keys.of(sets, sizes, read.values(), least) if among is None else Keys.among(sets, sizes, among)
         room = (until - as_of) // grain
         tables = {
@@ -120,7 +127,7 @@ class Cube:
         """Whether a sweep at `at` can be made of it: its days reach so far, and little came late since it was read."""
         if not self.as_of <= at <= self.until or (at - self.start) % self.grain:
             return False
-        read = float(self.today[EVENTS][:, -1].sum()) if self.monitors.height else 0.0
+        read = float(self.today[EVENTS][:, self.everything].sum())
         return store.late() - self.late <= LATE * read
 
     def advance(self, store: Store, at: dt.datetime) -> None:
@@ -160,13 +167,19 @@ class Cube:
 
     def quiet(self, at: dt.datetime, width: dt.timedelta) -> bool:
         """Whether there is not one event of anybody in the window."""
-        return not self.between(EVENTS, at - width, at)[-1:].any()
+        return not self.between(EVENTS, at - width, at, self.everything).any()
 
     # ---- some monitors in full ---------------------------------------------------------------------------------------
 
     def watched(self, config: Config) -> Ints:
         """The rows of the monitors, of which everything together is one only where it is watched."""
-        return np.arange(self.monitors.height - (() not in config.watch and self.monitors.height > 0))
+        rows = np.arange(self.monitors.height)
+        return rows if () in config.watch else np.setdiff1d(rows, self.everything)
+
+    @functools.cached_property
+    def everything(self) -> Ints:
+        """The row of all events together, which is there unless the cube is of some monitors only."""
+        return np.flatnonzero((self.monitors["set"] == len(self.keys.sets) - 1).to_numpy())
 
     @property
     def common(self) -> Ints:
@@ -199,8 +212,7 @@ class Cube:
         needed = spans_for(at, self.bin, self.grain, self.oldest)
         spans = calendar.widened(needed)
         values = {measure: self._slots(measure, spans, rows) for measure in self.today}
-        last = np.arange(self.monitors.height)[-1:]
-        events = self._slots(EVENTS, spans, last).sum(axis=0)
+        events = self._slots(EVENTS, spans, self.everything).sum(axis=0)
         fleet = assembled(
             at,
             self.bin,
@@ -328,8 +340,8 @@ def _cells(
     span: Span,
     dimensions: Sequence[str],
     measures: Sequence[str],
-    scope: dict[str, str] | None = None,
-    without: Sequence[dict[str, str]] = (),
+    where: Where | None = None,
+    without: Sequence[Where] = (),
 ) -> pl.DataFrame:
     """The cells of a span, asked for in pieces that no limit of the store's cancels."""
     step = max(1, PIECE // span.width)
@@ -337,9 +349,19 @@ def _cells(
     for first in range(0, max(span.count, 1), step):
         start = span.start + first * span.width
         piece = Span(span.name, start, min(step, span.count - first), span.width)
-        part = store.cells([piece], dimensions, measures, scope, without)
+        part = store.cells([piece], dimensions, measures, where, without)
         parts.append(part.with_columns(pl.col("slot") + first))
     return pl.concat(parts, how="vertical_relaxed")
+
+
+def _named(store: Store, numbers: pl.Series) -> list[str]:
+    """The values of a dimension that all of some monitors have, where there are not too many to ask for by name."""
+    asked = numbers.unique()
+    return (
+        list(store.names(numbers.name, asked.to_list()).values())
+        if len(asked) <= NAMED and numbers.null_count() == 0
+        else []
+    )
 
 
 def _base_spans(
@@ -403,7 +425,7 @@ class Keys:
         found = []
         for number, grouping in enumerate(sets):
             key = empty.key(monitors.filter(pl.col("set") == number), grouping)
-            found.append(np.unique(key[key >= 0]) if grouping else np.zeros(1, dtype=np.int64))
+            found.append(np.unique(key[key >= 0]))
         return cls(sets, sizes, tuple(found))
 
     @property
@@ -439,6 +461,8 @@ class Keys:
         given = {m: np.flatnonzero(amount) for m, amount in amounts.items()}
         for number, grouping in enumerate(self.sets):
             known = self.known[number]
+            if not len(known):
+                continue
             place = _places(self.key(cells, grouping), known, self.size(grouping))
             index = np.where(place >= 0, slot * len(known) + place, -1)
             for measure, some in given.items():
