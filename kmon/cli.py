@@ -438,6 +438,7 @@ def why(
 ) -> None:
     """Why a monitor fired, or did not."""
     from kmon import arguments
+    from kmon.alerts.message import quantity
     from kmon.config import show_duration
     from kmon.ledger import open_ledger
     from kmon.store import open_for_reading
@@ -453,6 +454,11 @@ def why(
         show.print_json(found.public())
         return
     show.out.print(show.visible(found.sentence), markup=False)
+    watched = loaded.metrics[metric]
+
+    def figure(value: float | None) -> str | None:
+        return None if value is None else quantity(watched, value)
+
     columns = [
         "window", "verdict", "seen", "expected", "from", "to", "p-value", "cut-off", "level from", "shape from", "",
     ]  # fmt: skip
@@ -460,8 +466,9 @@ def why(
         (
             show_duration(w.width),
             w.outcome,
-            w.observed if w.observed is not None else w.value,
-            *(w.expected, w.lower, w.upper, w.p_value, w.cutoff),
+            figure(w.value if w.observed is None and watched.kind == "count" else w.observed),
+            *map(figure, (w.expected, w.lower, w.upper)),
+            *(w.p_value, w.cutoff),
             f"{w.recent_bins} bins",
             ", ".join(f"{day} {weight:.0%}" for day, weight in (w.days or {}).items()) or "-",
             w.reason,
