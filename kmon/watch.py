@@ -70,6 +70,9 @@ class Outcome:
     def new(self) -> list[Incident]:
         return [decision.incident for decision in self.decisions if decision.action == "new"]
 
+    def __repr__(self) -> str:
+        return f"<Outcome {self}>"  # an executed notebook keeps it, and a sweep has many frames
+
     def __str__(self) -> str:
         if self.sweep is None:
             return self.reason
