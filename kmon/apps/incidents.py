@@ -87,6 +87,6 @@ def row(config: Config, incident: Incident, watermark: dt.datetime | None, *, se
 
 
 def loss(incident: Incident) -> list[str]:
-    """What was lost, by measure; what was gained counts as nothing."""
+    """What was lost, by measure, as far as it is known: to the whole one. What was gained counts as nothing."""
     named = {m: words.title(m).lower() if m.endswith("s") else f"in {words.title(m).lower()}" for m in incident.impact}
-    return [f"{words.number(-v)} {named[m]}" for m, v in incident.impact.items() if v < 0]
+    return [f"{words.number(round(-v))} {named[m]}" for m, v in incident.impact.items() if round(-v) > 0]
