@@ -64,7 +64,7 @@ def scope(config: Config, texts: Sequence[str] | None) -> dict[str, str]:
 def verdict(words: Sequence[str]) -> tuple[str, Word]:
     """An incident and what is said of it."""
     if len(words) != 2:
-        message = f"{' '.join(words)!r} is no label: write an incident and one of {', '.join(WORDS)}"
+        message = f"say what {words[0]} was: 'kmon label {words[0]} {'|'.join(WORDS)}'"
         raise UsageError(message)
     return words[0], cast(Word, known("label", words[1], WORDS))
 

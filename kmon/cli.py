@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="kmon", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 jobs_app = typer.Typer(invoke_without_command=True)
-app.add_typer(jobs_app, name="jobs", help="The history of scheduled notebooks; 'jobs run NAME' runs one now.")
+app.add_typer(jobs_app, name="jobs", help="What scheduled notebooks did; 'jobs run NAME' runs one.")
 
 ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="The configuration.")]
 StorePath = Annotated[
@@ -68,7 +68,7 @@ def init(
 
 @app.command()
 def demo(folder: Annotated[Path, typer.Argument(metavar="DIR")] = Path("demo")) -> None:
-    """Run everything on simulated traffic with incidents, until Ctrl-C."""
+    """Everything, on simulated traffic, until Ctrl-C."""
     from kmon import demo as demo_
     from kmon import parts
     from kmon.supervise import Supervisor
@@ -115,7 +115,10 @@ def _up(config: Config) -> str:
 
 @app.command()
 def reload(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output = "table") -> None:
-    """Have the kmon that runs take over an edited kmon.yaml; says what has changed."""
+    """Have a running kmon take over an edited kmon.yaml.
+
+    Says what has changed.
+    """
     from kmon import parts
     from kmon import reload as reload_
     from kmon.doctor import check_named
@@ -139,7 +142,10 @@ def simulate(
     seed: int = 1,
     format: Output = "table",
 ) -> None:
-    """Write made-up events (events-*.ndjson.zst), their truth.json and partners.csv."""
+    """Write made-up events with labelled incidents.
+
+    They are in events-*.ndjson.zst, the labels in truth.json, and the partners in partners.csv.
+    """
     from kmon.sources.simulate import write
 
     with show.progress("simulating") as (bar, task):
@@ -201,7 +207,10 @@ def replay(
     deliver: Annotated[bool, typer.Option(help="Send the alerts too.")] = False,
     format: Output = "table",
 ) -> None:
-    """Send recorded events through the pipeline with a sweep at each step, as if live."""
+    """Judge recorded events as if they were live.
+
+    They go through the same pipeline, with a sweep at each step.
+    """
     from kmon import arguments, parts
     from kmon.ledger import open_ledger
     from kmon.replay import replay as run
@@ -316,26 +325,36 @@ def label(
     what: Annotated[
         Optional[list[str]],
         typer.Argument(
-            metavar="[INCIDENT true|false|new-normal | incident]",
-            help="What to say of an incident, or 'incident' of a stretch of time that had one; default list all.",
+            metavar="[INCIDENT] [WORD]",
+            help="An incident and true, false or new-normal; or the word incident.",
         ),
     ] = None,
-    metric: Annotated[Optional[str], typer.Option(help="Of a stretch of time.")] = None,
+    metric: Annotated[Optional[str], typer.Option(help="Of the incident that was not found.")] = None,
     where: Wheres = None,
-    start: Annotated[Optional[str], typer.Option("--from", help="Where the stretch begins; RFC 3339.")] = None,
-    end: Annotated[Optional[str], typer.Option("--to", help="Where it ends.")] = None,
+    start: Annotated[Optional[str], typer.Option("--from", help="When it began; RFC 3339.")] = None,
+    end: Annotated[Optional[str], typer.Option("--to", help="When it ended.")] = None,
     remove: Annotated[Optional[str], typer.Option(metavar="LABEL", help="Take a label back.")] = None,
     by: Annotated[Optional[str], typer.Option(help="Who says so; default the user.")] = None,
     config: ConfigPath = DEFAULT,
     store: StorePath = None,
     format: Output = "table",
 ) -> None:
-    """Say what an incident was: real, a false alarm, the new normal; or that there was one that was not found."""
+    """Say what an incident was.
+
+    'kmon label INCIDENT true' that it was real, 'false' a false alarm, 'new-normal' a level that stays.
+
+    'kmon label incident --metric M --where K=V --from T --to T' that there was one that kmon did not find.
+
+    'kmon label' alone lists what was said.
+    """
     from kmon import arguments, environment, labels
     from kmon.ledger import open_ledger
 
     loaded, words = _load(config), what or []
     scope, who = arguments.scope(loaded, where), by or environment.user()
+    if words != ["incident"] and (metric, where, start, end) != (None,) * 4:
+        message = "--metric, --where, --from and --to tell of one that was not found: write 'kmon label incident ...'"
+        raise UsageError(message)
     stretch = arguments.stretch(loaded, metric, start, end) if words == ["incident"] else None
     with open_ledger(loaded, store, must_exist=stretch is None) as ledger:
         if remove is not None:
@@ -419,6 +438,7 @@ def why(
 ) -> None:
     """Why a monitor fired, or did not."""
     from kmon import arguments
+    from kmon.alerts.message import quantity
     from kmon.config import show_duration
     from kmon.ledger import open_ledger
     from kmon.store import open_for_reading
@@ -434,6 +454,11 @@ def why(
         show.print_json(found.public())
         return
     show.out.print(show.visible(found.sentence), markup=False)
+    watched = loaded.metrics[metric]
+
+    def figure(value: float | None) -> str | None:
+        return None if value is None else quantity(watched, value)
+
     columns = [
         "window", "verdict", "seen", "expected", "from", "to", "p-value", "cut-off", "level from", "shape from", "",
     ]  # fmt: skip
@@ -441,8 +466,9 @@ def why(
         (
             show_duration(w.width),
             w.outcome,
-            w.observed if w.observed is not None else w.value,
-            *(w.expected, w.lower, w.upper, w.p_value, w.cutoff),
+            figure(w.value if w.observed is None and watched.kind == "count" else w.observed),
+            *map(figure, (w.expected, w.lower, w.upper)),
+            *(w.p_value, w.cutoff),
             f"{w.recent_bins} bins",
             ", ".join(f"{day} {weight:.0%}" for day, weight in (w.days or {}).items()) or "-",
             w.reason,
@@ -477,7 +503,7 @@ def jobs(
     store: StorePath = None,
     format: Output = "table",
 ) -> None:
-    """The history of scheduled notebooks; 'jobs run NAME' runs one now."""
+    """What scheduled notebooks did; 'jobs run NAME' runs one."""
     from kmon.ledger import open_ledger
 
     if context.invoked_subcommand:
@@ -524,7 +550,7 @@ def jobs_run(
 
 @app.command()
 def status(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output = "table") -> None:
-    """Offsets, lag, watermark, rows, bytes, last sweep, queue and dead letters."""
+    """How far the data is, and how kmon itself is."""
     from kmon.status import status as collect
 
     found = collect(_load(config), store)
@@ -547,7 +573,7 @@ def status(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output
 
 @app.command()
 def doctor(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output = "table") -> None:
-    """Check the installation, the configuration, the source and the sinks."""
+    """Check installation, configuration, source and sinks."""
     from kmon.doctor import examine
 
     checks = list(examine(_load(config), store))
@@ -602,9 +628,10 @@ def bench(
         Literal["table", "json", "markdown"], typer.Option("--format", "-f", help="For people, programs or docs.")
     ] = "table",
 ) -> None:
-    """Measure kmon against its limits and others: ingest, latency, query, storage, soak, or detect and its parts.
+    """Measure kmon against its limits and others.
 
-    The parts of detect are detect-simulator, detect-series and detect-rootcause; detect-models is apart.
+    NAME is ingest, latency, query, storage or soak; detect, or one of its parts detect-simulator, detect-series and
+    detect-rootcause; detect-speed; or detect-models.
     """
     from kmon import arguments
     from kmon import bench as bench_

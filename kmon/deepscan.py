@@ -12,7 +12,7 @@ import datetime as dt
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from kmon.watch import show_scope
 Floats = npt.NDArray[np.float64]
 Scope = dict[str, str]
 DAY = dt.timedelta(days=1)
+HOUR = dt.timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,17 @@ class DeepScan:
         rows = [{"where": show_scope(f.scope), **{key: getattr(f, key) for key in keys}} for f in self.fits]
         return pl.DataFrame(rows, schema=_TABLE, orient="row")
 
-    def charts(self, count: int = 2) -> Picture:
-        """The last day of the first series that were fitted, with what their models forecast without knowing it."""
+    def charts(self, count: int = 2) -> Picture | None:
+        """The last day of the first series that were fitted, with what their models forecast without knowing it.
+
+        None where no model could be fitted.
+        """
         from matplotlib.figure import Figure
 
         shown = [(one, one.tested) for one in self.scanned if one.tested is not None][:count]
-        figure = Figure(figsize=(9, 2.4 * max(1, len(shown))), layout="constrained")
+        if not shown:
+            return None
+        figure = Figure(figsize=(9, 2.4 * len(shown)), layout="constrained")
         for number, (one, tested) in enumerate(shown):
             axes = figure.add_subplot(len(shown), 1, number + 1)
             hours = (np.arange(len(one.seen)) - len(one.seen)) / 12
@@ -102,7 +108,7 @@ class DeepScan:
 class Picture:
     """A PNG that a notebook shows."""
 
-    png: bytes
+    png: bytes = field(repr=False)
 
     def _repr_png_(self) -> bytes:
         return self.png
@@ -156,8 +162,11 @@ def scan(
     at = floor(min(at or mark, mark), STEP)
     end = floor(at - RECENT * bin_for(config.windows), STEP)
     start = max(end - config.models.history, floor(store.oldest() or at, STEP))
-    if start >= end:
-        return DeepScan(None, (), 0.0, "the history is too short: there is none before the last hours")
+    if end - start < 2 * DAY:
+        hours = max(0, (end - start) // HOUR)
+        return DeepScan(
+            None, (), 0.0, f"the history is too short: {hours} hours before the last ones, a model needs 48"
+        )
     measures = measures_of(config)
     check_taken_over(store, config, config.metrics.values(), [d for s in config.models.monitors for d in s])
     past = _Past(store, ledger, config, start, end)

@@ -20,15 +20,20 @@ SURGE = 2.0
 """What counts as a rise from nothing."""
 
 
-def beginning(store: Store, config: Config, incident: Incident, at: dt.datetime) -> dt.datetime:
+def beginning(
+    store: Store, config: Config, incident: Incident, at: dt.datetime, earliest: dt.datetime | None = None
+) -> dt.datetime:
     """The most likely time of change from the expected level to the incident's (Hinkley 1970), before `at`.
 
+    Not before `earliest`, such as when the level changed for good: what was seen earlier tells of another level.
     Counts by their Poisson likelihood, rates by their binomial one, means by the distance to either level; to the
     minute, or to a fifteenth of the window that showed it.
     """
     metric = config.metrics[incident.metric]
     grain = max(MINUTE, incident.window // 15 // MINUTE * MINUTE)
     n = max(30, int(3 * incident.window / grain))
+    if earliest is not None:
+        n = max(1, min(n, (at - earliest) // grain))
     begin = at - n * grain
     rows = store.measures(incident.scope, begin, at, grain)
     grid = pl.DataFrame(

@@ -70,6 +70,9 @@ class Outcome:
     def new(self) -> list[Incident]:
         return [decision.incident for decision in self.decisions if decision.action == "new"]
 
+    def __repr__(self) -> str:
+        return f"<Outcome {self}>"  # an executed notebook keeps it, and a sweep has many frames
+
     def __str__(self) -> str:
         if self.sweep is None:
             return self.reason
@@ -182,7 +185,7 @@ class Watch:
         settled = {i.id for i in references.settled}
         decided = decide(self._config, at, causes, known, recheck, ended, settled)
         over = {i.id for i in known if i.resolved_at is not None}
-        begun = [self._begun(at, d) for d in decided if d.incident.id not in over]
+        begun = [self._begun(at, d, references) for d in decided if d.incident.id not in over]
         passed = state.passed(begun, known)
         held = tuple(d for d in passed if d.action == "held")
         decisions = [self._told(at, d, references) for d in passed if d.action != "held"]
@@ -270,11 +273,13 @@ class Watch:
 
     # ---- what people want to know ------------------------------------------------------------------------------------
 
-    def _begun(self, at: dt.datetime, decision: Decision) -> Decision:
+    def _begun(self, at: dt.datetime, decision: Decision, references: References) -> Decision:
         """The decision with a new incident's beginning."""
         if decision.action != "new":
             return decision
-        started_at = beginning(self._store, self._config, decision.incident, at)
+        shifts = references.config.calendar.shifts
+        changed = [s.at for s in shifts if s.at < at and s.scope.items() <= decision.incident.scope.items()]
+        started_at = beginning(self._store, self._config, decision.incident, at, max(changed, default=None))
         return replace(decision, incident=replace(decision.incident, started_at=started_at))
 
     def _told(self, at: dt.datetime, decision: Decision, references: References) -> Decision:

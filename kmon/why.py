@@ -13,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from kmon.alerts.message import quantity
 from kmon.calibrate import Calibration, Key
 from kmon.clock import floor
-from kmon.config import PIPELINE, Config, show_duration
-from kmon.detect import Family, Scored, Sweep
+from kmon.config import PIPELINE, Config, Metric, show_duration
+from kmon.detect import Family, Scored, Silence, Sweep
 from kmon.detect.expect import RECENT, expect
 from kmon.detect.fleet import numbers_of
 from kmon.detect.guests import row_of
@@ -133,12 +134,15 @@ def why(
     watch = Watch(config, store, known, deliver=False)  # type: ignore[arg-type]
     sweep, causes, told = watch.examine(moment, keep=[scope])
     cause = _cause_of(causes, metric, scope)
-    windows = tuple(_window(config, store, sweep, scored, metric, scope, cause) for scored in sweep.scored)
+    looks = [
+        s for s in sweep.scored if not isinstance(s.detector, Silence) or s.detector.watches(config, metric, scope)
+    ]
+    windows = tuple(_window(config, store, sweep, scored, metric, scope, cause) for scored in looks)
     masks = tuple(mask for mask in told.masks if related(mask.scope, scope))
     then = ledger.overlapping(moment, moment)
     partners = [i for i in then if i.metric != PIPELINE]
     incident = next((i for i in partners if cause and related(i.scope, cause.scope)), None)
-    outcome, sentence = _told(metric, scope, moment, windows, cause, incident)
+    outcome, sentence = _told(metric, config.metrics[metric], scope, moment, windows, cause, incident)
     if cause and incident is None and len(partners) < len(then):
         sentence += "; the data itself was in trouble then, which holds back what it explains"
     other = cause.scope if cause and (cause.metric, cause.scope) != (metric, scope) else None
@@ -191,11 +195,13 @@ def _window(
 ) -> Window:
     fleet, width, name = scored.fleet, scored.width, scored.detector.name
     numbers = numbers_of(store, scope)
-    row = row_of(fleet, numbers) if len(numbers) == len(scope) else None
+    seen = len(numbers) == len(scope)
+    row = row_of(fleet, numbers) if seen else None
     if scored.apart:
         return _apart(sweep, scored, metric, scope, row, cause)
     if row is None:
-        reason = "too few events in the last two hours and at this time of the other days"
+        few = "too few events in the last two hours and at this time of the other days"
+        reason = few if seen else "no event of it was ever seen"
         return Window(width, name, "not judged", reason, 0.0, 0.0)
     others = scored.scores.filter((pl.col("metric") == metric) & (pl.col("row") != row)).select("row", "company")
     rows = np.append(others["row"].to_numpy(), row)
@@ -276,7 +282,7 @@ def _judged(
     if scored.use.shadow:
         return "suppressed", "the detector is on trial: it scores, and alerts nobody"
     if cause is not None and (cause.metric, cause.scope) == (score["metric"], scope):
-        return "fired", "its own change explains it"
+        return "fired", "it is the cause itself"
     if cause is not None:
         return "explained", f"by {cause.metric} {cause.direction} of {show_scope(cause.scope)}"
     return "suppressed", "an anomaly only in the company of others that are explained"
@@ -286,7 +292,8 @@ _ORDER: tuple[Outcome, ...] = ("fired", "explained", "suppressed", "normal", "no
 
 
 def _told(
-    metric: str,
+    name: str,
+    metric: Metric,
     scope: dict[str, str],
     at: dt.datetime,
     windows: Sequence[Window],
@@ -294,15 +301,16 @@ def _told(
     incident: Incident | None,
 ) -> tuple[Outcome, str]:
     """What the most telling window says, in a sentence."""
-    what = f"{metric} of {show_scope(scope)} at {at:%Y-%m-%d %H:%M:%S} UTC"
+    what = f"{name} of {show_scope(scope)} at {at:%Y-%m-%d %H:%M:%S} UTC"
     if not windows:
         return "not judged", f"{what} was not judged: there was not one event anywhere, the source was quiet"
     best = min(windows, key=lambda w: (_ORDER.index(w.outcome), w.p_value if w.p_value is not None else 1.0))
     if best.observed is None or best.expected is None or best.lower is None or best.upper is None:
         return best.outcome, f"{what} was not judged: {best.reason}"
     seen = (
-        f"in {show_duration(best.width)} {_number(best.observed)} was seen and {_number(best.expected)} expected"
-        f" ({_number(best.lower)} to {_number(best.upper)} is normal)"
+        f"in {show_duration(best.width)} {quantity(metric, best.observed)} was seen and"
+        f" {quantity(metric, best.expected)} expected"
+        f" ({quantity(metric, best.lower)} to {quantity(metric, best.upper)} is normal)"
     )
     verb = {
         "fired": "fired",
@@ -312,7 +320,3 @@ def _told(
     }
     belongs = f"; it belongs to {incident.id}" if incident is not None and cause is not None else ""
     return best.outcome, f"{what} {verb[best.outcome]}: {seen}; {best.reason}{belongs}"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -127,7 +127,10 @@ def test_a_run_tells_what_it_fitted(store: EmbeddedStore, ledger: Ledger) -> Non
     assert str(found).startswith("2026-01-10 12:00 UTC: 4 series fitted, 2 not, ")
     assert found.table["where"].to_list() == ["partner=small"] * 2 + ["everything"] * 2 + ["partner=large"] * 2
     assert found.table["error"].null_count() == 4
-    assert found.charts(3)._repr_png_().startswith(b"\x89PNG")
+    picture = found.charts(3)
+    assert picture is not None
+    assert picture._repr_png_().startswith(b"\x89PNG")
+    assert repr(picture) == "Picture()"  # an executed notebook keeps it beside the picture
 
 
 def test_nothing_to_fit_is_said(ledger: Ledger) -> None:
@@ -135,8 +138,16 @@ def test_nothing_to_fit_is_said(ledger: Ledger) -> None:
         assert str(scan(settings(models={}), empty, ledger)).startswith("no models are configured")
         assert str(scan(settings(), empty, ledger)) == "the store has no events yet"
         add(empty, traffic(days=1).tail(100))
-        assert str(scan(settings(), empty, ledger)).startswith("the history is too short")
+        assert str(scan(settings(), empty, ledger)).startswith("the history is too short: 0 hours before")
         assert scan(settings(models={}), empty, ledger).table.is_empty()
+
+
+def test_a_short_history_is_no_failure(ledger: Ledger) -> None:
+    with EmbeddedStore(":memory:", settings()) as young:
+        add(young, traffic(days=2))
+        found = scan(settings(), young, ledger)
+    assert str(found) == "the history is too short: 46 hours before the last ones, a model needs 48"
+    assert (found.charts(), ledger.fits()) == (None, [])
 
 
 def test_a_fit_knows_nothing_from_after_its_time(store: EmbeddedStore, ledger: Ledger) -> None:

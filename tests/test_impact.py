@@ -40,6 +40,16 @@ def test_the_beginning_is_found_to_the_minute(
     assert abs(start - (AT - ago * MINUTE)) <= MINUTE
 
 
+def test_it_did_not_begin_before_the_level_had_changed_for_good() -> None:
+    """Nobody buys for twenty minutes, which is the new normal; three minutes ago they buy again."""
+    shut = P1 & pl.col("today") & pl.col("ago").is_between(4, 20)
+    found = replace(incident(), metric="conversion", observed=0.5, expected=0.001, direction="up")
+    with shop(traffic(8.0, pl.when(shut).then(0.0).otherwise(0.5))) as store:
+        starts = [beginning(store, config(), found, AT, after) for after in (None, AT - 20 * MINUTE)]
+    assert starts[0] < AT - 20 * MINUTE
+    assert abs(starts[1] - (AT - 3 * MINUTE)) <= MINUTE
+
+
 def told(measures: list[str], **money: object) -> Config:
     """A configuration that tells the loss in `measures`."""
     return config(incidents={"impact": measures, **({"money": money} if money else {})})

@@ -207,6 +207,18 @@ def test_an_outage_after_a_new_normal_is_an_incident_of_its_own(ledger: Ledger) 
     assert second.expected == pytest.approx(27 * 5, rel=0.2)
 
 
+def test_what_returns_after_a_new_normal_began_when_it_returned(ledger: Ledger) -> None:
+    shut = (pl.col("partner") == "p1") & pl.col("today") & pl.col("ago").is_between(9, 25)
+    with shop(traffic(8.0, pl.when(shut).then(0.02).otherwise(0.5), minutes=120)) as store:
+        look(store, ledger, 25, 18)
+        (first,) = ledger.incidents()
+        say(ledger, first.id, "new-normal")
+        look(store, ledger, 17, 0)
+    _, second = ledger.incidents()
+    assert (second.scope, second.direction) == (P1, "up")
+    assert abs(second.started_at - (AT - 9 * MINUTE)) <= 2 * MINUTE
+
+
 def test_days_before_the_new_normal_are_of_another_kind(ledger: Ledger) -> None:
     """At the new level since an hour before this time yesterday; the day before that was four times as large."""
     old = (pl.col("partner") == "p1") & (pl.col("ts") < (AT - DAY - 60 * MINUTE).replace(tzinfo=None))

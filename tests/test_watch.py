@@ -75,6 +75,7 @@ def test_names_come_back_as_they_are(look: Look, ledger: Ledger) -> None:
         assert {child.scope.get("partner") for child in ledger.anomalies(incident.id)} == {EVIL}
         outcome = Watch(config(), store, ledger).look(AT)
         html = outcome._repr_html_()
+    assert repr(outcome) == f"<Outcome {outcome}>"
     assert outcome.scores["where"][0] == show_scope({"partner": EVIL})
     assert incident.scope == {"partner": EVIL}
     assert "<!channel>" not in html

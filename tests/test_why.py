@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from typing import Any
 
 import polars as pl
@@ -123,4 +124,10 @@ def test_a_monitor_that_nobody_ever_saw_was_not_judged() -> None:
     with shop(traffic()) as store, Ledger.open("sqlite://") as ledger:
         found = why(settings, store, ledger, "sessions", {"partner": "nobody"}, AT)
     assert found.outcome == "not judged"
-    assert "too few events" in found.sentence
+    assert "no event of it was ever seen" in found.sentence
+
+
+def test_a_rate_is_told_in_percent() -> None:
+    with shop(traffic()) as store, Ledger.open("sqlite://") as ledger:
+        found = asked(store, ledger, "conversion", P1, AT)
+    assert re.search(r"in 5m \d+\.\d % was seen and \d+\.\d % expected \(.* % is normal\)", found.sentence)

@@ -15,6 +15,9 @@ from kmon.apps.feed import View
 from kmon.apps.selection import concerns, of_incident, write_query
 from kmon.config import PIPELINE, Config
 from kmon.ledger import Incident
+from kmon.partners import Partner
+
+Known = Callable[[str], Partner | None]
 
 ELSEWHERE = 20
 """How many open incidents outside the selection are listed."""
@@ -40,15 +43,18 @@ class IncidentList(JSComponent):
             self._moved(data["search"])
 
 
-def groups(config: Config, view: View, chosen: str | None) -> list[dict[str, Any]]:
-    """The incidents as the component shows them: those that concern the selection, then what else is open."""
+def groups(config: Config, view: View, chosen: str | None, partner: Known) -> list[dict[str, Any]]:
+    """The incidents as the component shows them: those that concern the selection, then what else is open.
+
+    `partner` tells what is known of a value of the first dimension.
+    """
     where = view.selection.where
     here = [i for i in view.incidents if concerns(where, i)]
     elsewhere = [i for i in view.incidents if not concerns(where, i)]
     here.sort(key=lambda i: (i.resolved_at is not None, -i.started_at.timestamp()))
 
     def group(title: str, nothing: str, some: list[Incident], limit: int) -> dict[str, Any]:
-        rows = [row(config, i, view.watermark, selected=i.id == chosen) for i in some[:limit]]
+        rows = [row(config, i, view.watermark, partner, selected=i.id == chosen) for i in some[:limit]]
         more = f"and {len(some) - limit:,} more" if len(some) > limit else ""
         return {"title": title, "nothing": nothing, "rows": rows, "more": more}
 
@@ -57,7 +63,9 @@ def groups(config: Config, view: View, chosen: str | None) -> list[dict[str, Any
     return [*made, group("Open elsewhere", "", elsewhere, ELSEWHERE)] if elsewhere else made
 
 
-def row(config: Config, incident: Incident, watermark: dt.datetime | None, *, selected: bool = False) -> dict[str, Any]:
+def row(
+    config: Config, incident: Incident, watermark: dt.datetime | None, partner: Known, *, selected: bool = False
+) -> dict[str, Any]:
     """One incident in words."""
     metric = config.metrics.get(incident.metric)
     now = watermark or incident.seen_at
@@ -74,7 +82,7 @@ def row(config: Config, incident: Incident, watermark: dt.datetime | None, *, se
         "href": write_query(config, of_incident(config, incident, watermark)) or "?",
         "severity": incident.severity,
         "what": what,
-        "where": [[words.title(d), words.visible(v)] for d, v in incident.scope.items()],
+        "where": [[words.title(d), words.visible(_named(config, d, v, partner))] for d, v in incident.scope.items()],
         "since": words.moment(incident.started_at, now),
         "lasted": words.duration(until - incident.started_at),
         "observed": observed,
@@ -86,7 +94,13 @@ def row(config: Config, incident: Incident, watermark: dt.datetime | None, *, se
     }
 
 
+def _named(config: Config, dimension: str, value: str, partner: Known) -> str:
+    """A value with its name, where it has one: ``Urban Sport 3 (p3)``, as in alerts."""
+    known = partner(value) if dimension == config.dimensions[0] else None
+    return f"{known.name} ({value})" if known and known.name and known.name != value else value
+
+
 def loss(incident: Incident) -> list[str]:
-    """What was lost, by measure; what was gained counts as nothing."""
+    """What was lost, by measure, as far as it is known: to the whole one. What was gained counts as nothing."""
     named = {m: words.title(m).lower() if m.endswith("s") else f"in {words.title(m).lower()}" for m in incident.impact}
-    return [f"{words.number(-v)} {named[m]}" for m, v in incident.impact.items() if v < 0]
+    return [f"{words.number(round(-v))} {named[m]}" for m, v in incident.impact.items() if round(-v) > 0]

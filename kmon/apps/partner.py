@@ -214,7 +214,7 @@ class PartnerPage:
             parts.choose(card, chosen=name == view.selection.metric)
         _set(self._samples, samples.section(self._config, view.samples, view.watermark))
         self._samples.visible = bool(self._samples.object)
-        made = groups(self._config, view, chosen)
+        made = groups(self._config, view, chosen, self._feed.partner)
         if made != self._incidents.groups:
             self._incidents.groups = made
 

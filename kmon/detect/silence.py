@@ -10,7 +10,7 @@ and who has been silent for `incidents.lasting` is not asked about any more.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -234,6 +234,10 @@ class Silence:
             message = f"the detector 'silence' needs a count: {self.metric!r} is none of {', '.join(counts) or 'none'}"
             raise UsageError(message)
         return self.metric
+
+    def watches(self, config: Config, metric: str, scope: Mapping[str, str]) -> bool:
+        """Whether it is about that monitor."""
+        return metric == self.metric_of(config) and any(set(grouping) == set(scope) for grouping in self.by)
 
     def look(
         self, store: Store, config: Config, at: dt.datetime, masks: Sequence[Mask] = ()

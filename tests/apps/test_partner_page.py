@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -119,9 +120,22 @@ def test_a_link_to_an_incident_shows_when_it_was(filled: Config) -> None:
 
 
 def test_the_list_of_incidents_is_words(filled: Config, opened: PartnerPage) -> None:
-    (row,) = incidents.groups(filled, opened.view, None)[0]["rows"]
+    (row,) = incidents.groups(filled, opened.view, None, Feed(filled).partner)[0]["rows"]
     assert row["where"] == [["Shop", EVIL]]  # text: the browser gets it with textContent
     assert (row["what"], row["loss"], row["status"]) == ("▼ Conversion", "45 purchases", "firing")
+
+
+def test_a_partner_has_its_name_in_the_list(filled: Config, opened: PartnerPage) -> None:
+    (incident,) = opened.view.incidents
+    north = replace(incident, scope={"shop": "north", "region": "EU"})
+    row = incidents.row(filled, north, END, Feed(filled).partner)
+    assert row["where"] == [["Shop", "North & Sons (north)"], ["Region", "EU"]]
+
+
+def test_a_loss_is_told_in_whole_ones(filled: Config, opened: PartnerPage) -> None:
+    (incident,) = opened.view.incidents
+    lost = replace(incident, impact={"purchases": -15.2, "amount": -1201.7, "visits": 3.0, "refunds": -0.4})
+    assert incidents.loss(lost) == ["15 purchases", "1,202 in amount"]
 
 
 def test_a_broken_configuration_is_a_sentence_on_the_page(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -270,3 +270,17 @@ def test_it_looks_every_ten_minutes_and_has_its_own_share_of_the_budget():
     one = config(every="1m", detectors=[{"use": "compare"}, USE])
     assert [Silence().is_due(one, AT + n * MINUTE, AT + (n - 1) * MINUTE) for n in (0, 1, 9, 10)] == [
         True, False, False, True]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("metric", "scope", "is_about"),
+    [
+        ("sessions", {"partner": "p1"}, True),
+        ("orders", {"partner": "p1"}, False),
+        ("sessions", {"country": "SE"}, False),
+        ("sessions", {}, False),
+    ],
+)
+def test_which_monitors_it_is_about(metric: str, scope: dict[str, str], is_about: bool) -> None:
+    silence = load_detector(DetectorUse(use="silence"), ROOT)
+    assert silence.watches(config(), metric, scope) is is_about
