@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from kmon.clock import floor
+from kmon.clock import EPOCH, floor
 from kmon.config import Config
 from kmon.config.bins import bin_for
 from kmon.detect.calendar import Calendar
@@ -82,15 +82,17 @@ class Cube:
         without: Sequence[dict[str, str]] = (),
         least: float = 1,
         among: pl.DataFrame | None = None,
+        grain: dt.timedelta | None = None,
     ) -> Cube:
         """The base: monitors with `least` events today or on one of the days, for sweeps `until` then.
 
         Only the events inside `scope` and outside all of the scopes `without`; only of the monitors `among` others.
+        `grain` is how fine today is, by default as sweeps at `as_of` need it.
         """
         until = until or as_of
         late, oldest = store.late(), store.oldest() or as_of
-        bin_, grain = bin_for(config.windows), grain_for(as_of, [*config.windows, config.every])
-        spans = _base_spans(store, config, as_of, until, oldest)
+        bin_, grain = bin_for(config.windows), grain or grain_for(as_of, [*config.windows, config.every])
+        spans = _base_spans(store, config, as_of, until, oldest, grain)
         sets = (*(tuple(grouping) for grouping in config.watch if grouping), ())
         dimensions = [d for d in store.schema.dimensions if any(d in grouping for grouping in sets)]
         wanted = {part for metric in config.metrics.values() for part in metric.parts if part is not None} | {EVENTS}
@@ -116,12 +118,23 @@ class Cube:
         """Where `today` begins."""
         return self.as_of - RECENT * self.bin
 
-    def serves(self, store: Store, at: dt.datetime) -> bool:
-        """Whether a sweep at `at` can be made of it: its days reach so far, and little came late since it was read."""
+    def serves(self, store: Store, config: Config, at: dt.datetime) -> bool:
+        """Whether a sweep at `at` can be made of it: its days reach so far, and little came late since it was read.
+
+        They need not where a time zone was heard of since, in which the clocks were changed.
+        """
         if not self.as_of <= at <= self.until or (at - self.start) % self.grain:
+            return False
+        needed = Calendar(config, store).widened(spans_for(at, self.bin, self.grain, self.oldest)[2:])
+        if not all(self._has(span) for span in needed):
             return False
         read = float(self.today[EVENTS][:, -1].sum()) if self.monitors.height else 0.0
         return store.late() - self.late <= LATE * read
+
+    def _has(self, span: Span) -> bool:
+        """Whether a day was read that far."""
+        day = self.days.get(span.name)
+        return day is not None and day.span.start <= span.start and span.end <= day.span.end
 
     def advance(self, store: Store, at: dt.datetime) -> None:
         """Read what has passed since, up to `at`; nothing of monitors that were too small at the base."""
@@ -254,6 +267,8 @@ class Base:
     until: dt.datetime
     least: float
     """Events that a monitor has."""
+    grain: dt.timedelta
+    """The finest parts of today."""
 
     @classmethod
     def at(cls, store: Store, config: Config, at: dt.datetime, least: float) -> Base:
@@ -263,21 +278,23 @@ class Base:
         base is that of one period before, so that it can be read ahead, and has the monitors that usually have `least`
         events in the longest window, a small one's those that have so many at all.
         """
-        bin_ = bin_for(config.windows)
+        bin_, grain = bin_for(config.windows), grain_for(at, [*config.windows, config.every])
+        if (at - EPOCH) % grain:  # its windows begin and end between those of all others
+            return cls(at, at, least, grain)
         if not is_large(store):
             now = floor(at, OFTEN * bin_)
-            return cls(now, now + OFTEN * bin_, least)
+            return cls(now, now + OFTEN * bin_, least, grain)
         now = floor(at, SELDOM * bin_)
         usual = least * (RECENT * bin_ / max(config.windows))
-        return cls(now - SELDOM * bin_, now + SELDOM * bin_, usual)
+        return cls(now - SELDOM * bin_, now + SELDOM * bin_, usual, grain)
 
     def next(self) -> Base:
         """That of the period after this one."""
         period = (self.until - self.as_of) / 2
-        return Base(self.as_of + period, self.until + period, self.least)
+        return replace(self, as_of=self.as_of + period, until=self.until + period)
 
     def read(self, store: Store, config: Config) -> Cube:
-        return Cube.read(store, config, self.as_of, self.until, least=self.least)
+        return Cube.read(store, config, self.as_of, self.until, least=self.least, grain=self.grain)
 
 
 def is_large(store: Store) -> bool:
@@ -296,9 +313,9 @@ def recall(
 ) -> Cube:
     """The cube for a sweep at `at`: the one that there is, one that is on the `shelf`, or one that is read now."""
     base = Base.at(store, config, at, least)
-    if cube is None or cube.as_of != base.as_of or not cube.serves(store, at):
+    if cube is None or cube.as_of != base.as_of or not cube.serves(store, config, at):
         kept = shelf(base.as_of)
-        cube = kept if kept is not None and kept.serves(store, at) else base.read(store, config)
+        cube = kept if kept is not None and kept.serves(store, config, at) else base.read(store, config)
     cube.advance(store, at)
     return cube
 
@@ -343,10 +360,10 @@ def _cells(
 
 
 def _base_spans(
-    store: Store, config: Config, as_of: dt.datetime, until: dt.datetime, oldest: dt.datetime
+    store: Store, config: Config, as_of: dt.datetime, until: dt.datetime, oldest: dt.datetime, grain: dt.timedelta
 ) -> list[Span]:
     """What a base reads: today by grain, and the days as far as sweeps `until` then need them."""
-    bin_, grain = bin_for(config.windows), grain_for(as_of, [*config.windows, config.every])
+    bin_ = bin_for(config.windows)
     start, more = as_of - RECENT * bin_, -(-(until - as_of) // bin_)
     last = spans_for(until, bin_, grain, oldest)[2:]
     spans = [replace(span, start=span.start - more * bin_, count=span.count + more) for span in last]

@@ -110,7 +110,7 @@ def test_a_large_fleet_is_read_ahead(store: EmbeddedStore, tmp_path: Path, monke
     ahead = shelf(tmp_path, store).take(AT - 30 * MINUTE)
     assert ahead is not None
     assert ahead.end == at
-    assert ahead.serves(store, AT + 29 * MINUTE)
+    assert ahead.serves(store, config(), AT + 29 * MINUTE)
     monkeypatch.setattr(Cube, "read", None)  # nobody reads another
     assert sweep(store, config(), AT, shelf=shelf(tmp_path, store)).monitors > 0
     shutil.rmtree(tmp_path / "cubes")
