@@ -15,7 +15,7 @@ import datetime as dt
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from kmon.config import Config
 from kmon.config.bins import bin_for
 from kmon.detect.calendar import Calendar
 from kmon.detect.expect import RECENT
-from kmon.detect.fleet import DAY, TODAY, Fleet, Mask, Outlook, assembled, grain_for, numbers_of, spans_for
+from kmon.detect.fleet import DAY, MINUTE, TODAY, Fleet, Mask, Outlook, assembled, grain_for, numbers_of, spans_for
 from kmon.errors import UsageError
 from kmon.store import Span, Store
 from kmon.store.schema import EVENTS
@@ -348,15 +348,30 @@ def _cells(
     scope: dict[str, str] | None = None,
     without: Sequence[dict[str, str]] = (),
 ) -> pl.DataFrame:
-    """The cells of a span, asked for in pieces that no limit of the store's cancels."""
-    step = max(1, PIECE // span.width)
+    """The cells of a span; of what is kept by the minute by now, a minute is in the slot in which it begins."""
     parts = []
-    for first in range(0, max(span.count, 1), step):
-        start = span.start + first * span.width
-        piece = Span(span.name, start, min(step, span.count - first), span.width)
+    for piece in _pieces(store, span):
+        first, join = (piece.start - span.start) // span.width, piece.width // span.width
         part = store.cells([piece], dimensions, measures, scope, without)
-        parts.append(part.with_columns(pl.col("slot") + first))
+        parts.append(part.with_columns(pl.col("slot") * join + first))
     return pl.concat(parts, how="vertical_relaxed")
+
+
+def _pieces(store: Store, span: Span) -> Iterator[Span]:
+    """A span as it is asked for: in pieces that no limit of the store's cancels, and as fine as it is kept."""
+    start, kept = span.start, store.begins("rollup_10s") if span.width < MINUTE else None
+    if kept is not None and kept > start:
+        end, minute = min(kept, span.end), -(-(start - EPOCH) // MINUTE) * MINUTE + EPOCH
+        yield from _cut(Span(span.name, minute, -(-(end - minute) // MINUTE), MINUTE))
+        start = end
+    yield from _cut(replace(span, start=start, count=(span.end - start) // span.width))
+
+
+def _cut(span: Span) -> Iterator[Span]:
+    """One span at least, which may be empty."""
+    step = max(1, PIECE // span.width)
+    for first in range(0, max(span.count, 1), step):
+        yield replace(span, start=span.start + first * span.width, count=max(min(step, span.count - first), 0))
 
 
 def _base_spans(

@@ -14,6 +14,7 @@ from kmon.detect.cube import Cube, Keys, recall
 from kmon.errors import UsageError
 from kmon.sources import Move
 from kmon.store import Commit, EmbeddedStore
+from kmon.store.upkeep import Upkeep
 from tests.detect.worlds import AT, DAY, MINUTE, add, config, shop, traffic
 
 SECOND = dt.timedelta(seconds=1)
@@ -61,6 +62,27 @@ def test_it_is_as_fine_as_sweeps_are_frequent(store: EmbeddedStore, every: str, 
     end = AT - grain
     there = store.totals({"partner": "p1"}, end - 5 * MINUTE, end)["sessions"]
     assert fleet.total("sessions", 5 * MINUTE).tolist() == [there]
+
+
+@pytest.mark.parametrize("keep", [{}, {"ten_seconds": "30m"}])
+def test_what_has_moved_to_minutes_is_read_by_the_minute(keep: dict[str, str]) -> None:
+    """With sweeps every ten seconds, and later, when somebody asks why."""
+    settings = config(every="10s", keep=keep)
+    with shop(traffic(4.0, minutes=150), settings) as opened:
+        for hours in (0, 3):
+            before, going = (recall(opened, settings, AT - 2 * MINUTE) for _ in range(2))
+            before.advance(opened, AT)
+            Upkeep(opened, settings).run(AT + hours * 60 * MINUTE, AT)
+            after = recall(opened, settings, AT - 2 * MINUTE)
+            for each in (after, going):
+                each.advance(opened, AT)
+            rows = before.watched(settings)
+            for measure in ("sessions", "orders"):
+                for ago in (0, 20, 110):
+                    part = measure, AT - (ago + 10) * MINUTE, AT - ago * MINUTE, rows
+                    assert np.array_equal(after.between(*part), before.between(*part))
+                    assert np.array_equal(going.between(*part), before.between(*part))
+                    assert before.between(*part).any()
 
 
 @pytest.mark.parametrize("seconds", [30, 45, 90])
