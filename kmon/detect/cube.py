@@ -69,6 +69,8 @@ class Cube:
     """Up to where `today` is filled."""
     late: int
     """Events that had come late to the store by then."""
+    copy: str = ""
+    """Which copy on a shelf its tables are, if any."""
 
     @classmethod
     def read(
