@@ -123,9 +123,11 @@ class Cube:
     def serves(self, store: Store, config: Config, at: dt.datetime) -> bool:
         """Whether a sweep at `at` can be made of it: its days reach so far, and little came late since it was read.
 
-        They need not where a time zone was heard of since, in which the clocks were changed.
+        They need not where older history came since, or a time zone was heard of in which the clocks were changed.
         """
         if not self.as_of <= at <= self.until or (at - self.start) % self.grain:
+            return False
+        if (store.oldest() or self.oldest) < self.oldest:
             return False
         needed = Calendar(config, store).widened(spans_for(at, self.bin, self.grain, self.oldest)[2:])
         if not all(self._has(span) for span in needed):

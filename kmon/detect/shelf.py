@@ -52,7 +52,7 @@ class Shelf:
         a page of a table holds may not have reached the disk when it went down.
         """
         parts = [config.watch, config.windows, config.every, config.detectors, config.metrics]
-        parts += [store.schema, store.oldest(), store.noted(ID), _boot()]
+        parts += [store.schema, store.noted(ID), _boot()]
         return cls(folder, hashlib.sha256(repr(parts).encode()).hexdigest())
 
     def take(self, as_of: dt.datetime) -> Cube | None:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from kmon.config import Config
 from kmon.detect import Shelf, cube, observe, read_ahead, sweep
 from kmon.detect.cube import Cube, recall
 from kmon.store import EmbeddedStore
-from tests.detect.worlds import AT, MINUTE, config, shop, traffic
+from tests.detect.worlds import AT, MINUTE, add, config, shop, traffic
 
 
 @pytest.fixture
@@ -148,6 +149,19 @@ def test_nothing_is_kept_beyond_a_start_of_the_machine(
     shelf(tmp_path, store).put(recall(store, config(), AT))
     monkeypatch.setattr("kmon.detect.shelf._boot", lambda: "another")
     assert shelf(tmp_path, store).take(AT) is None
+
+
+def test_what_was_read_before_older_history_came_is_read_again(tmp_path: Path) -> None:
+    """However few events it has."""
+    events, path = traffic(4.0), tmp_path / "kmon.duckdb"
+    old = pl.col("event_time") < (AT - 60 * MINUTE).replace(tzinfo=None)
+    with EmbeddedStore(path, config()) as opened:
+        add(opened, events.filter(~old))
+        shelf(tmp_path, opened).put(recall(opened, config(), AT - MINUTE))
+    with EmbeddedStore(path, config()) as opened:
+        add(opened, events.filter(old))
+        found = recall(opened, config(), AT - MINUTE, shelf=shelf(tmp_path, opened).take)
+        assert [*found.days] == ["day1"]
 
 
 def test_the_newest_two_are_kept(store: EmbeddedStore, tmp_path: Path) -> None:
