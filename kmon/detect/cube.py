@@ -28,7 +28,19 @@ from kmon.config import Config
 from kmon.config.bins import bin_for
 from kmon.detect.calendar import Calendar
 from kmon.detect.expect import RECENT
-from kmon.detect.fleet import DAY, MINUTE, TODAY, Fleet, Mask, Outlook, assembled, grain_for, numbers_of, spans_for
+from kmon.detect.fleet import (
+    DAY,
+    FINE,
+    MINUTE,
+    TODAY,
+    Fleet,
+    Mask,
+    Outlook,
+    assembled,
+    grain_for,
+    numbers_of,
+    spans_for,
+)
 from kmon.errors import UsageError
 from kmon.store import Span, Store
 from kmon.store.schema import EVENTS
@@ -161,14 +173,19 @@ class Cube:
 
     @functools.cached_property
     def usual(self) -> dict[str, npt.NDArray[np.float64]]:
-        """By measure: (monitors), of a bin, today or on the day that had most; as of the base."""
-        bins = (self.as_of - self.start) / self.bin
-        found = {}
-        for measure in self.today:
-            means = [self.between(measure, self.start, self.as_of) / bins]
-            means += [day.values[measure].sum(axis=0, dtype=np.float64) / day.span.count for day in self.days.values()]
-            found[measure] = np.max(means, axis=0)
-        return found
+        """By measure: (monitors), of a bin, in the FINE bins today or on a day that had most; as of the base.
+
+        Of fewer bins than all, as there are shops that have just opened.
+        """
+        each = self.bin // self.grain
+        recent = {measure: table[: RECENT * each] for measure, table in self.today.items()}
+        return {
+            measure: np.max(
+                [_busiest(table, FINE * each) * each, *(_busiest(d.values[measure], FINE) for d in self.days.values())],
+                axis=0,
+            )
+            for measure, table in recent.items()
+        }
 
     @functools.cached_property
     def lot(self) -> Ints:
@@ -402,6 +419,13 @@ def _sum(
     if high < last:
         found -= (last - high) * part[-1]
     return np.asarray(found)
+
+
+def _busiest(table: Floats, slots: int) -> npt.NDArray[np.float64]:
+    """(monitors): the mean of a slot where so many next to each other have most; the last ones may be more."""
+    firsts = np.arange(0, len(table) - slots + 1, slots)
+    sums = np.add.reduceat(table, firsts, axis=0, dtype=np.float64)
+    return np.asarray((sums / np.diff([*firsts, len(table)])[:, None]).max(axis=0))
 
 
 @dataclass(frozen=True)
