@@ -212,9 +212,11 @@ def replay(
     They go through the same pipeline, with a sweep at each step.
     """
     from kmon import arguments, parts
+    from kmon.detect import Shelf
     from kmon.ledger import open_ledger
     from kmon.replay import replay as run
     from kmon.store import EmbeddedStore
+    from kmon.watch import CUBES
 
     loaded = _load(config)
     if every:
@@ -242,6 +244,7 @@ def replay(
                 task, note=f"{done.events:,} events" + (f", judged up to {at:%Y-%m-%d %H:%M}" if at else "")
             ),
             stop=stop,
+            shelf=Shelf.of(loaded.beside(CUBES, path), owned, loaded),
         )
         if deliver:
             bar.update(task, description="delivering")

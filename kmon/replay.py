@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kmon.config import Config
+from kmon.detect import Shelf
 from kmon.ingest import Ingestion, Progress
 from kmon.ledger import Ledger
 from kmon.sources.files import FilesSource
@@ -43,15 +44,17 @@ def replay(
     deliver: bool = False,
     on_progress: Callable[[Progress, dt.datetime | None], None] | None = None,
     stop: threading.Event | None = None,
+    shelf: Shelf | None = None,
 ) -> Summary:
     """Replay `files` in the given order, which is arrival order.
 
     A sweep is made each time the watermark passes a multiple of `every`, from `detect_from` on. A replay that was
     stopped goes on where it was: what the store has is not read again, and what the ledger has judged is not judged
-    again. Incidents are recorded; alerts go into the outbox only with `deliver`.
+    again. On the `shelf` is what its sweeps had read, without what came late since: only with it the same is found as
+    in one go. Incidents are recorded; alerts go into the outbox only with `deliver`.
     """
     began = time.monotonic()
-    watch = Watch(config, store, ledger, deliver=deliver)
+    watch = Watch(config, store, ledger, deliver=deliver, shelf=shelf)
     last = ledger.last_sweep()
     judged = last.at if last else None
     sweeps = incidents = 0

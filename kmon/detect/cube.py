@@ -15,7 +15,7 @@ import datetime as dt
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,12 +23,24 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from kmon.clock import floor
+from kmon.clock import EPOCH, floor
 from kmon.config import Config
 from kmon.config.bins import bin_for
 from kmon.detect.calendar import Calendar
 from kmon.detect.expect import RECENT
-from kmon.detect.fleet import DAY, TODAY, Fleet, Mask, Outlook, assembled, grain_for, numbers_of, spans_for
+from kmon.detect.fleet import (
+    DAY,
+    FINE,
+    MINUTE,
+    TODAY,
+    Fleet,
+    Mask,
+    Outlook,
+    assembled,
+    grain_for,
+    numbers_of,
+    spans_for,
+)
 from kmon.errors import UsageError
 from kmon.store import Span, Store
 from kmon.store.schema import EVENTS
@@ -72,6 +84,8 @@ class Cube:
     """Up to where `today` is filled."""
     late: int
     """Events that had come late to the store by then."""
+    copy: str = ""
+    """Which copy on a shelf its tables are, if any."""
 
     @classmethod
     def read(
@@ -85,15 +99,17 @@ class Cube:
         without: Sequence[dict[str, str]] = (),
         least: float = 1,
         among: pl.DataFrame | None = None,
+        grain: dt.timedelta | None = None,
     ) -> Cube:
         """The base: monitors with `least` events today or on one of the days, for sweeps `until` then.
 
         Only the events inside `scope` and outside all of the scopes `without`; only of the monitors `among` others.
+        `grain` is how fine today is, by default as sweeps at `as_of` need it.
         """
         until = until or as_of
         late, oldest = store.late(), store.oldest() or as_of
-        bin_, grain = bin_for(config.windows), grain_for(as_of, [*config.windows, config.every])
-        spans = _base_spans(store, config, as_of, until, oldest)
+        bin_, grain = bin_for(config.windows), grain or grain_for(as_of, [*config.windows, config.every])
+        spans = _base_spans(store, config, as_of, until, oldest, grain)
         sets = (*(tuple(grouping) for grouping in config.watch if grouping), ())
         dimensions = [d for d in store.schema.dimensions if any(d in grouping for grouping in sets)]
         wanted = {part for metric in config.metrics.values() for part in metric.parts if part is not None} | {EVENTS}
@@ -123,12 +139,25 @@ class Cube:
         """Where `today` begins."""
         return self.as_of - RECENT * self.bin
 
-    def serves(self, store: Store, at: dt.datetime) -> bool:
-        """Whether a sweep at `at` can be made of it: its days reach so far, and little came late since it was read."""
+    def serves(self, store: Store, config: Config, at: dt.datetime) -> bool:
+        """Whether a sweep at `at` can be made of it: its days reach so far, and little came late since it was read.
+
+        They need not where older history came since, or a time zone was heard of in which the clocks were changed.
+        """
         if not self.as_of <= at <= self.until or (at - self.start) % self.grain:
+            return False
+        if (store.oldest() or self.oldest) < self.oldest:
+            return False
+        needed = Calendar(config, store).widened(spans_for(at, self.bin, self.grain, self.oldest)[2:])
+        if not all(self._has(span) for span in needed):
             return False
         read = float(self.today[EVENTS][:, self.everything].sum())
         return store.late() - self.late <= LATE * read
+
+    def _has(self, span: Span) -> bool:
+        """Whether a day was read that far."""
+        day = self.days.get(span.name)
+        return day is not None and day.span.start <= span.start and span.end <= day.span.end
 
     def advance(self, store: Store, at: dt.datetime) -> None:
         """Read what has passed since, up to `at`; nothing of monitors that were too small at the base."""
@@ -151,14 +180,19 @@ class Cube:
 
     @functools.cached_property
     def usual(self) -> dict[str, npt.NDArray[np.float64]]:
-        """By measure: (monitors), of a bin, today or on the day that had most; as of the base."""
-        bins = (self.as_of - self.start) / self.bin
-        found = {}
-        for measure in self.today:
-            means = [self.between(measure, self.start, self.as_of) / bins]
-            means += [day.values[measure].sum(axis=0, dtype=np.float64) / day.span.count for day in self.days.values()]
-            found[measure] = np.max(means, axis=0)
-        return found
+        """By measure: (monitors), of a bin, in the FINE bins today or on a day that had most; as of the base.
+
+        Of fewer bins than all, as there are shops that have just opened.
+        """
+        each = self.bin // self.grain
+        recent = {measure: table[: RECENT * each] for measure, table in self.today.items()}
+        return {
+            measure: np.max(
+                [_busiest(table, FINE * each) * each, *(_busiest(d.values[measure], FINE) for d in self.days.values())],
+                axis=0,
+            )
+            for measure, table in recent.items()
+        }
 
     @functools.cached_property
     def lot(self) -> Ints:
@@ -266,6 +300,8 @@ class Base:
     until: dt.datetime
     least: float
     """Events that a monitor has."""
+    grain: dt.timedelta
+    """The finest parts of today."""
 
     @classmethod
     def at(cls, store: Store, config: Config, at: dt.datetime, least: float) -> Base:
@@ -275,21 +311,23 @@ class Base:
         base is that of one period before, so that it can be read ahead, and has the monitors that usually have `least`
         events in the longest window, a small one's those that have so many at all.
         """
-        bin_ = bin_for(config.windows)
+        bin_, grain = bin_for(config.windows), grain_for(at, [*config.windows, config.every])
+        if (at - EPOCH) % grain:  # its windows begin and end between those of all others
+            return cls(at, at, least, grain)
         if not is_large(store):
             now = floor(at, OFTEN * bin_)
-            return cls(now, now + OFTEN * bin_, least)
+            return cls(now, now + OFTEN * bin_, least, grain)
         now = floor(at, SELDOM * bin_)
         usual = least * (RECENT * bin_ / max(config.windows))
-        return cls(now - SELDOM * bin_, now + SELDOM * bin_, usual)
+        return cls(now - SELDOM * bin_, now + SELDOM * bin_, usual, grain)
 
     def next(self) -> Base:
         """That of the period after this one."""
         period = (self.until - self.as_of) / 2
-        return Base(self.as_of + period, self.until + period, self.least)
+        return replace(self, as_of=self.as_of + period, until=self.until + period)
 
     def read(self, store: Store, config: Config) -> Cube:
-        return Cube.read(store, config, self.as_of, self.until, least=self.least)
+        return Cube.read(store, config, self.as_of, self.until, least=self.least, grain=self.grain)
 
 
 def is_large(store: Store) -> bool:
@@ -308,9 +346,9 @@ def recall(
 ) -> Cube:
     """The cube for a sweep at `at`: the one that there is, one that is on the `shelf`, or one that is read now."""
     base = Base.at(store, config, at, least)
-    if cube is None or cube.as_of != base.as_of or not cube.serves(store, at):
+    if cube is None or cube.as_of != base.as_of or not cube.serves(store, config, at):
         kept = shelf(base.as_of)
-        cube = kept if kept is not None and kept.serves(store, at) else base.read(store, config)
+        cube = kept if kept is not None and kept.serves(store, config, at) else base.read(store, config)
     cube.advance(store, at)
     return cube
 
@@ -343,32 +381,44 @@ def _cells(
     where: Where | None = None,
     without: Sequence[Where] = (),
 ) -> pl.DataFrame:
-    """The cells of a span, asked for in pieces that no limit of the store's cancels."""
-    step = max(1, PIECE // span.width)
+    """The cells of a span; of what is kept by the minute by now, a minute is in the slot in which it begins."""
     parts = []
-    for first in range(0, max(span.count, 1), step):
-        start = span.start + first * span.width
-        piece = Span(span.name, start, min(step, span.count - first), span.width)
+    for piece in _pieces(store, span):
+        first, join = (piece.start - span.start) // span.width, piece.width // span.width
         part = store.cells([piece], dimensions, measures, where, without)
-        parts.append(part.with_columns(pl.col("slot") + first))
+        parts.append(part.with_columns(pl.col("slot") * join + first))
     return pl.concat(parts, how="vertical_relaxed")
+
+
+def _pieces(store: Store, span: Span) -> Iterator[Span]:
+    """A span as it is asked for: in pieces that no limit of the store's cancels, and as fine as it is kept."""
+    start, kept = span.start, store.begins("rollup_10s") if span.width < MINUTE else None
+    if kept is not None and kept > start:
+        end, minute = min(kept, span.end), -(-(start - EPOCH) // MINUTE) * MINUTE + EPOCH
+        yield from _cut(Span(span.name, minute, -(-(end - minute) // MINUTE), MINUTE))
+        start = end
+    yield from _cut(replace(span, start=start, count=(span.end - start) // span.width))
+
+
+def _cut(span: Span) -> Iterator[Span]:
+    """One span at least, which may be empty."""
+    step = max(1, PIECE // span.width)
+    for first in range(0, max(span.count, 1), step):
+        yield replace(span, start=span.start + first * span.width, count=max(min(step, span.count - first), 0))
 
 
 def _named(store: Store, numbers: pl.Series) -> list[str]:
     """The values of a dimension that all of some monitors have, where there are not too many to ask for by name."""
     asked = numbers.unique()
-    return (
-        list(store.names(numbers.name, asked.to_list()).values())
-        if len(asked) <= NAMED and numbers.null_count() == 0
-        else []
-    )
+    few = len(asked) <= NAMED and numbers.null_count() == 0
+    return list(store.names(numbers.name, asked.to_list()).values()) if few else []
 
 
 def _base_spans(
-    store: Store, config: Config, as_of: dt.datetime, until: dt.datetime, oldest: dt.datetime
+    store: Store, config: Config, as_of: dt.datetime, until: dt.datetime, oldest: dt.datetime, grain: dt.timedelta
 ) -> list[Span]:
     """What a base reads: today by grain, and the days as far as sweeps `until` then need them."""
-    bin_, grain = bin_for(config.windows), grain_for(as_of, [*config.windows, config.every])
+    bin_ = bin_for(config.windows)
     start, more = as_of - RECENT * bin_, -(-(until - as_of) // bin_)
     last = spans_for(until, bin_, grain, oldest)[2:]
     spans = [replace(span, start=span.start - more * bin_, count=span.count + more) for span in last]
@@ -388,6 +438,13 @@ def _sum(
     if high < last:
         found -= (last - high) * part[-1]
     return np.asarray(found)
+
+
+def _busiest(table: Floats, slots: int) -> npt.NDArray[np.float64]:
+    """(monitors): the mean of a slot where so many next to each other have most; the last ones may be more."""
+    firsts = np.arange(0, len(table) - slots + 1, slots)
+    sums = np.add.reduceat(table, firsts, axis=0, dtype=np.float64)
+    return np.asarray((sums / np.diff([*firsts, len(table)])[:, None]).max(axis=0))
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,20 @@
     <folder>/<as_of>/cube.json        up to where it is filled, and by what configuration; written last
     <folder>/<as_of>/*.npy            the tables, of which the columns of today are filled in place
 
-Nothing in it is needed: what is missing, broken or by another configuration is read again from the store. Two that fill
-the same cube write the same numbers.
+Nothing in it is needed: what is missing, broken, by another configuration or of another store is read again from the
+store. Two that fill the same cube write the same numbers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import json
-import os
 import shutil
 import tempfile
+import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,14 @@ import structlog
 from kmon.config import Config
 from kmon.detect.cube import Cube, Day, Keys
 from kmon.store import Span, Store
+from kmon.store.schema import ID
 
 log = structlog.get_logger("kmon")
 KEPT = 2
 """The newest cubes: the one in use and the next, which may be read ahead."""
 TOLD = "cube.json"
+LEFT = 3600.0
+"""Seconds after which an unfinished folder is nobody's any more."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,14 @@ class Shelf:
 
     @classmethod
     def of(cls, folder: Path, store: Store, config: Config) -> Shelf:
-        """In `folder`, for what a cube depends on: watch, windows, metrics, and the schema of the store."""
+        """In `folder`, for what a cube depends on: watch, windows, metrics, and the schema of the store.
+
+        Of this very store: another one may have been made anew in its place. And since this machine was started: what
+        a page of a table holds may not have reached the disk when it went down.
+        """
         parts = [config.watch, config.windows, config.every, config.detectors, config.metrics]
-        return cls(folder, hashlib.sha256(repr([*parts, store.schema, store.oldest()]).encode()).hexdigest())
+        parts += [store.schema, store.noted(ID), _boot()]
+        return cls(folder, hashlib.sha256(repr(parts).encode()).hexdigest())
 
     def take(self, as_of: dt.datetime) -> Cube | None:
         """The cube with this base; None where there is none that can be used."""
@@ -62,14 +72,13 @@ class Shelf:
         """Keep a cube, or how far it has been filled by now; a full disk is no reason not to judge."""
         where = self._place(cube.as_of)
         try:
-            if not _is_of(cube, where):
+            if not cube.copy or _copy_at(where) != cube.copy:
                 self._write(cube, where)
             told = json.dumps({"digest": self.digest, **_told(cube)})
             with tempfile.NamedTemporaryFile("w", dir=where, delete=False, encoding="utf-8") as file:
                 file.write(told)
             Path(file.name).replace(where / TOLD)
-            for old in sorted(p for p in self.folder.iterdir() if (p / TOLD).exists())[:-KEPT]:
-                shutil.rmtree(old, ignore_errors=True)
+            self._tidy()
         except OSError as error:
             log.warning("what sweeps have read is not kept", folder=str(where), reason=str(error))
 
@@ -77,12 +86,23 @@ class Shelf:
         return self.folder / f"{as_of.astimezone(dt.UTC):%Y%m%dT%H%M%S}"
 
     def _write(self, cube: Cube, where: Path) -> None:
+        """All of a cube, at once: of two that do it the second one fails. From then on it is filled in place."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as made:
             for name, table in _tables(cube).items():
                 np.save(Path(made) / name, table)
             shutil.rmtree(where, ignore_errors=True)
-            shutil.copytree(made, where, copy_function=os.replace)
+            Path(made).rename(where)
+        cube.copy = uuid.uuid4().hex
+        cube.today = {m: _table(where, f"today.{i}.npy", "r+") for i, m in enumerate(cube.today)}
+
+    def _tidy(self) -> None:
+        """Take away all but the newest cubes, and after a while what a process that was killed has left."""
+        there = sorted(self.folder.iterdir())
+        whole = [place for place in there if (place / TOLD).exists()]
+        left = [place for place in there if place not in whole and time.time() - place.stat().st_mtime > LEFT]
+        for old in (*whole[:-KEPT], *left):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _tables(cube: Cube) -> dict[str, Any]:
@@ -94,12 +114,11 @@ def _tables(cube: Cube) -> dict[str, Any]:
     return tables | {f"set.{i}.npy": known for i, known in enumerate(cube.keys.known)}
 
 
-def _is_of(cube: Cube, where: Path) -> bool:
-    """Whether a cube's columns are those of the files there."""
-    return all(
-        isinstance(table, np.memmap) and table.filename is not None and Path(table.filename).parent == where
-        for table in cube.today.values()
-    )
+def _copy_at(where: Path) -> str | None:
+    """Which copy is there: another process may have put its own in place of the one that a cube was taken from."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return str(json.loads((where / TOLD).read_text(encoding="utf-8"))["copy"])
+    return None
 
 
 def _told(cube: Cube) -> dict[str, Any]:
@@ -108,13 +127,21 @@ def _told(cube: Cube) -> dict[str, Any]:
     widths = {key: getattr(cube, key).total_seconds() for key in ("bin", "grain")}
     days = {name: [day.span.start.isoformat(), day.span.count] for name, day in cube.days.items()}
     keys = {"sets": cube.keys.sets, "sizes": cube.keys.sizes}
-    return {**times, **widths, "days": days, "measures": [*cube.today], "late": cube.late, **keys}
+    return {**times, **widths, "days": days, "measures": [*cube.today], "late": cube.late, "copy": cube.copy, **keys}
+
+
+def _boot() -> str:
+    """Which start of this machine it is; nothing where that is not told."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    return ""
+
+
+def _table(where: Path, name: str, mode: Any = "r") -> Any:
+    return np.load(where / name, mmap_mode=mode)
 
 
 def _read(where: Path, told: dict[str, Any]) -> Cube:
-    def table(name: str, mode: Any = "r") -> Any:
-        return np.load(where / name, mmap_mode=mode)
-
     times = {key: dt.datetime.fromisoformat(told[key]) for key in ("as_of", "until", "oldest", "end")}
     bin_, grain = (dt.timedelta(seconds=told[key]) for key in ("bin", "grain"))
     sets = tuple(tuple(grouping) for grouping in told["sets"])
@@ -122,10 +149,10 @@ def _read(where: Path, told: dict[str, Any]) -> Cube:
     days = {
         name: Day(
             Span(name, dt.datetime.fromisoformat(start), count, bin_),
-            {m: table(f"{name}.{i}.npy") for i, m in enumerate(measures)},
+            {m: _table(where, f"{name}.{i}.npy") for i, m in enumerate(measures)},
         )
         for name, (start, count) in told["days"].items()
     }
-    today = {m: table(f"today.{i}.npy", "r+") for i, m in enumerate(measures)}
-    keys = Keys(sets, told["sizes"], tuple(np.array(table(f"set.{i}.npy")) for i in range(len(sets))))
-    return Cube(**times, bin=bin_, grain=grain, keys=keys, today=today, days=days, late=told["late"])
+    today = {m: _table(where, f"today.{i}.npy", "r+") for i, m in enumerate(measures)}
+    keys = Keys(sets, told["sizes"], tuple(np.array(_table(where, f"set.{i}.npy")) for i in range(len(sets))))
+    return Cube(**times, bin=bin_, grain=grain, keys=keys, today=today, days=days, late=told["late"], copy=told["copy"])

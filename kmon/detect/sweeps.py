@@ -293,9 +293,12 @@ def read_ahead(store: Store, config: Config, at: dt.datetime, shelf: Shelf) -> b
     if not is_large(store):
         return False
     detectors = [load_detector(use, config.path.parent) for use in config.detectors if use.use != Silence.name]
+    at = floor(at, config.every)
     base = Base.at(store, config, at, _least(config, detectors)).next()
-    cube = shelf.take(base.as_of) or base.read(store, config)
-    cube.advance(store, floor(at, config.every))
+    cube = shelf.take(base.as_of)
+    if cube is None or not cube.serves(store, config, at):
+        cube = base.read(store, config)
+    cube.advance(store, at)
     shelf.put(cube)
     return True
 

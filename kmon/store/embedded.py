@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import re
 import threading
+import uuid
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from kmon.store.grouping import expressions, kinds
 from kmon.store.intake import add_intake_sql
 from kmon.store.numbers import Numbers
 from kmon.store.running import run
-from kmon.store.schema import LAYOUT, RAW, Schema, rejected_sql
+from kmon.store.schema import ID, LAYOUT, RAW, Schema, rejected_sql
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class EmbeddedStore(Store):
                 for statement in schema.create_sql():
                     connection.execute(statement)
                 connection.execute("INSERT INTO meta VALUES ('schema', $1)", [schema.dumps()])
+            self._name()
             return schema
         stored = Schema.loads(str(self._rows("SELECT value FROM meta WHERE key = 'schema'")[0][0]))
         if config is None:
@@ -131,7 +133,13 @@ class EmbeddedStore(Store):
                 message = f"{self.path} was written by an earlier kmon: bring it up to date with 'kmon ingest' once"
                 raise StoreError(message)
             return stored
+        self._name()
         return self._change(config, stored)
+
+    def _name(self) -> None:
+        """Tell this store from all others, where it was not yet."""
+        if self.noted(ID) is None:
+            self.note(ID, uuid.uuid4().hex)
 
     def _change(self, config: Config, stored: Schema) -> Schema:
         """Bring the tables to what `config` asks for, in one transaction; ConfigError where history forbids it."""

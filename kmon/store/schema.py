@@ -13,7 +13,8 @@ clocks(partition, newest, late, unread)        by partition of the stream: the n
 dead_letters(source, partition, position, received_at, reason, size, raw)
 rejected(reason, records)                      how many dead letters there ever were, by kind of reason
 intake(minute, partition, reason, records, heard)   how many records came, by minute of event time (`kmon.store.intake`)
-meta(key, value)                               this schema, as JSON, so that readers need no configuration
+meta(key, value)                               this schema, as JSON, so that readers need no configuration; `id`, which
+                                               store it is
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ TIERS = {
 RAW = "raw_events"
 LAYOUT = 3
 """Counts up when tables change that do not depend on the configuration."""
+ID = "id"
+"""What is noted under it no other store has: one that was made anew in the same place is another one."""
 EVENTS = "events_"
 """The built-in measure: the number of events in a cell."""
 

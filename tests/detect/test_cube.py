@@ -14,7 +14,8 @@ from kmon.detect.cube import Cube, Keys, recall
 from kmon.errors import UsageError
 from kmon.sources import Move
 from kmon.store import Commit, EmbeddedStore
-from tests.detect.worlds import AT, DAY, MINUTE, config, shop, traffic
+from kmon.store.upkeep import Upkeep
+from tests.detect.worlds import AT, DAY, MINUTE, add, config, shop, traffic
 
 SECOND = dt.timedelta(seconds=1)
 LATELY = pl.when((pl.col("partner") != "p5") | ((pl.col("ago") <= 7) & pl.col("today"))).then(4.0).otherwise(0.0)
@@ -63,10 +64,59 @@ def test_it_is_as_fine_as_sweeps_are_frequent(store: EmbeddedStore, every: str, 
     assert fleet.total("sessions", 5 * MINUTE).tolist() == [there]
 
 
+@pytest.mark.parametrize("keep", [{}, {"ten_seconds": "30m"}])
+def test_what_has_moved_to_minutes_is_read_by_the_minute(keep: dict[str, str]) -> None:
+    """With sweeps every ten seconds, and later, when somebody asks why."""
+    settings = config(every="10s", keep=keep)
+    with shop(traffic(4.0, minutes=150), settings) as opened:
+        for hours in (0, 3):
+            before, going = (recall(opened, settings, AT - 2 * MINUTE) for _ in range(2))
+            before.advance(opened, AT)
+            Upkeep(opened, settings).run(AT + hours * 60 * MINUTE, AT)
+            after = recall(opened, settings, AT - 2 * MINUTE)
+            for each in (after, going):
+                each.advance(opened, AT)
+            rows = before.watched(settings)
+            for measure in ("sessions", "orders"):
+                for ago in (0, 20, 110):
+                    part = measure, AT - (ago + 10) * MINUTE, AT - ago * MINUTE, rows
+                    assert np.array_equal(after.between(*part), before.between(*part))
+                    assert np.array_equal(going.between(*part), before.between(*part))
+                    assert before.between(*part).any()
+
+
+@pytest.mark.parametrize("seconds", [30, 45, 90])
+def test_a_sweep_may_be_at_any_time(store: EmbeddedStore, seconds: int) -> None:
+    """Between those of the configuration, too: what it judges ends when it says."""
+    before = recall(store, config(), AT - 2 * MINUTE)
+    at = AT - seconds * SECOND
+    found = recall(store, config(), at, before)
+    fleet = found.fleet(store, config(), at, found.rows_of(store, [{"partner": "p1"}]))
+    there = store.totals({"partner": "p1"}, at - 5 * MINUTE, at)["sessions"]
+    assert fleet.total("sessions", 5 * MINUTE).tolist() == [there]
+
+
+def test_a_zone_that_is_new_is_read_again_where_its_clocks_were_changed() -> None:
+    """Its days begin an hour later than those that were read; in the United States they do not on this day."""
+    at = dt.datetime(2026, 3, 29, 12, tzinfo=dt.UTC)
+    events = traffic(4.0).with_columns(pl.col("event_time") + (at - AT))
+    settings = config(enrich={"country": "country"})
+    here = pl.col("country") == "US"
+    with shop(events.filter(here), settings, at) as opened:
+        before = recall(opened, settings, at - 2 * MINUTE)
+        assert recall(opened, settings, at - MINUTE, before) is before
+        add(opened, events.filter(~here & (pl.col("event_time") >= (at - MINUTE).replace(tzinfo=None))), at)
+        after = recall(opened, settings, at - MINUTE, before)
+        fleet = after.fleet(opened, settings, at - MINUTE, after.watched(settings))
+        anew = observe(opened, settings, at - MINUTE)
+        assert after is not before
+        assert np.array_equal(fleet.values["sessions"], anew.values["sessions"])
+
+
 def test_who_came_since_the_base_is_seen_after_the_next(store: EmbeddedStore) -> None:
     before = recall(store, config(), AT - MINUTE)
     assert "p5" not in names(store, before)
-    assert before.serves(store, AT)
+    assert before.serves(store, config(), AT)
     after = recall(store, config(), AT + 15 * MINUTE, before)
     assert after is not before
     assert "p5" in names(store, after)

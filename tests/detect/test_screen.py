@@ -55,6 +55,22 @@ def test_nobody_who_could_be_an_anomaly_is_missed(case: str, monkeypatch: pytest
     assert sum(s.scores.height for s in few.scored) < 0.8 * sum(s.scores.height for s in whole.scored)
 
 
+def test_a_shop_that_does_not_open_is_looked_at() -> None:
+    """It has enough now, as yesterday at this time, though not on average over the hours before."""
+    opens, p1 = AT.replace(hour=11, minute=45), pl.col("partner") == "p1"
+    closed = (pl.col("ts").dt.time() < opens.time()) | (pl.col("today") & (pl.col("ago") <= 6))
+    rate = pl.when(p1 & closed).then(0.0).when(p1).then(0.4).otherwise(4.0)
+    with shop(traffic(rate, minutes=150)) as store:
+        found = sweep(store, config(), AT).scored[0]
+        row = found.fleet.monitors.to_dicts().index(
+            {"set": 0, "partner": store.number("partner", "p1"), "country": None, "browser": None}
+        )
+        score = found.score("sessions", row)
+    assert score is not None
+    assert score["expected"] > 10
+    assert score["p_value"] < 1e-4
+
+
 def test_the_company_is_chosen_without_regard_to_what_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(screen, "COMPANY", 6)
     settings = config(**SETTINGS)
