@@ -22,6 +22,7 @@ import numpy as np
 import polars as pl
 
 from kmon.config import Config
+from kmon.config.bins import RECENT, bin_for
 from kmon.detect import Family, Fleet, Mask, Scored, Sweep, observe
 from kmon.detect.fleet import numbers_of
 from kmon.detect.guests import guest_scored, row_of, scope_of, with_guest
@@ -94,6 +95,7 @@ def explain(
     roots = _Roots(store, config, rest, known, masks)
     causes: list[Cause] = []
     _keep_significant(pending)
+    _forget_settled(pending, sweep, config, store)
     while (found := _next(pending, roots, known, alone=len(causes) >= MOST)) is not None:
         holder, row = found
         alone = len(causes) >= MOST
@@ -115,6 +117,21 @@ def explain(
         )
         _keep_significant(pending)
     return causes
+
+
+def _forget_settled(pending: Sequence[_Pending], sweep: Sweep, config: Config, store: Store) -> None:
+    """Drop what is abnormal only because of a part of it whose level has changed for good, and lately.
+
+    Inside the part earlier days are of another kind; what merely overlaps it needs some hours to have a new level.
+    """
+    reach = sweep.at - RECENT * bin_for(config.windows) - max(config.windows)
+    for shift in config.calendar.shifts:
+        rows = [row for p in pending for row in p.still_asked()]
+        if rows and reach < shift.at <= sweep.at:
+            rest = _Rest(store, config)
+            rest.take_away(sweep.scored[0].fleet, shift.scope, rows)
+            for holder in pending:
+                holder.judge_again(rest, but=shift.scope)
 
 
 class _Rest:
@@ -198,9 +215,12 @@ class _Pending:
         self.flagged = self.flagged.with_columns(alone=pl.col("alone") | alone)
         return self._remove(inside & ~alone)
 
-    def judge_again(self) -> list[Child]:
-        """Remove and return the anomalies that are none without the causes known by now."""
-        if self.scored.apart or not self.flagged.height or (fleet := self._rest.fleet) is None:
+    def judge_again(self, rest: _Rest | None = None, but: Scope | None = None) -> list[Child]:
+        """Remove and return the anomalies that are none without the causes known by now; none inside the scope `but`.
+
+        `rest` is another fleet to judge them in.
+        """
+        if self.scored.apart or not self.flagged.height or (fleet := (rest or self._rest).fleet) is None:
             return []
         gone = []
         for (metric,), part in self.flagged.group_by("metric", maintain_order=True):
@@ -209,7 +229,8 @@ class _Pending:
             still = same & (again["p_value"] <= self.family.cutoff)
             gone.append(part.select("metric", "row").with_columns(gone=~still))
         marked = self.flagged.join(pl.concat(gone), on=["metric", "row"], how="left", maintain_order="left")
-        return self._remove(marked["gone"] & ~marked["alone"])
+        inside = [but is not None and but.items() <= self.scope(row).items() for row in self.rows()]
+        return self._remove(marked["gone"] & ~marked["alone"] & ~pl.Series(inside, dtype=pl.Boolean))
 
     def still_asked(self) -> Iterator[int]:
         """The rows that may be judged again."""

@@ -9,7 +9,7 @@ from kmon.config import Config
 from kmon.detect import sweep
 from kmon.explain import Cause, explain
 from kmon.store import EmbeddedStore
-from tests.detect.worlds import AT, NEXT, config, shop, traffic
+from tests.detect.worlds import AT, MINUTE, NEXT, Mask, config, shop, traffic
 
 EDGE, P1, P2 = (pl.col("browser") == "edge"), (pl.col("partner") == "p1"), (pl.col("partner") == "p2")
 SE, DE, SAFARI = (pl.col("country") == "SE"), (pl.col("country") == "DE"), (pl.col("browser") == "safari")
@@ -163,3 +163,20 @@ def test_what_is_certain_and_small_is_looked_into(where: pl.Expr, to: float, sco
         assert sum(s.scores.filter(pl.col("p_value") <= seen.cutoff).height for s in seen.scored) > 0
         assert [c.scope for c in explain(seen, config(), store)] == scopes
         assert explain(seen, config(), store, known=scopes) == []  # an open incident is rechecked by itself
+
+
+def test_what_overlaps_a_new_normal_is_no_cause_and_what_lies_beside_it_is() -> None:
+    """p1 sells mostly in edge, whose conversion is another for good; in SE something else broke."""
+    changed = AT - 12 * MINUTE
+    plain = config()
+    settled = config(calendar={"shifts": [{"name": "another edge", "at": changed, "scope": {"browser": "edge"}}]})
+    before = [Mask({"browser": "edge"}, AT - 150 * MINUTE, changed)]
+    mostly = pl.when(P1 & EDGE).then(60.0).otherwise(8.0)
+    lost = pl.when(EDGE & pl.col("today") & (pl.col("ago") <= 12)).then(0.1).otherwise(0.5)
+    with shop(traffic(mostly, lost)) as store:
+        found = sweep(store, plain, AT, masks=before)
+        assert {"partner": "p1"} in [c.scope for c in explain(found, plain, store, masks=before)]
+        assert explain(sweep(store, settled, AT, masks=before), settled, store, masks=before) == []
+    with shop(traffic(mostly, pl.when(SE & NEXT).then(0.02).otherwise(lost))) as store:
+        causes = explain(sweep(store, settled, AT, masks=before), settled, store, masks=before)
+    assert [c.scope for c in causes] == [{"country": "SE"}]

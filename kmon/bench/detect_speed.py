@@ -20,7 +20,7 @@ from kmon.bench.rows import Row, told, under
 from kmon.bench.traffic import KLARNA
 from kmon.bench.workplace import Options, configured, folder
 from kmon.config import Config
-from kmon.detect import Cube, Shelf
+from kmon.detect import Cube, Shelf, read_ahead
 from kmon.detect.cube import Base
 from kmon.ledger import Ledger
 from kmon.store import EmbeddedStore, Span, sql
@@ -70,8 +70,10 @@ def _sized(name: str, size: float, options: Options, limit: float | None) -> Ite
             yield told(f"{name}: the base, twice an hour and ahead", base, "s", _memory(cube))
             yield told(f"{name}: the bare scan", scan, "s", "grouping sets of 5 minutes and the same a day before")
             watch = Watch(config, store, ledger, shelf=shelf)
-            looks = [_look(watch, begin + n * MINUTE, options, name) for n in range(1, SWEEPS + LASTS + 1)]
-            calm, ill = looks[1 : SWEEPS + 1], looks[SWEEPS + 1 :]  # without the first, in which all widths are due
+            looks = [_look(watch, begin + n * MINUTE, options, name) for n in range(1, SWEEPS + LASTS)]
+            read_ahead(store, config, now - MINUTE, shelf)  # as the job `prepare` does
+            looks.append(_look(watch, now, options, name))
+            calm, ill = looks[1:SWEEPS], looks[SWEEPS:]  # without the first, in which all widths are due
             middle = float(np.median([seconds for _, seconds in calm]))
             longest = max(seconds for _, seconds in calm)
             yield _limited(f"{name}: a sweep, median", middle, limit, f"{len(calm)} sweeps")

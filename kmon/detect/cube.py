@@ -431,13 +431,14 @@ def _sum(
     """(rows): the sum of the slots in [start, end), those that it cuts in part; what lies outside the table is 0."""
     low, high = max(start / width, 0.0), min(end / width, float(len(table)))
     first, last = int(np.floor(low)), int(np.ceil(high))
-    part = table[first:last] if isinstance(rows, slice) else table[first:last, rows]
+    few = not isinstance(rows, slice) and 4 * len(rows) < table.shape[1]  # to pick many first would copy all of them
+    part = table[first:last, rows] if few else table[first:last]
     found = part.sum(axis=0, dtype=np.float64)
     if low > first:
         found -= (low - first) * part[0]
     if high < last:
         found -= (last - high) * part[-1]
-    return np.asarray(found)
+    return np.asarray(found if few else found[rows])
 
 
 def _busiest(table: Floats, slots: int) -> npt.NDArray[np.float64]:
