@@ -93,7 +93,7 @@ def read_leaves(
     region: dict[str, str],
     apart: Mapping[str, Collection[str]],
 ) -> Leaves | None:
-    """The leaves of the window that `scored` judged inside `region`; None where its detector tells no expectations.
+    """The leaves of the window that `scored` judged inside `region`; None where there are none, or nothing is expected.
 
     Of a dimension with many values those in `apart` are told apart, the others together.
     """
@@ -102,6 +102,8 @@ def read_leaves(
     if what.kind == "mean" or scores.is_empty():
         return None
     dimensions = [d for d in store.schema.dimensions if d not in region]
+    if not dimensions:  # the region is a leaf
+        return None
     folded = {d: apart.get(d, ()) for d in dimensions if store.cardinality(d) > MANY}
     spans = _spans(fleet.at, width, [int(name.removeprefix("day")) for name in fleet.days])
     measures = [part for part in what.parts if part is not None]

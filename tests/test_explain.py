@@ -180,3 +180,10 @@ def test_what_overlaps_a_new_normal_is_no_cause_and_what_lies_beside_it_is() -> 
     with shop(traffic(mostly, pl.when(SE & NEXT).then(0.02).otherwise(lost))) as store:
         causes = explain(sweep(store, settled, AT, masks=before), settled, store, masks=before)
     assert [c.scope for c in causes] == [{"country": "SE"}]
+
+
+def test_one_dimension_is_searched_no_further_than_its_values() -> None:
+    """Where an anomaly is already a leaf of the base cuboid, it names the cause itself."""
+    one = config(dimensions=["partner"], watch=[[], ["partner"]])
+    with shop(traffic(rate(P1, 0.0, 8.0)), one) as store:
+        assert [c.scope for c in explained(store, one)] == [{"partner": "p1"}]

@@ -59,7 +59,7 @@ DIRECT = 2**26
 NAMED = 500
 """Values of a dimension that are asked for by name."""
 PIECE = dt.timedelta(minutes=30)
-"""Of a span, read at once."""
+"""Of a span of a large fleet, read at once."""
 LATE = 1e-3
 """The share of what was read that may come late before everything is read again."""
 
@@ -391,18 +391,19 @@ def _cells(
 
 
 def _pieces(store: Store, span: Span) -> Iterator[Span]:
-    """A span as it is asked for: in pieces that no limit of the store's cancels, and as fine as it is kept."""
+    """A span as it is asked for: as fine as it is kept, and of a large fleet in pieces that no limit cancels."""
+    step = PIECE if is_large(store) else span.end - span.start
     start, kept = span.start, store.begins("rollup_10s") if span.width < MINUTE else None
     if kept is not None and kept > start:
         end, minute = min(kept, span.end), -(-(start - EPOCH) // MINUTE) * MINUTE + EPOCH
-        yield from _cut(Span(span.name, minute, -(-(end - minute) // MINUTE), MINUTE))
+        yield from _cut(Span(span.name, minute, -(-(end - minute) // MINUTE), MINUTE), step)
         start = end
-    yield from _cut(replace(span, start=start, count=(span.end - start) // span.width))
+    yield from _cut(replace(span, start=start, count=(span.end - start) // span.width), step)
 
 
-def _cut(span: Span) -> Iterator[Span]:
+def _cut(span: Span, piece: dt.timedelta) -> Iterator[Span]:
     """One span at least, which may be empty."""
-    step = max(1, PIECE // span.width)
+    step = max(1, piece // span.width)
     for first in range(0, max(span.count, 1), step):
         yield replace(span, start=span.start + first * span.width, count=max(min(step, span.count - first), 0))
 
