@@ -517,7 +517,7 @@ def test_the_json_has_the_keys_of_any_incident() -> None:
 
 def test_on_the_page_it_concerns_everybody() -> None:
     settings = config()
-    shown = row(settings, FIRST, AT)
+    shown = row(settings, FIRST, AT, lambda _: None)
     assert (shown["what"], shown["expected"]) == ("No events come from partition 3", "4,512 events")
     query = write_query(settings, of_incident(settings, FIRST, AT))
     assert read_query(settings, query).notes == ()

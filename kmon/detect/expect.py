@@ -255,10 +255,12 @@ def _counts(given: References) -> Expectation:
     disagreement = _disagreement(shapes[: len(given.days)], weights[: len(given.days)], noise)
     effective, around = effective / noise, around / noise  # what varies more tells less
     fit = _of(given.company, ~flat & (before > 0) & ~given.unlike)
-    usual_window = before * (window[fit].sum() / max(before[fit].sum(), 1e-9)) if len(fit) else window
+    alike = np.isclose(spread, np.median(spread[fit]) if len(fit) else 0.0, rtol=1e-6)  # the same bins are known
+    like = fit[alike[fit]]
+    usual_window = np.where(alike, before * (window[like].sum() / max(before[like].sum(), 1e-9)), window)
     near_events = usual_window / given.bins * _kernel(given).sum() / noise
     chance = (1 / (near_events + 0.5) + 1 / (effective * before + 0.5) + wander) / np.maximum(used, 1)
-    window, shaped = _shaped(window, usual_window, chance, fit)
+    window, shaped = _shaped(window, usual_window, chance, like)
     usual = today[fit].sum() / before[fit].sum() if len(fit) else 1.0
     level = usual * (before + 0.5 / effective)
     base = level / effective * (1 + usual / np.maximum(used, 1))
@@ -269,7 +271,7 @@ def _counts(given: References) -> Expectation:
     discount = 1 / (1 + effective * level * LEVEL_DRIFT * given.bin / SHORT)
     share = discount * effective * level / (prior + discount * effective * level)
     factor = usual * (prior + discount * counted) / (prior + discount * effective * level)
-    drift = 1 / (prior + discount * counted) + shaped / (around + 0.5)
+    drift = 1 / (prior + discount * counted) + np.where(alike, shaped, 1.0) / (around + 0.5)
     drift += share / (effective * before * np.maximum(used, 1) + 0.5)
     drift += np.where(given.unlike, TREND, 0.0)  # the shape is of another kind of day, too
     expected = np.where(flat, alone.window, factor * window)
