@@ -13,6 +13,7 @@
     unlike                    true where no day is of today's kind: their level says little of today's (optional)
     company                   false where a monitor was chosen for what happens to it now, and does not tell what is
                               usual in the fleet (optional)
+    along                     there where the rows are one monitor at several times (optional)
     min_volume, min_effect, min_rise          the metric's own thresholds, null where it leaves them to the detector
 
 (each `_value` has its `_exposure`; of a count that is the part of a window that a bin is), with NaN for what must not

@@ -143,6 +143,8 @@ class References:
     """(monitors,): none of the days is of today's kind."""
     company: npt.NDArray[np.int64]
     """Who tells what is usual in the fleet; the others were chosen for what happens to them now."""
+    along: bool = False
+    """Whether the rows are one monitor at several times."""
     model: tuple[tuple[Floats, Floats], ...] = ()
     """A day that a model forecast, if any: it tells what is usual, and nothing of chance."""
     names: tuple[str, ...] = ()
@@ -169,7 +171,19 @@ class References:
         names += ["model"] * len(model)
         company = np.flatnonzero(windows["company"].to_numpy()) if "company" in windows.columns else np.arange(m)
         recent, previous = pair("recent", RECENT), pair("previous", 0)
-        return cls(bin_, width / bin_, near, recent, days, previous, unlike, company, model, tuple(names))
+        return cls(
+            bin_,
+            width / bin_,
+            near,
+            recent,
+            days,
+            previous,
+            unlike,
+            company,
+            "along" in windows.columns,
+            model,
+            tuple(names),
+        )
 
     def over(self, unit: float, exposure: float = 1.0) -> References:
         """With all values in units of `unit`, and exposures of `exposure`."""
@@ -256,6 +270,7 @@ def _counts(given: References) -> Expectation:
     effective, around = effective / noise, around / noise  # what varies more tells less
     fit = _of(given.company, ~flat & (before > 0) & ~given.unlike)
     alike = np.isclose(spread, np.median(spread[fit]) if len(fit) else 0.0, rtol=1e-6)  # the same bins are known
+    alike &= not given.along  # other times of one monitor have other shapes
     like = fit[alike[fit]]
     usual_window = np.where(alike, before * (window[like].sum() / max(before[like].sum(), 1e-9)), window)
     near_events = usual_window / given.bins * _kernel(given).sum() / noise

@@ -247,7 +247,11 @@ def _scored(
     columns["unlike"] = leave_unlike(columns, {days: block.like for days, block in blocks.items() if days}, n)
     seconds = {"width": grain.total_seconds(), "bin": bin_.total_seconds()}
     own = {key: getattr(metric, key) for key in ("min_volume", "min_effect", "min_rise")}
-    constants = [pl.lit(metric.kind).alias("kind"), *(pl.lit(v).alias(k) for k, v in seconds.items())]
+    constants = [
+        pl.lit(metric.kind).alias("kind"),
+        pl.lit(value=True).alias("along"),
+        *(pl.lit(v).alias(k) for k, v in seconds.items()),
+    ]
     constants += [pl.lit(v, pl.Float64).alias(k) for k, v in own.items()]
     scores = detector.score(pl.DataFrame(columns).with_columns(constants))
     first = grid.start.astimezone(dt.UTC).replace(tzinfo=None)

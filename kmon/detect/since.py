@@ -95,4 +95,6 @@ def _input(
     columns: dict[str, Any] = {f"{name}_value": bins_ for name, bins_ in values.items()}
     columns |= {f"{name}_exposure": np.where(np.isfinite(bins_), 1.0, np.nan) for name, bins_ in values.items()}
     unlike = leave_unlike(columns, like, n)
-    return pl.DataFrame({**columns, "unlike": unlike}).with_columns(width=pl.lit(seconds), bin=pl.lit(seconds))
+    return pl.DataFrame({**columns, "unlike": unlike, "along": True}).with_columns(
+        width=pl.lit(seconds), bin=pl.lit(seconds)
+    )
