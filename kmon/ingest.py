@@ -24,7 +24,7 @@ import polars as pl
 import streamz
 import structlog
 
-from kmon.clock import EPOCH, Clock, Lanes, Ticks, to_micros
+from kmon.clock import EPOCH, Clock, Lanes, Ticks, floor, to_micros
 from kmon.config import Config
 from kmon.documents import young_documents
 from kmon.enrich import Enricher
@@ -247,7 +247,7 @@ class Ingestion:
         return self._passed
 
     def _floor(self, time: dt.datetime | None) -> dt.datetime | None:
-        return None if time is None or self._step is None else EPOCH + (time - EPOCH) // self._step * self._step
+        return None if time is None or self._step is None else floor(time, self._step)
 
 
 def _lanes(decoded: Decoded) -> Lanes | None:

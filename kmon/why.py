@@ -205,13 +205,12 @@ def _window(
         return Window(width, name, "not judged", reason, 0.0, 0.0)
     others = scored.scores.filter((pl.col("metric") == metric) & (pl.col("row") != row)).select("row", "company")
     rows = np.append(others["row"].to_numpy(), row)
-    judged = scored.score(metric, row)
-    company = np.append(others["company"].to_numpy(), judged is not None and judged["company"])
+    score, family = scored.score(metric, row), sweep.families[width]
+    company = np.append(others["company"].to_numpy(), score is not None and score["company"])
     given, place = fleet.windows(config.metrics[metric], width, rows, company), len(others)
     mine = given.row(place, named=True)
     known = {"value": mine["value"], "exposure": mine["exposure"], "unlike": fleet.unlike_days(row)}
     used = int(np.isfinite(np.array(mine["recent_value"], dtype=float)).sum())
-    score, family = scored.score(metric, row), sweep.families[width]
     if score is None:
         return Window(width, name, "not judged", _unjudged(mine, used), **known, recent_bins=used)
     expectation = expect(given, config.metrics[metric].kind)

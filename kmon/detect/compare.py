@@ -217,13 +217,11 @@ class _Now:
         """
         value, exposure, level = self.value, self.exposure, expected.level
         if self.kind == "count":
-            gained = _xlogy(value, value / np.maximum(level, 1e-9)) - value + level
+            gained = tails.divergence(value, level)
         elif self.kind == "mean":
             gained = exposure * (value / exposure - level) ** 2 / expected.noise / 2
         else:
-            p = np.clip(level, 1e-6, 1 - 1e-6)
-            missed = exposure - value
-            gained = _xlogy(value, value / (exposure * p)) + _xlogy(missed, missed / (exposure * (1 - p)))
+            gained = tails.divergence(value, np.clip(level, 1e-6, 1 - 1e-6), exposure)
         return np.asarray(gained / expected.unit)  # of independent events: the lines of an invoice are one
 
 
@@ -237,10 +235,6 @@ def _usual_exposure(windows: pl.DataFrame, exposure: Floats) -> Floats:
     a_bin = np.where(last, bins, 0.0).sum(axis=1) / last.sum(axis=1)
     usual = a_bin * float(windows["width"][0]) / float(windows["bin"][0])
     return np.where(np.isfinite(usual), usual, exposure)
-
-
-def _xlogy(x: Floats, y: Floats) -> Floats:
-    return np.where(x > 0, x * np.log(np.where(x > 0, y, 1)), 0)
 
 
 def _threshold(windows: pl.DataFrame, name: str, default: float) -> Floats:

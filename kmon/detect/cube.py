@@ -16,7 +16,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,7 @@ class Cube:
     """Events that had come late to the store by then."""
     copy: str = ""
     """Which copy on a shelf its tables are, if any."""
+    _usual: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def read(
@@ -178,21 +179,17 @@ class Cube:
         """(rows): the sum of a measure over the grains of [start, end)."""
         return _sum(self.today[measure], start - self.start, end - self.start, self.grain, rows)
 
-    @functools.cached_property
-    def usual(self) -> dict[str, npt.NDArray[np.float64]]:
-        """By measure: (monitors), of a bin, in the FINE bins today or on a day that had most; as of the base.
+    def usual(self, measure: str) -> npt.NDArray[np.float64]:
+        """(monitors): of a bin, in the FINE bins today or on a day that had most; as of the base.
 
         Of fewer bins than all, as there are shops that have just opened.
         """
-        each = self.bin // self.grain
-        recent = {measure: table[: RECENT * each] for measure, table in self.today.items()}
-        return {
-            measure: np.max(
-                [_busiest(table, FINE * each) * each, *(_busiest(d.values[measure], FINE) for d in self.days.values())],
-                axis=0,
-            )
-            for measure, table in recent.items()
-        }
+        if measure not in self._usual:
+            each = self.bin // self.grain
+            today = _busiest(self.today[measure][: RECENT * each], FINE * each) * each
+            days = (_busiest(day.values[measure], FINE) for day in self.days.values())
+            self._usual[measure] = np.max([today, *days], axis=0)
+        return self._usual[measure]
 
     @functools.cached_property
     def lot(self) -> Ints:

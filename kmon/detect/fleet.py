@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from kmon.clock import EPOCH
+from kmon.clock import EPOCH, floor
 from kmon.config import Config, Metric
 from kmon.detect.calendar import Comparable
 from kmon.detect.expect import AFTER, RECENT
@@ -110,7 +110,7 @@ def spans_for(at: dt.datetime, bin_: dt.timedelta, grain: dt.timedelta, oldest: 
         Span(TODAY, at - RECENT * bin_, RECENT - FINE, bin_),
         Span(TODAY, fine, FINE * bin_ // grain, grain),
     ]
-    anchor = EPOCH + (at - EPOCH) // bin_ * bin_
+    anchor = floor(at, bin_)
     for days in DAYS:
         start, count = anchor - days * DAY - RECENT * bin_, RECENT + AFTER + 1
         if start + count * bin_ > oldest:

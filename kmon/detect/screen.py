@@ -17,9 +17,10 @@ import numpy.typing as npt
 import polars as pl
 
 from kmon.config import Metric
-from kmon.detect.cube import Cube, Day
+from kmon.detect.cube import Cube
 from kmon.detect.expect import FEW, NEAR, RECENT
 from kmon.detect.fleet import FINE
+from kmon.detect.tails import divergence
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -93,7 +94,7 @@ def _volume(cube: Cube, at: dt.datetime, metric: Metric, width: dt.timedelta) ->
     """About how much a monitor has in a window, now or usually, of what must be enough to judge it."""
     measure = metric.parts[1] or metric.parts[0]
     now = cube.between(measure, at - width, at)
-    return now if metric.parts[1] else np.maximum(now, cube.usual[measure] * (width / cube.bin))
+    return now if metric.parts[1] else np.maximum(now, cube.usual(measure) * (width / cube.bin))
 
 
 def _could_be(
@@ -119,21 +120,14 @@ def _could_be(
             levels = [np.where(trials > 0, (hits + 0.5) / (trials + 1), np.nan) for hits, trials in pairs]
         low, high = np.fmin.reduce(levels) * (1 - SLACK), np.fmax.reduce(levels) * (1 + SLACK)
         share = value if size is None else value / size
-        fell = ~(share > (1 - change[0]) * high) & ~(_nats(value, size, high) < least)
-        rose = ~(share < (1 + change[1]) * low) & ~(_nats(value, size, low) < least)
+
+        def unlikely(level: Floats) -> Bools:  # so is what no reference tells of
+            own = level if size is None else np.minimum(level, 1 - 1e-9)
+            return np.asarray(~(divergence(value, own, size) < least))
+
+        fell = ~(share > (1 - change[0]) * high) & unlikely(high)
+        rose = ~(share < (1 + change[1]) * low) & unlikely(low)
         return np.asarray(fell | rose)
-
-
-def _nats(value: Floats, size: Floats | None, level: Floats) -> Floats:
-    """The divergence of a Poisson (or binomial) count from a level: the logarithm of Chernoff's bound of its tail."""
-    if size is None:
-        return _xlogy(value, level) - value + level
-    level = np.minimum(level, 1 - 1e-9)
-    return _xlogy(value, size * level) + _xlogy(size - value, size * (1 - level))
-
-
-def _xlogy(value: Floats, expected: Floats) -> Floats:
-    return np.where(value > 0, value * np.log(value / expected), 0.0)
 
 
 class _Sums:
@@ -150,14 +144,16 @@ class _Sums:
         """Of each part of today and of each day."""
         whole, *pieces = (self._cube.between(measure, *part, self._rows) for part in self._parts)
         today = [whole, *(np.where(piece >= TELLING, piece, np.nan) for piece in pieces)]
-        return today + [day.between(measure, day.span.start, day.span.end, self._rows) for day in self._days]
+        return today + [
+            day.between(measure, day.span.start, day.span.end, self._rows) for day in self._cube.days.values()
+        ]
 
     def levels(self, measure: str) -> list[Floats]:
         """What each makes one expect of the window: a day as it was, and at today's level, its own or the fleet's."""
         parts = zip(self._parts, self.totals(measure), strict=False)
         found = [total * (self._width / (end - start)) for (start, end), total in parts]
         now = found[0] * (RECENT * self._cube.bin / self._width)
-        for day in self._days:
+        for day in self._cube.days.values():
             ago = self._at - day.ago
             recent = day.between(measure, ago - RECENT * self._cube.bin, ago, self._rows)
             start, end = ago - self._width - NEAR * self._cube.bin, ago + NEAR * self._cube.bin
@@ -167,7 +163,3 @@ class _Sums:
             moved = np.abs(now - usual * recent) > MOVED * np.sqrt(now + usual**2 * recent)
             found += [near, near * usual, np.where(moved, near * now / np.maximum(recent, 1.0), np.nan)]
         return found
-
-    @property
-    def _days(self) -> list[Day]:
-        return list(self._cube.days.values())

@@ -191,31 +191,25 @@ def sweep(
     watched = cube.watched(config)
     wanted = cube.rows_of(store, [*keep, *(one.scope for one in outlooks)])
     kept = np.intersect1d(np.union1d(wanted, cube.common), watched)
-    picks = {
-        (width, name): pick(
-            cube,
-            at,
-            metric,
-            width,
-            least=min((_least_volume(metric, d) for d in judges), default=0.0),
-            among=watched,
-            keep=kept,
-            rate=false_discovery_rate(config, width),
-            change=_least_change(metric, judges),
-        )
-        for width in widths
-        for name, metric in config.metrics.items()
-    }
+    rates = {width: false_discovery_rate(config, width) for width in widths}
+    picks: dict[dt.timedelta, dict[str, Pick]] = {width: {} for width in widths}
+    for name, metric in config.metrics.items():
+        least = min((_least_volume(metric, d) for d in judges), default=0.0)
+        change = _least_change(metric, judges)
+        for width, rate in rates.items():
+            picks[width][name] = pick(
+                cube, at, metric, width, least=least, among=watched, keep=kept, rate=rate, change=change
+            )
     laps.end("choose")
     touched = np.intersect1d(cube.rows_of(store, [mask.scope for mask in masks]), watched)
-    chosen = np.unique(np.concatenate([kept, touched, *(one.rows for one in picks.values())]))
+    chosen = np.unique(np.concatenate([kept, touched, *(one.rows for of in picks.values() for one in of.values())]))
     fleet = cube.fleet(store, config, at, chosen, masks=masks, outlooks=outlooks)
     found: list[Scored] = []
     families: dict[dt.timedelta, Family] = {}
     for width in widths:
-        mine = {name: one.among(chosen) for (w, name), one in picks.items() if w == width}
+        mine = {name: one.among(chosen) for name, one in picks[width].items()}
         scores = [_scored(use, d, fleet, width, config, known, mine) for use, d in detectors]
-        families[width] = _family(false_discovery_rate(config, width), [s for s in scores if not s.use.shadow])
+        families[width] = _family(rates[width], [s for s in scores if not s.use.shadow])
         found += scores
     laps.end("score")
     if not cube.quiet(at, max(config.windows)):

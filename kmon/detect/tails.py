@@ -19,6 +19,21 @@ TERMS = 500
 """Terms of a tail that are summed; the rest is a geometric series."""
 
 
+def divergence(value: Floats, level: Floats, size: Floats | None = None) -> Floats:
+    """Log-likelihood of what was observed over that of a Poisson (or binomial of `size`) `level`, in nats.
+
+    The logarithm of Chernoff's bound of the tail.
+    """
+    if size is None:
+        return _xlogy(value, np.maximum(level, 1e-9)) - value + level
+    return _xlogy(value, size * level) + _xlogy(size - value, size * (1 - level))
+
+
+def _xlogy(value: Floats, expected: Floats) -> Floats:
+    some = value > 0
+    return np.where(some, value * np.log(np.where(some, value / expected, 1.0)), 0.0)
+
+
 def negative_binomial(count: Floats, mean: Floats, excess: Floats) -> tuple[Floats, Floats]:
     """Lower and upper tail of a count with the variance `mean` + `excess` x `mean`^2.
 

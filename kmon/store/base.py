@@ -207,8 +207,8 @@ class Store(Questions, Intake):
         where: Where,
         without: Sequence[Where],
     ) -> str:
-        kept = " AND ".join([self.condition(where), *(f"NOT ({self.condition(other)})" for other in without)])
-        return self._slots_sql(spans, [*map(sql.name, dimensions), *map(sql.name, measures)], kept)
+        columns = [*map(sql.name, dimensions), *map(sql.name, measures)]
+        return self._slots_sql(spans, columns, self._outside(where, without))
 
     def windows(
         self,
@@ -248,9 +248,8 @@ class Store(Questions, Intake):
             for screened in (None, *many)
             if (part := self._grouped_sql(screened, many, sets, used, names)) is not None
         ]
-        kept = " AND ".join([self.condition(where), *(f"NOT ({self.condition(other)})" for other in without)])
         columns = [sql.name(d) for d in used]
-        cells = self._slots_sql(spans, [*columns, *map(sql.name, names)], kept)
+        cells = self._slots_sql(spans, [*columns, *map(sql.name, names)], self._outside(where, without))
         keys = ", ".join(["slot", *columns])
         ctes = [f"base AS MATERIALIZED (SELECT {keys}, {self.schema.merged(names)} FROM ({cells}) GROUP BY ALL)"]
         for dimension in many:
@@ -303,16 +302,16 @@ class Store(Questions, Intake):
             for slot, span in enumerate(spans)
         ]
         order, kept = ", ".join(str(i + 1) for i in range(len(dimensions))), self.condition(where)
-        shown = ", ".join([*columns, *(sql.name(m) for m in dict.fromkeys([*measures, EVENTS]))])
-        scans = [
-            scan_sql(f"{slot} AS slot, {shown}", span.start, span.end, kept, span.width)
-            for slot, span in enumerate(spans)
-        ]
+        shown = [*columns, *(sql.name(m) for m in dict.fromkeys([*measures, EVENTS]))]
         names = ", ".join(map(sql.name, dimensions))
         return (
-            f"SELECT {', '.join([names, *sums])} FROM ({' UNION ALL '.join(scans)}) GROUP BY {order}"
+            f"SELECT {', '.join([names, *sums])} FROM ({self._slots_sql(spans, shown, kept)}) GROUP BY {order}"
             f" ORDER BY sum({EVENTS}) DESC, {order} LIMIT {most}"
         )
+
+    def _outside(self, where: Where, without: Sequence[Where]) -> str:
+        """What matches `where` and none of `without`."""
+        return " AND ".join([self.condition(where), *(f"NOT ({self.condition(other)})" for other in without)])
 
     @staticmethod
     def _slots_sql(spans: Sequence[Span], columns: Sequence[str], kept: str) -> str:
