@@ -32,6 +32,12 @@ def requirement(text):
     return CONDA_NAMES.get(name, name), constraint
 
 
+@pytest.mark.xdist_group("together")
+def test_groups_of_tests_stay_together(request):
+    if request.config.getoption("loadgroup", default=False):
+        assert request.node.nodeid.endswith("@together")
+
+
 def test_environment_yml_equals_pyproject():
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
     by_pip = next(d["pip"] for d in dependencies if isinstance(d, dict))

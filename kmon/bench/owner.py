@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from kmon.bench.stream import TOPIC
 from kmon.bench.workplace import configured
 from kmon.config import Config
@@ -41,10 +43,7 @@ class Owner:
 
     def memory(self) -> float:
         """Resident, in bytes."""
-        said = subprocess.run(
-            ["/bin/ps", "-o", "rss=", "-p", str(self.pid)], capture_output=True, text=True, check=False
-        )
-        return float(said.stdout or "nan") * 1024
+        return float(psutil.Process(self.pid).memory_info().rss)
 
     def size(self) -> tuple[int, int]:
         """Bytes of the store's file and of its log."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from kmon.config import Config, load_config
@@ -42,15 +43,27 @@ class Options:
         return max(least, round(count * self.scale))
 
 
-@contextmanager
+@contextlib.contextmanager
 def folder() -> Iterator[Path]:
-    """A folder for the time of a benchmark, which SIGTERM ends as Ctrl-C does: nothing that it started is left."""
-    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        with tempfile.TemporaryDirectory(prefix="kmon-bench-", ignore_cleanup_errors=True) as name:
+    """A folder for the time of a benchmark; Ctrl-C and SIGTERM end it at once, and nothing that it started is left.
+
+    An exception in their place could be lost in a callback, and would wait for each process to end in good order.
+    """
+    with tempfile.TemporaryDirectory(prefix="kmon-bench-", ignore_cleanup_errors=True) as name:
+
+        def end(number: int, _: object) -> None:
+            for started in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    started.kill()
+            shutil.rmtree(name, ignore_errors=True)
+            os._exit(128 + number)
+
+        previous = {sign: signal.signal(sign, end) for sign in (signal.SIGINT, signal.SIGTERM)}
+        try:
             yield Path(name)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        finally:
+            for sign, handler in previous.items():
+                signal.signal(sign, handler)
 
 
 def configured(where: Path, source: Mapping[str, Any] | None = None, **other: Any) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import functools
 import http.client
 import math
 import threading
@@ -18,7 +19,7 @@ from kmon.errors import StoreError
 from kmon.store import sql
 from kmon.store.base import Store
 from kmon.store.rule import readable
-from kmon.store.running import run
+from kmon.store.running import aside, run
 from kmon.store.schema import Schema
 from kmon.store.serving import host_and_port, load_extensions, token_for
 
@@ -138,18 +139,21 @@ class RemoteStore(Store):
             self._knock()
             session = duckdb.connect()
             self._sessions.add(session)
-            load_extensions(session)
-            session.execute("SET http_retries = 0")  # a query that is sent again is worked on twice
-            session.execute(f"SET http_timeout = {max(1, round(self._limit))}")
-            session.execute(f"CREATE SECRET (TYPE quack, TOKEN {sql.text(self._token)})")
-            session.execute(f"ATTACH {sql.text(self._address)} AS remote")
+            aside(session, functools.partial(self._attach, session))
             self._local.session = session
         return session
+
+    def _attach(self, session: duckdb.DuckDBPyConnection) -> None:
+        load_extensions(session)
+        session.execute("SET http_retries = 0")  # a query that is sent again is worked on twice
+        session.execute(f"SET http_timeout = {max(1, round(self._limit))}")
+        session.execute(f"CREATE SECRET (TYPE quack, TOKEN {sql.text(self._token)})")
+        session.execute(f"ATTACH {sql.text(self._address)} AS remote")
 
 
 def _end(session: duckdb.DuckDBPyConnection) -> None:
     with contextlib.suppress(duckdb.Error):
-        session.execute("DETACH remote")
+        aside(session, lambda: session.execute("DETACH remote"))
     session.close()
 
 

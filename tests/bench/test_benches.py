@@ -61,10 +61,13 @@ def test_soak_loses_and_doubles_nothing(broker):
 def test_nothing_is_left_of_a_benchmark_that_is_ended(broker, tmp_path):
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "kmon", "bench", "soak"]
-    bench = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-    wait_until(lambda: any("kmon ingest" in command for command in commands_about(tmp_path)), 60, "the owner")
-    bench.terminate()
-    assert bench.wait(60) == 128 + signal.SIGTERM
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as bench:
+        try:
+            wait_until(lambda: any("kmon ingest" in command for command in commands_about(tmp_path)), 60, "the owner")
+            bench.terminate()
+            assert bench.wait(60) == 128 + signal.SIGTERM
+        finally:
+            bench.kill()
     assert commands_about(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 

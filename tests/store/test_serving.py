@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import stat
 import subprocess
@@ -299,6 +300,29 @@ def test_a_killed_owner_that_was_answering_does_not_hold_its_port(tmp_path, conf
 def _ask_for_long(reader):
     with pytest.raises(StoreError, match="nobody answers"):
         reader.sql("SELECT count(*) FROM range(1000000000000) t(i) WHERE i % 7 = 3")
+
+
+CONNECTING = """
+import sys
+from kmon.errors import StoreError
+from kmon.store import RemoteStore
+
+while True:
+    try:
+        RemoteStore(sys.argv[1], "token", patience=0)
+    except StoreError:
+        print("nobody", flush=True)
+"""
+
+
+def test_ctrl_c_while_connecting_is_no_error_of_the_database():
+    for _ in range(5):  # four in five times it came while DuckDB was at work, which made a RuntimeError of it
+        command = [sys.executable, "-c", CONNECTING, free_address()]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
+            reader.stdout.readline()
+            reader.send_signal(signal.SIGINT)
+            _, said = reader.communicate(timeout=30)
+        assert said.strip().endswith("KeyboardInterrupt")
 
 
 def test_readers_may_call_no_table_function_but_those_that_are_known_to_be_harmless(shared):
