@@ -15,7 +15,7 @@ import datetime as dt
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,6 +43,7 @@ from kmon.detect.fleet import (
 )
 from kmon.errors import UsageError
 from kmon.store import Span, Store
+from kmon.store.base import MANY
 from kmon.store.schema import EVENTS
 from kmon.store.sql import Where
 
@@ -116,17 +117,16 @@ class Cube:
         wanted = {part for metric in config.metrics.values() for part in metric.parts if part is not None} | {EVENTS}
         measures = [m for m in store.schema.measures if m in wanted]
         sizes = {d: store.cardinality(d) for d in dimensions}
-        where, asked = dict[str, str | Sequence[str]](scope or {}), dimensions
-        if among is not None:
-            asked = [d for d in dimensions if among[d].is_not_null().any()]
-            where |= {d: named for d in asked if d not in where and (named := _named(store, among[d]))}
-        read = {span.name: _cells(store, span, asked, measures, where, without) for span in spans}
-        keys = Keys.of(sets, sizes, read.values(), least) if among is None else Keys.among(sets, sizes, among)
-        room = (until - as_of) // grain
-        tables = {
-            span.name: keys.summed(read.pop(span.name), measures, span.count, room if span.name == TODAY else 0)
-            for span in spans
-        }
+        if among is None:
+            read = {span.name: _cells(store, span, dimensions, measures, scope, without) for span in spans}
+            keys, room = Keys.of(sets, sizes, read.values(), least), (until - as_of) // grain
+            tables = {
+                span.name: keys.summed(read.pop(span.name), measures, span.count, room if span.name == TODAY else 0)
+                for span in spans
+            }
+        else:
+            keys = Keys.among(sets, sizes, among)
+            tables = {span.name: _asked(store, span, keys, among, measures, scope or {}, without) for span in spans}
         days = {span.name: Day(span, tables[span.name]) for span in spans if span.name != TODAY}
         return cls(as_of, until, bin_, grain, keys, tables[TODAY], days, oldest, as_of, late)
 
@@ -284,7 +284,9 @@ class Day:
     def ago(self) -> dt.timedelta:
         return int(self.span.name.removeprefix("day")) * DAY
 
-    def between(self, measure: str, start: dt.datetime, end: dt.datetime, rows: Ints) -> npt.NDArray[np.float64]:
+    def between(
+        self, measure: str, start: dt.datetime, end: dt.datetime, rows: Ints | slice = slice(None)
+    ) -> npt.NDArray[np.float64]:
         """(rows): the sum of a measure over [start, end), the bins at its ends in part."""
         return _sum(self.values[measure], start - self.span.start, end - self.span.start, self.span.width, rows)
 
@@ -377,19 +379,56 @@ def _cells(
     measures: Sequence[str],
     where: Where | None = None,
     without: Sequence[Where] = (),
+    *,
+    merged: bool = False,
 ) -> pl.DataFrame:
     """The cells of a span; of what is kept by the minute by now, a minute is in the slot in which it begins."""
     parts = []
-    for piece in _pieces(store, span):
+    for piece in _pieces(store, span, whole=merged):
         first, join = (piece.start - span.start) // span.width, piece.width // span.width
-        part = store.cells([piece], dimensions, measures, where, without)
+        part = store.cells([piece], dimensions, measures, where, without, merged=merged)
         parts.append(part.with_columns(pl.col("slot") * join + first))
     return pl.concat(parts, how="vertical_relaxed")
 
 
-def _pieces(store: Store, span: Span) -> Iterator[Span]:
-    """A span as it is asked for: as fine as it is kept, and of a large fleet in pieces that no limit cancels."""
-    step = PIECE if is_large(store) else span.end - span.start
+def _asked(
+    store: Store,
+    span: Span,
+    keys: Keys,
+    among: pl.DataFrame,
+    measures: Sequence[str],
+    scope: Mapping[str, str],
+    without: Sequence[Where],
+) -> dict[str, Floats]:
+    """By measure: (slots, monitors), what a few monitors have; `among` are those of `keys`.
+
+    Those of a dimension with many values are asked for by name, all others in sums over it: either has few rows.
+    """
+    tables: dict[str, Floats] = {m: np.zeros((span.count, keys.firsts[-1])) for m in measures}
+    many = frozenset(d for d in keys.sizes if store.cardinality(d) > MANY)
+    by_many: dict[frozenset[str], list[int]] = {}
+    for number, grouping in enumerate(keys.sets):
+        if len(keys.known[number]):
+            by_many.setdefault(many.intersection(grouping), []).append(number)
+    for numbers in by_many.values():
+        mine = among.filter(pl.col("set").is_in(numbers))
+        asked = [d for d in keys.sizes if mine[d].is_not_null().any()]
+        where: dict[str, str | Sequence[str]] = {
+            **{d: named for d in asked if (named := _named(store, mine[d]))},
+            **scope,
+        }
+        cells = _cells(store, span, asked, measures, where, without, merged=True)
+        for measure, table in keys.summed(cells, measures, span.count, sets=numbers).items():
+            tables[measure] += table
+    return tables
+
+
+def _pieces(store: Store, span: Span, *, whole: bool) -> Iterator[Span]:
+    """A span as it is asked for: as fine as it is kept, and of a large fleet in pieces that no limit cancels.
+
+    A `whole` one is not cut into such pieces.
+    """
+    step = PIECE if is_large(store) and not whole else span.end - span.start
     start, kept = span.start, store.begins("rollup_10s") if span.width < MINUTE else None
     if kept is not None and kept > start:
         end, minute = min(kept, span.end), -(-(start - EPOCH) // MINUTE) * MINUTE + EPOCH
@@ -508,8 +547,19 @@ class Keys:
         key[missing] = -1
         return key
 
-    def summed(self, cells: pl.DataFrame, measures: Sequence[str], slots: int, room: int = 0) -> dict[str, Floats]:
-        """By measure: (slots and `room` for more, monitors), what `cells` have of each monitor in each slot."""
+    def summed(
+        self,
+        cells: pl.DataFrame,
+        measures: Sequence[str],
+        slots: int,
+        room: int = 0,
+        *,
+        sets: Collection[int] | None = None,
+    ) -> dict[str, Floats]:
+        """By measure: (slots and `room` for more, monitors), what `cells` have of each monitor in each slot.
+
+        Of the monitors of some `sets` only, by their numbers; 0 of the others.
+        """
         firsts = self.firsts
         slot = cells["slot"].to_numpy().astype(np.int64)
         tables = {m: np.zeros((slots + room, firsts[-1]), _type(cells[m])) for m in measures}
@@ -517,7 +567,7 @@ class Keys:
         given = {m: np.flatnonzero(amount) for m, amount in amounts.items()}
         for number, grouping in enumerate(self.sets):
             known = self.known[number]
-            if not len(known):
+            if not len(known) or (sets is not None and number not in sets):
                 continue
             place = _places(self.key(cells, grouping), known, self.size(grouping))
             index = np.where(place >= 0, slot * len(known) + place, -1)

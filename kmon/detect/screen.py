@@ -9,7 +9,7 @@ are estimated from a sample that is drawn without regard to what happens now.
 from __future__ import annotations
 
 import datetime as dt
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ import polars as pl
 from kmon.config import Metric
 from kmon.detect.cube import Cube
 from kmon.detect.expect import FEW, NEAR, RECENT
-from kmon.detect.fleet import FINE
+from kmon.detect.fleet import FINE, TODAY
 from kmon.detect.tails import divergence
 
 Floats = npt.NDArray[np.float64]
@@ -34,6 +34,8 @@ TELLING = 25.0
 """Events without which a piece of today tells no level of its own."""
 MOVED = 2.0
 """Standard deviations by which a monitor has moved against the fleet since another day."""
+JUDGED = 0.5
+"""The share at least of the monitors with enough volume that are judged."""
 SLACK = 0.02
 """Relative distance by which the expected level may lie beyond all of its references."""
 
@@ -63,101 +65,156 @@ class Pick:
         return self.large * float(judged.sum()) / float(self.company.sum())
 
 
-def pick(
-    cube: Cube,
-    at: dt.datetime,
-    metric: Metric,
-    width: dt.timedelta,
-    *,
-    least: float,
-    among: Ints,
-    keep: Ints,
-    rate: float,
-    change: tuple[float, float] | None,
-) -> Pick:
-    """Which rows of a cube are worth scoring in the window of `width` that ends at `at`.
+@dataclass(frozen=True)
+class Asked:
+    """What anomalies of a metric are looked for."""
 
-    Of those `among` that have `least` volume in such a window, now or usually; `keep` are looked at in any case. `rate`
-    is the largest p-value that an anomaly can have, `change` its least relative fall and rise; None: all are looked at.
+    metric: Metric
+    least: float
+    """The volume that a window has, now or usually, so that it is judged."""
+    change: tuple[float, float] | None
+    """The least relative fall and rise; None: there is no bound, and all are looked at."""
+
+
+def pick(sums: Sums, width: dt.timedelta, asked: Mapping[str, Asked], *, keep: Ints, rate: float) -> dict[str, Pick]:
+    """Which rows of a cube are worth scoring in the windows of `width`, by metric; with all of `keep` that are large.
+
+    `rate` is the false discovery rate of all metrics together. The cut-off of Benjamini and Hochberg (1995) grows as
+    p-values shrink, so that their lower bounds tell the largest that it can be.
     """
-    rows = among[_volume(cube, at, metric, width)[among] >= least]
-    if len(rows) <= COMPANY or metric.kind == "mean" or change is None:
-        return Pick(rows, np.ones(len(rows), dtype=bool), len(rows))
+    found: dict[str, Pick] = {}
+    bounds: dict[str, _Bounds] = {}
+    for name, one in asked.items():
+        place = np.flatnonzero(sums.volume(one.metric, width) >= one.least)
+        found[name] = Pick(sums.rows[place], np.ones(len(place), dtype=bool), len(place))
+        if len(place) > COMPANY and one.metric.kind != "mean" and one.change is not None:
+            bounds[name] = _bounds(sums, one.metric, width, place, one.change)
+    large = sum(one.large for one in found.values())
+    unbounded = sum(found[name].large for name in found.keys() - bounds.keys())
+    known = {name: _company(sums.cube, found[name].rows) for name in bounds}
+    wanted = {name: known[name] | np.isin(found[name].rows, keep) for name in bounds}
+    tested = [bound.p[bound.far | wanted[name]] for name, bound in bounds.items()]
+    most = _most(np.concatenate([np.zeros(unbounded), *tested]), rate, large)
+    for name, bound in bounds.items():
+        chosen = wanted[name] | (bound.far & (bound.p <= most))
+        found[name] = Pick(found[name].rows[chosen], known[name][chosen], found[name].large)
+    return found
+
+
+def _company(cube: Cube, rows: Ints) -> Bools:
+    """Which of them tell what is usual: as many as suffice, drawn without regard to what happens."""
     order = cube.lot[rows]
-    company = order <= np.partition(order, COMPANY - 1)[COMPANY - 1]
-    could_be = _could_be(cube, at, metric, width, rows, -math.log(rate) - LOOSE, change)
-    chosen = company | could_be | np.isin(rows, keep)
-    return Pick(rows[chosen], company[chosen], len(rows))
+    return np.asarray(order <= np.partition(order, COMPANY - 1)[COMPANY - 1])
 
 
-def _volume(cube: Cube, at: dt.datetime, metric: Metric, width: dt.timedelta) -> Floats:
-    """About how much a monitor has in a window, now or usually, of what must be enough to judge it."""
-    measure = metric.parts[1] or metric.parts[0]
-    now = cube.between(measure, at - width, at)
-    return now if metric.parts[1] else np.maximum(now, cube.usual(measure) * (width / cube.bin))
+def _most(p: Floats, rate: float, tests: int) -> float:
+    """The largest that the cut-off can be, if no p-value is below these and all others of so many tests are large."""
+    ordered = np.sort(p)
+    share = rate * np.arange(1, len(p) + 1) / max(JUDGED * tests, 1.0)
+    passed = np.flatnonzero(ordered <= share)
+    return min(float(share[passed[-1]]), rate) if len(passed) else 0.0
 
 
-def _could_be(
-    cube: Cube,
-    at: dt.datetime,
-    metric: Metric,
-    width: dt.timedelta,
-    rows: Ints,
-    least: float,
-    change: tuple[float, float],
-) -> Bools:
-    """Whether a window is unlikely, by `least` nats, and far from the lowest or the highest level of its references."""
+@dataclass(frozen=True)
+class _Bounds:
+    """What is certain of the windows of some monitors."""
+
+    p: Floats
+    """No p-value is smaller; 0 where no reference tells."""
+    far: Bools
+    """Whether the window can be so far from what is expected that it is worth an alert."""
+
+
+def _bounds(sums: Sums, metric: Metric, width: dt.timedelta, place: Ints, change: tuple[float, float]) -> _Bounds:
+    """By the lowest and the highest level of its references."""
     numerator, denominator = metric.parts
-    sums = _Sums(cube, at, width, rows)
-    value, size = cube.between(numerator, at - width, at, rows), None
+    value, size = sums.window(numerator, width)[place], None
     with np.errstate(all="ignore"):
         if denominator is None:
-            levels = sums.levels(numerator)
+            levels = sums.levels(numerator, width, place)
         else:
-            size = cube.between(denominator, at - width, at, rows)
+            size = sums.window(denominator, width)[place]
             value = np.minimum(value, size)
-            pairs = zip(sums.totals(numerator), sums.totals(denominator), strict=True)
+            pairs = zip(sums.totals(numerator, width, place), sums.totals(denominator, width, place), strict=True)
             levels = [np.where(trials > 0, (hits + 0.5) / (trials + 1), np.nan) for hits, trials in pairs]
         low, high = np.fmin.reduce(levels) * (1 - SLACK), np.fmax.reduce(levels) * (1 + SLACK)
         share = value if size is None else value / size
 
-        def unlikely(level: Floats) -> Bools:  # so is what no reference tells of
+        def least(level: Floats) -> Floats:  # what no reference tells of may be anything
             own = level if size is None else np.minimum(level, 1 - 1e-9)
-            return np.asarray(~(divergence(value, own, size) < least))
+            return np.asarray(np.exp(-LOOSE - np.nan_to_num(divergence(value, own, size), nan=np.inf)))
 
-        fell = ~(share > (1 - change[0]) * high) & unlikely(high)
-        rose = ~(share < (1 + change[1]) * low) & unlikely(low)
-        return np.asarray(fell | rose)
+        far = ~(share > (1 - change[0]) * high) | ~(share < (1 + change[1]) * low)
+        p = np.minimum(np.where(share <= high, least(high), 1.0), np.where(share >= low, least(low), 1.0))
+    return _Bounds(np.where(np.isfinite(high + low + share), p, 0.0), far)
 
 
-class _Sums:
-    """What the references of some monitors have, each as one sum."""
+class Sums:
+    """What windows that end at one time have, and their references, each as one sum.
 
-    def __init__(self, cube: Cube, at: dt.datetime, width: dt.timedelta, rows: Ints) -> None:
-        self._cube, self._at, self._width, self._rows = cube, at, width, rows
-        begun, over = at - RECENT * cube.bin, at - width
-        piece = min(FINE * cube.bin, over - begun)
-        self._parts = [(begun, over), (begun, begun + piece), (over - piece, over)]
-        """Today: all that is recent but for the window, the first piece of it and the last."""
+    What several windows and metrics have in common is added up once, of the monitors that matter to any of them.
+    """
 
-    def totals(self, measure: str) -> list[Floats]:
-        """Of each part of today and of each day."""
-        whole, *pieces = (self._cube.between(measure, *part, self._rows) for part in self._parts)
-        today = [whole, *(np.where(piece >= TELLING, piece, np.nan) for piece in pieces)]
-        return today + [
-            day.between(measure, day.span.start, day.span.end, self._rows) for day in self._cube.days.values()
+    def __init__(
+        self, cube: Cube, at: dt.datetime, among: Ints, asked: Mapping[str, Asked], longest: dt.timedelta
+    ) -> None:
+        """Of those `among` that are large enough for one of what is `asked`, in windows of `longest` at most."""
+        self.cube, self._at = cube, at
+        self._begun, self._piece = at - RECENT * cube.bin, FINE * cube.bin
+        self._shared: dict[tuple[str, str, dt.datetime, dt.datetime], Floats] = {}
+        self.rows = among
+        large = np.zeros(len(among), dtype=bool)
+        for one in asked.values():
+            large |= self.volume(one.metric, longest) >= one.least
+        self.rows = among[large]
+        self._shared.clear()
+
+    def volume(self, metric: Metric, width: dt.timedelta) -> Floats:
+        """About how much each has in a window, now or usually, of what must be enough to judge it."""
+        measure = metric.parts[1] or metric.parts[0]
+        now = self.window(measure, width)
+        if metric.parts[1]:
+            return now
+        return np.maximum(now, self.cube.usual(measure)[self.rows] * (width / self.cube.bin))
+
+    def window(self, measure: str, width: dt.timedelta) -> Floats:
+        """(rows)"""
+        return self._sum(TODAY, measure, self._at - width, self._at)
+
+    def _sum(self, name: str, measure: str, start: dt.datetime, end: dt.datetime) -> Floats:
+        """(rows): of today or a day, kept."""
+        key = (name, measure, start, end)
+        if key not in self._shared:
+            table = self.cube if name == TODAY else self.cube.days[name]
+            self._shared[key] = table.between(measure, start, end, self.rows)
+        return self._shared[key]
+
+    def _today(self, measure: str, width: dt.timedelta, place: Ints) -> list[tuple[dt.timedelta, Floats]]:
+        """All that is recent but for the window, the first piece of it and the last: how long each is, and its sum."""
+        cube, over = self.cube, self._at - width
+        recent = over - self._begun
+        piece = min(self._piece, recent)
+        whole = self.window(measure, RECENT * cube.bin)[place] - self.window(measure, width)[place]
+        first = self._sum(TODAY, measure, self._begun, self._begun + piece)[place]
+        last = cube.between(measure, over - piece, over, self.rows[place])
+        return [(recent, whole), *((piece, np.where(part >= TELLING, part, np.nan)) for part in (first, last))]
+
+    def totals(self, measure: str, width: dt.timedelta, place: Ints) -> list[Floats]:
+        """(place) each: of parts of today and of each day."""
+        return [part for _, part in self._today(measure, width, place)] + [
+            self._sum(name, measure, day.span.start, day.span.end)[place] for name, day in self.cube.days.items()
         ]
 
-    def levels(self, measure: str) -> list[Floats]:
+    def levels(self, measure: str, width: dt.timedelta, place: Ints) -> list[Floats]:
         """What each makes one expect of the window: a day as it was, and at today's level, its own or the fleet's."""
-        parts = zip(self._parts, self.totals(measure), strict=False)
-        found = [total * (self._width / (end - start)) for (start, end), total in parts]
-        now = found[0] * (RECENT * self._cube.bin / self._width)
-        for day in self._cube.days.values():
+        bin_ = self.cube.bin
+        found = [total * (width / long) for long, total in self._today(measure, width, place)]
+        now = found[0] * (RECENT * bin_ / width)
+        for name, day in self.cube.days.items():
             ago = self._at - day.ago
-            recent = day.between(measure, ago - RECENT * self._cube.bin, ago, self._rows)
-            start, end = ago - self._width - NEAR * self._cube.bin, ago + NEAR * self._cube.bin
-            near = day.between(measure, start, end, self._rows) * (self._width / (end - start))
+            start, end = ago - width - NEAR * bin_, ago + NEAR * bin_
+            recent = self._sum(name, measure, ago - RECENT * bin_, ago)[place]
+            near = day.between(measure, start, end, self.rows[place]) * (width / (end - start))
             near = np.where((recent + near < FEW) & (now >= 4 * FEW), np.nan, near)  # a closed day tells no shape
             usual = now.sum() / max(recent.sum(), 1.0)
             moved = np.abs(now - usual * recent) > MOVED * np.sqrt(now + usual**2 * recent)

@@ -24,7 +24,7 @@ from kmon.config import Config, DetectorUse, Metric
 from kmon.detect.contract import SCORES, Detector, load_detector, scored
 from kmon.detect.cube import Base, Cube, is_large, recall
 from kmon.detect.fleet import Fleet, Mask, Outlook, check_taken_over
-from kmon.detect.screen import Pick, pick
+from kmon.detect.screen import Asked, Pick, Sums, pick
 from kmon.detect.shelf import Shelf
 from kmon.detect.silence import Silence
 from kmon.errors import StoreError
@@ -192,14 +192,9 @@ def sweep(
     wanted = cube.rows_of(store, [*keep, *(one.scope for one in outlooks)])
     kept = np.intersect1d(np.union1d(wanted, cube.common), watched)
     rates = {width: false_discovery_rate(config, width) for width in widths}
-    picks: dict[dt.timedelta, dict[str, Pick]] = {width: {} for width in widths}
-    for name, metric in config.metrics.items():
-        least = min((_least_volume(metric, d) for d in judges), default=0.0)
-        change = _least_change(metric, judges)
-        for width, rate in rates.items():
-            picks[width][name] = pick(
-                cube, at, metric, width, least=least, among=watched, keep=kept, rate=rate, change=change
-            )
+    asked = {name: _asked(metric, judges) for name, metric in config.metrics.items()}
+    sums = Sums(cube, at, watched, asked, max(widths, default=dt.timedelta(0)))
+    picks = {width: pick(sums, width, asked, keep=kept, rate=rate) for width, rate in rates.items()}
     laps.end("choose")
     touched = np.intersect1d(cube.rows_of(store, [mask.scope for mask in masks]), watched)
     chosen = np.unique(np.concatenate([kept, touched, *(one.rows for of in picks.values() for one in of.values())]))
@@ -326,13 +321,14 @@ def _scored(
 _COLUMNS = pl.Schema({**SCORES, "raw": pl.Float64(), "metric": pl.String(), "row": pl.Int64(), "company": pl.Boolean()})
 
 
-def _least_change(metric: Metric, detectors: Sequence[Detector]) -> tuple[float, float] | None:
-    """The least fall and rise that one of them flags; None where one of them does not say."""
+def _asked(metric: Metric, detectors: Sequence[Detector]) -> Asked:
+    """What one of them could flag; its changes have no bound where one of them does not say."""
+    least = min((_least_volume(metric, d) for d in detectors), default=0.0)
     told = [tell(metric) if (tell := getattr(d, "least_change", None)) else None for d in detectors]
     changes = [change for change in told if change is not None]
     if len(changes) < len(told) or not changes:
-        return None
-    return min(fall for fall, _ in changes), min(rise for _, rise in changes)
+        return Asked(metric, least, None)
+    return Asked(metric, least, (min(fall for fall, _ in changes), min(rise for _, rise in changes)))
 
 
 def _least_volume(metric: Metric, detector: Detector) -> float:

@@ -189,15 +189,22 @@ class Store(Questions, Intake):
         measures: Sequence[str],
         where: Where | None = None,
         without: Sequence[Where] = (),
+        *,
+        merged: bool = False,
     ) -> pl.DataFrame:
         """The rows of the base cuboid in the windows of `spans`, as they are stored: what a reader sums by itself.
 
         Columns: `slot` (0-based over all spans in their order), the dimensions as numbers (0 for an event without a
-        value), the measures, in types as narrow as the store's. One window may have many rows of the same values. Only
-        those that match `where` and none of `without`, and in buckets that fit into their window (`kmon.store.cells`).
+        value), the measures, in types as narrow as the store's. One window may have many rows of the same values,
+        unless they are `merged`. Only those that match `where` and none of `without`, and in buckets that fit into
+        their window (`kmon.store.cells`).
         """
         self.refresh()
-        return self.sql(self.cells_sql(spans, dimensions, measures, where or {}, without))
+        text = self.cells_sql(spans, dimensions, measures, where or {}, without)
+        if merged:
+            keys = ", ".join(["slot", *map(sql.name, dimensions)])
+            text = f"SELECT {keys}, {self.schema.merged(measures)} FROM ({text}) GROUP BY ALL"
+        return self.sql(text)
 
     def cells_sql(
         self,

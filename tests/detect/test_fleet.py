@@ -13,7 +13,7 @@ from kmon.config.bins import BIN, bin_for
 from kmon.detect import Fleet, observe
 from kmon.detect.cube import recall
 from kmon.detect.fleet import grain_for, spans_for
-from kmon.detect.screen import pick
+from kmon.detect.screen import Asked, Sums, pick
 from kmon.store import EmbeddedStore
 from tests.detect.worlds import AT, DAY, MINUTE, Mask, config, shop, traffic
 
@@ -148,18 +148,11 @@ def test_the_usual_volume_counts_too() -> None:
     """A monitor that is silent now must be judged; a rate without a denominator cannot."""
     with shop(traffic(pl.when(pl.col("today") & (pl.col("ago") <= 5)).then(0.0).otherwise(2.0))) as silent:
         cube = recall(silent, config(), AT)
-        everybody = {
-            "least": 10.0,
-            "among": cube.watched(config()),
-            "keep": np.empty(0, int),
-            "rate": 0.01,
-            "change": None,
-        }
-        sessions, conversion = (
-            pick(cube, AT, config().metrics[metric], FIVE, **everybody) for metric in ("sessions", "conversion")
-        )
-    assert sessions.large == cube.monitors.height
-    assert conversion.large == 0
+        asked = {metric: Asked(config().metrics[metric], 10.0, None) for metric in ("sessions", "conversion")}
+        sums = Sums(cube, AT, cube.watched(config()), asked, FIVE)
+        picks = pick(sums, FIVE, asked, keep=np.empty(0, dtype=np.int64), rate=0.01)
+    assert picks["sessions"].large == cube.monitors.height
+    assert picks["conversion"].large == 0
 
 
 # ---- what must not be a reference ------------------------------------------------------------------------------------

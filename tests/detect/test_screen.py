@@ -11,7 +11,7 @@ import pytest
 from kmon.config import Config
 from kmon.detect import Sweep, cube, screen, sweep
 from kmon.detect.cube import recall
-from kmon.detect.screen import pick
+from kmon.detect.screen import Asked, Sums, pick
 from tests.detect.worlds import AT, MINUTE, config, shop, traffic
 
 NOW = pl.col("today") & (pl.col("ago") <= 6)
@@ -97,12 +97,9 @@ def test_who_is_wanted_and_what_has_no_bound_is_looked_at(monkeypatch: pytest.Mo
     assert everybody.company.all()
 
 
-def _pick(read: Any, settings: Config, metric: str, **changes: Any) -> screen.Pick:
-    given = {
-        "least": 10.0,
-        "among": read.watched(settings),
-        "keep": np.empty(0, int),
-        "rate": 1e-3,
-        "change": (0.5, 1.0),
-    }
-    return pick(read, AT, settings.metrics[metric], 5 * MINUTE, **{**given, **changes})
+def _pick(
+    read: Any, settings: Config, metric: str, keep: Any = (), change: tuple[float, float] | None = (0.5, 1.0)
+) -> screen.Pick:
+    asked = {metric: Asked(settings.metrics[metric], 10.0, change)}
+    sums = Sums(read, AT, read.watched(settings), asked, 5 * MINUTE)
+    return pick(sums, 5 * MINUTE, asked, keep=np.array(keep, dtype=np.int64), rate=1e-3)[metric]

@@ -58,9 +58,9 @@ def test_a_sweep_reads_only_what_is_new(store: EmbeddedStore, tmp_path: Path, mo
     read = []
     cells = store.cells
 
-    def noted(spans: Any, *rest: Any) -> Any:
+    def noted(spans: Any, *rest: Any, **how: Any) -> Any:
         read.extend(span.count * span.width for span in spans)
-        return cells(spans, *rest)
+        return cells(spans, *rest, **how)
 
     monkeypatch.setattr(store, "cells", noted)
     after = sweep(store, config(), AT - 0 * MINUTE, shelf=shelf(tmp_path, store))
