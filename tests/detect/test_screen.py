@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import hypothesis
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import strategies as st
 
 from kmon.config import Config
-from kmon.detect import Sweep, cube, screen, sweep
+from kmon.detect import Sweep, cube, screen, sweep, sweeps
 from kmon.detect.cube import recall
 from kmon.detect.screen import Asked, Sums, pick
 from tests.detect.worlds import AT, MINUTE, config, shop, traffic
@@ -103,3 +105,13 @@ def _pick(
     asked = {metric: Asked(settings.metrics[metric], 10.0, change)}
     sums = Sums(read, AT, read.watched(settings), asked, 5 * MINUTE)
     return pick(sums, 5 * MINUTE, asked, keep=np.array(keep, dtype=np.int64), rate=1e-3)[metric]
+
+
+@hypothesis.given(
+    p=st.lists(st.floats(1e-12, 1.0), min_size=1, max_size=60),
+    share=st.lists(st.floats(1e-3, 1.0), min_size=60, max_size=60),
+    rate=st.floats(1e-4, 0.2),
+)
+def test_lower_bounds_of_p_values_bound_the_cutoff(p: list[float], share: list[float], rate: float) -> None:
+    bounds = np.array(p) * np.array(share)[: len(p)]
+    assert screen._most(bounds, rate, len(p)) >= sweeps._cutoff(np.array(p), rate)
