@@ -633,8 +633,8 @@ def bench(
 ) -> None:
     """Measure kmon against its limits and others.
 
-    NAME is ingest, latency, query, storage or soak; detect, or one of its parts detect-simulator, detect-series and
-    detect-rootcause; detect-speed; or detect-models.
+    NAME is ingest, latency, query, storage or soak; detect, or one of its parts detect-rootcause, detect-series,
+    detect-speed and detect-simulator; or detect-models.
     """
     from kmon import arguments
     from kmon import bench as bench_

@@ -1,12 +1,13 @@
-"""All of what detection must reach: on simulated traffic, on public labelled series and on real root causes."""
+"""All of what detection must reach: on public labelled series, on real root causes, on simulated traffic, in time."""
 
 from __future__ import annotations
 
-from kmon.bench import detect_rootcause, detect_series, detect_simulator
+from kmon.bench import detect_rootcause, detect_series, detect_simulator, detect_speed
 from kmon.bench.rows import Row
 from kmon.bench.workplace import Options
 
 
 def run(options: Options) -> list[Row]:
     """The quick parts first."""
-    return [*detect_rootcause.run(options), *detect_series.run(options), *detect_simulator.run(options)]
+    parts = (detect_rootcause, detect_series, detect_speed, detect_simulator)
+    return [row for part in parts for row in part.run(options)]
