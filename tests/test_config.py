@@ -78,7 +78,11 @@ def test_a_wrong_key_or_value_is_told_with_its_place(write, old, new, says):
 
 
 def test_all_wrong_keys_and_values_are_tried():
-    assert len(errors()) == 87
+    assert len(errors()) == 92
+
+
+def test_a_largest_value_that_nothing_watches_is_kept(write):
+    assert load_config(write(edited("sum(amount)", "max(amount)"))).measures["paid"] == "max(amount)"
 
 
 FILES = [

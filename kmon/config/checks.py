@@ -14,6 +14,8 @@ if typing.TYPE_CHECKING:
     from kmon.config.models import Config
 
 Loc = tuple[str | int, ...]
+Names = typing.Sequence[str] | typing.Mapping[str, str | None]
+"""By the index or the key at which they stand."""
 PIPELINE = "pipeline"
 """The metric of incidents that are of the data itself and not of a partner."""
 _DAY = dt.timedelta(days=1)
@@ -50,13 +52,16 @@ def inconsistencies(config: Config) -> Iterator[tuple[Loc, str]]:
     for name, metric in metrics.items():
         for part in metric.parts:
             yield from _unknown(("metrics", name), {metric.kind: part}, measures)
+            yield from _no_sums(config, ("metrics", name), {metric.kind: part})
     for i, grouping in enumerate(config.watch):
         yield from _unknown(("watch", i), grouping, dimensions)
     yield from _model_errors(config)
     yield from _unknown(("incidents", "impact"), config.incidents.impact, measures)
+    yield from _no_sums(config, ("incidents", "impact"), config.incidents.impact)
     if (loss := config.incidents.money) is not None:
         for key in ("measure", "of"):
-            yield from _unknown(("incidents", "money", key), (getattr(loss, key),), measures)
+            yield from _unknown(("incidents", "money"), {key: getattr(loss, key)}, measures)
+            yield from _no_sums(config, ("incidents", "money"), {key: getattr(loss, key)})
     for i, route in enumerate(config.routes):
         yield from _unknown(("routes", i, "sinks"), route.sinks, ("a sink", config.sinks))
         told = ("a metric", [*metrics, PIPELINE])
@@ -69,14 +74,24 @@ def inconsistencies(config: Config) -> Iterator[tuple[Loc, str]]:
     yield from _keep_errors(config)
 
 
-def _unknown(
-    loc: Loc, names: typing.Sequence[str] | typing.Mapping[str, str | None], known: tuple[str, typing.Iterable[str]]
-) -> Iterator[tuple[Loc, str]]:
+def _unknown(loc: Loc, names: Names, known: tuple[str, typing.Iterable[str]]) -> Iterator[tuple[Loc, str]]:
     """Those of `names`, by the key or the index at which they stand under `loc`, that are not `known`."""
     what, valid = known
-    for key, name in names.items() if isinstance(names, typing.Mapping) else enumerate(names):
+    for key, name in _by_place(names):
         if name is not None and name not in valid:
             yield (*loc, key), f"{name!r} is not {what}; {nearest(name, valid)}"
+
+
+def _no_sums(config: Config, loc: Loc, names: Names) -> Iterator[tuple[Loc, str]]:
+    """Those of the measures `names` that are a smallest or largest value: detection adds up bins and monitors."""
+    for key, name in _by_place(names):
+        if name in config.measures and (merge := merge_function(config.measures[name])) != "sum":
+            what = {"min": "smallest", "max": "largest"}[merge]
+            yield (*loc, key), f"{name!r} is a {what} value, which does not add up: only counts and sums can be watched"
+
+
+def _by_place(names: Names) -> Iterator[tuple[str | int, str | None]]:
+    return iter(names.items() if isinstance(names, typing.Mapping) else enumerate(names))
 
 
 def _calendar_errors(config: Config, dimensions: tuple[str, typing.Iterable[str]]) -> Iterator[tuple[Loc, str]]:
