@@ -56,11 +56,12 @@ def init(
     example: Annotated[Optional[str], typer.Option(help="Start from an example: online_retail.")] = None,
 ) -> None:
     """Write a commented kmon.yaml and the notebooks."""
+    from kmon.config import counted
     from kmon.resources import scaffold
 
     written = scaffold(folder, example)
     show.out.print(
-        f"wrote {len(written)} files into {folder.absolute()}: edit kmon.yaml, then 'kmon up'"
+        f"wrote {counted(len(written), 'file')} into {folder.absolute()}: edit kmon.yaml, then 'kmon up'"
         if written
         else "everything is there already"
     )
@@ -212,6 +213,7 @@ def replay(
     They go through the same pipeline, with a sweep at each step.
     """
     from kmon import arguments, parts
+    from kmon.config import counted
     from kmon.detect import Shelf
     from kmon.ledger import open_ledger
     from kmon.replay import replay as run
@@ -231,7 +233,8 @@ def replay(
         others = {source for source, _ in owned.positions()} - {str(file.resolve()) for file in files}
         note = ""
         if others:
-            note = f"{path} had events of {len(others)} other sources: these were added, and what is newer was judged"
+            had = f"{path} had events of {counted(len(others), 'other source')}"
+            note = f"{had}: these were added, and what is newer was judged"
         summary = run(
             loaded,
             owned,
@@ -251,7 +254,7 @@ def replay(
             with contextlib.redirect_stdout(sys.stderr if format == "json" else sys.stdout):
                 waiting = parts.notifier(loaded, owned, ledger).finish(stop)
             if waiting:
-                show.err.print(f"{waiting} alerts could not be delivered yet: 'kmon up' goes on trying")
+                show.err.print(f"{counted(waiting, 'alert')} could not be delivered yet: 'kmon up' goes on trying")
         stopped = stop.is_set()
     if note:
         show.err.print(note)
@@ -442,7 +445,7 @@ def why(
     """Why a monitor fired, or did not."""
     from kmon import arguments
     from kmon.alerts.message import quantity
-    from kmon.config import show_duration
+    from kmon.config import counted, show_duration
     from kmon.ledger import open_ledger
     from kmon.store import open_for_reading
     from kmon.why import days_unused
@@ -472,7 +475,7 @@ def why(
             figure(w.value if w.observed is None and watched.kind == "count" else w.observed),
             *map(figure, (w.expected, w.lower, w.upper)),
             *(w.p_value, w.cutoff),
-            f"{w.recent_bins} bins",
+            counted(w.recent_bins, "bin"),
             ", ".join(f"{day} {weight:.0%}" for day, weight in (w.days or {}).items()) or "-",
             w.reason,
         )

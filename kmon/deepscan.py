@@ -20,7 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from kmon.clock import floor
-from kmon.config import Config
+from kmon.config import Config, counted
 from kmon.config.bins import RECENT, bin_for
 from kmon.detect.calendar import Calendar
 from kmon.detect.expect import AFTER
@@ -165,7 +165,7 @@ def scan(
     if end - start < 2 * DAY:
         hours = max(0, (end - start) // HOUR)
         return DeepScan(
-            None, (), 0.0, f"the history is too short: {hours} hours before the last ones, a model needs 48"
+            None, (), 0.0, f"the history is too short: {counted(hours, 'hour')} before the last ones, a model needs 48"
         )
     measures = measures_of(config)
     check_taken_over(store, config, config.metrics.values(), [d for s in config.models.monitors for d in s])

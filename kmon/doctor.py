@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kmon import environment
-from kmon.config import Config, FilesSource, KafkaSource, SlackSink
+from kmon.config import Config, FilesSource, KafkaSource, SlackSink, counted
 from kmon.errors import KmonError
 
 
@@ -27,7 +27,7 @@ def examine(config: Config, store: str | None = None) -> Iterator[Check]:
     """Look at one thing after the other; a failed check does not stop the others."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("installation", _installation),
-        ("configuration", lambda: f"{config.path}: {len(config.metrics)} metrics, {len(config.watch)} grouping sets"),
+        ("configuration", lambda: f"{config.path}: {_watched(config)}"),
         ("detectors", lambda: _detectors(config)),
         ("notebooks", lambda: _notebooks(config)),
         ("store", lambda: _store(config, store)),
@@ -62,6 +62,10 @@ def _installation() -> str:
         message = f"duckdb-extension-quack {quack} does not fit DuckDB: install both in the same version"
         raise KmonError(message)
     return f"Python {sys.version.split()[0]}, {versions}"
+
+
+def _watched(config: Config) -> str:
+    return f"{counted(len(config.metrics), 'metric')}, {counted(len(config.watch), 'grouping set')}"
 
 
 def _detectors(config: Config) -> str:
@@ -101,20 +105,20 @@ def _ledger(config: Config, store: str | None) -> str:
     from kmon.ledger import open_ledger
 
     with open_ledger(config, store) as ledger:
-        waiting = len(ledger.deliveries(status=["pending"]))
-        return f"{len(ledger.open_incidents())} open incidents, {waiting} alerts waiting"
+        open_, waiting = ledger.open_incidents(), ledger.deliveries(status=["pending"])
+        return f"{counted(len(open_), 'open incident')}, {counted(len(waiting), 'alert')} waiting"
 
 
 def _source(config: Config) -> str:
     source = config.source
     if isinstance(source, FilesSource):
         found = sum(len(glob.glob(str(config.resolve(path)), recursive=True)) for path in source.paths)  # noqa: PTH207
-        return f"{found} files match {', '.join(source.paths)}"
+        return f"{counted(found, 'file')} {'matches' if found == 1 else 'match'} {', '.join(source.paths)}"
     if isinstance(source, KafkaSource):
         from kmon.sources.kafka import describe
 
         return describe(source)
-    return f"simulator: {source.partners:,} partners, {source.rate:g} events/s"
+    return f"simulator: {counted(source.partners, 'partner')}, {source.rate:g} events/s"
 
 
 def _sink(sink: object) -> str:
@@ -130,7 +134,7 @@ def _partners(config: Config) -> str:
 
     if config.partners is None:
         return "no reference: every incident goes to the default channel"
-    return f"{Partners.load(config.resolve(config.partners)).frame.height:,} partners"
+    return counted(Partners.load(config.resolve(config.partners)).frame.height, "partner")
 
 
 def _store_port(config: Config) -> str:

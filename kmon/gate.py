@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from kmon.alerts.operators import sentence
-from kmon.config import PIPELINE, Config
+from kmon.config import PIPELINE, Config, counted
 from kmon.incidents import REOPENED, Decision
 from kmon.ledger import Direction, Incident, Ledger, new_id
 from kmon.pipeline import Symptom, gaps, symptoms
@@ -191,7 +191,7 @@ def _calm(config: Config, at: dt.datetime, known: Incident) -> Decision:
     if quiet < enough:
         reason = f"as usual for {quiet} of {enough} looks"
         return Decision("quiet", replace(known, quiet=quiet, reason=reason), reason)
-    reason = f"as usual for {quiet} looks"
+    reason = f"as usual for {counted(quiet, 'look')}"
     ended = replace(known, status="resolved", resolved_at=at, quiet=quiet, reason=reason)
     return Decision("resolved", ended, reason)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
-from kmon.config import Config, show_duration
+from kmon.config import Config, counted, show_duration
 from kmon.explain import Cause
 from kmon.ledger import Direction, Incident, Severity, new_id
 
@@ -226,7 +226,7 @@ def _without_cause(config: Config, at: dt.datetime, incident: Incident, verdict:
     if quiet < config.incidents.resolve_after:
         reason = f"normal for {quiet} of {config.incidents.resolve_after} sweeps"
         return Decision("quiet", replace(incident, quiet=quiet, reason=reason), reason)
-    reason = f"back to normal for {quiet} sweeps"
+    reason = f"back to normal for {counted(quiet, 'sweep')}"
     return Decision("resolved", _resolved(at, replace(incident, quiet=quiet), reason), reason)
 
 

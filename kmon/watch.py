@@ -19,7 +19,7 @@ import polars as pl
 from kmon.alerts.notifier import outbox_for
 from kmon.alerts.routing import route
 from kmon.clock import Laps, floor
-from kmon.config import PIPELINE, Config, page_key, show_duration
+from kmon.config import PIPELINE, Config, counted, page_key, show_duration
 from kmon.detect import Cube, Shelf, Sweep, read_ahead
 from kmon.detect import sweep as run_sweep
 from kmon.detect.guests import scope_of
@@ -77,8 +77,11 @@ class Outcome:
         if self.sweep is None:
             return self.reason
         windows = ", ".join(map(show_duration, self.sweep.windows)) or "no"
-        counts = f"{self.sweep.monitors:,} monitors, {self.sweep.tests:,} tests, {self.sweep.anomalies:,} anomalies"
-        found = f"{counts}, {len(self.new)} new incidents{f', {len(self.held)} held back' if self.held else ''}"
+        sweep = self.sweep
+        counts = [counted(sweep.monitors, "monitor"), counted(sweep.tests, "test")]
+        counts.append("1 anomaly" if sweep.anomalies == 1 else f"{sweep.anomalies:,} anomalies")
+        counts.append(counted(len(self.new), "new incident"))
+        found = ", ".join([*counts, *([f"{len(self.held)} held back"] if self.held else [])])
         return f"{self.at:%Y-%m-%d %H:%M:%S} UTC, windows of {windows}: {found}, {self.seconds:.2f} s"
 
     def _repr_html_(self) -> str:

@@ -12,6 +12,7 @@ from kmon.config import (
     Config,
     Model,
     columns_of,
+    counted,
     equalities,
     load_config,
     merge_function,
@@ -166,6 +167,13 @@ def test_durations(text, seconds, shown):
     duration = parse_duration(text)
     assert (duration.total_seconds(), show_duration(duration)) == (seconds, shown)
     assert parse_duration(show_duration(duration)) == duration
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [(0, "0 incidents"), (1, "1 incident"), (2, "2 incidents"), (12000, "12,000 incidents")]
+)
+def test_numbers_of_things(number, shown):
+    assert counted(number, "incident") == shown
 
 
 @pytest.mark.parametrize("text", ["", "s", "5", "5x", "-5s", "1m-5s", None, [], "5 minutes"])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 
 import pytest
 
 from kmon.config import Telemetry
 from kmon.doctor import Check, examine
+from kmon.ledger import open_ledger
 from kmon.store import serving, token_for
 from tests.store.conftest import free_address
+from tests.test_ledger import DELIVERY, INCIDENT, SWEEP
 
 
 @pytest.fixture
@@ -34,3 +37,10 @@ def test_the_port_for_prometheus(settings, store):
                 "telemetry", True, f"port {port} is in use, as it is while kmon is running"
             )
     assert found(wanted, "telemetry") == Check("telemetry", True, f"port {port} is free")
+
+
+def test_one_of_something_is_told_in_the_singular(settings, store):
+    with open_ledger(settings) as ledger:
+        for id, says in [("1", "1 open incident, 1 alert waiting"), ("2", "2 open incidents, 2 alerts waiting")]:
+            ledger.record(SWEEP, [replace(INCIDENT, id=id)], [], [replace(DELIVERY, id=id)])
+            assert found(settings, "ledger").detail == says

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
-from kmon.config import Config, Metric
+from kmon.config import Config, Metric, counted
 from kmon.ledger import LABELLED, Incident
 from kmon.partners import Partner, Partners
 
@@ -243,7 +243,7 @@ def words(span: dt.timedelta, *, short: bool = False) -> str:
     days, hours, rest = minutes // 1440, minutes % 1440 // 60, minutes % 60
     parts = [(days, "day", "d"), (hours, "hour", "h"), (rest, "minute", "min")]
     told = [(n, name, brief) for n, name, brief in parts if n][:2]
-    return " ".join(f"{n} {brief}" if short else f"{n} {name}{'s' if n > 1 else ''}" for n, name, brief in told)
+    return " ".join(f"{n} {brief}" if short else counted(n, name) for n, name, brief in told)
 
 
 def _local(incident: Incident, partner: Partner | None, now: dt.datetime) -> str:

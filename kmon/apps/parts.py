@@ -14,7 +14,7 @@ import polars as pl
 from kmon.apps import words
 from kmon.apps.feed import View
 from kmon.apps.selection import covers
-from kmon.config import Config
+from kmon.config import Config, counted
 from kmon.partners import Partner
 
 LEGEND = (
@@ -113,7 +113,7 @@ def _state(view: View) -> str:
         return '<span class="pill away">Nothing to show</span>'
     firing = len(view.firing)
     if firing:
-        return f'<span class="pill firing">{firing} open incident{"s" if firing > 1 else ""}</span>'
+        return f'<span class="pill firing">{counted(firing, "open incident")}</span>'
     return '<span class="pill ok">As expected</span>'
 
 

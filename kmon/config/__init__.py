@@ -36,7 +36,17 @@ from kmon.config.models import (
     Source,
     Telemetry,
 )
-from kmon.config.words import BUCKET, MINUTE, Duration, Name, page_key, parse_duration, parse_size, show_duration
+from kmon.config.words import (
+    BUCKET,
+    MINUTE,
+    Duration,
+    Name,
+    counted,
+    page_key,
+    parse_duration,
+    parse_size,
+    show_duration,
+)
 
 __all__ = [
     "BUCKET",
@@ -75,6 +85,7 @@ __all__ = [
     "Telemetry",
     "columns_of",
     "copy_config",
+    "counted",
     "equalities",
     "error_at",
     "is_count",

@@ -46,6 +46,11 @@ def show_duration(value: dt.timedelta) -> str:
     return f"{seconds:g}s"
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things: ``1 incident``, ``12,000 incidents``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def parse_size(value: object) -> int:
     """``"2GB"``, ``"500 MB"``, ``"1GiB"`` or bytes as a number, as a number of bytes; ValueError otherwise."""
     found = _SIZE.fullmatch(str(value).strip())
