@@ -130,9 +130,13 @@ def prepare(config: Config, *, store: str | None = None) -> str:
             return "nothing to read ahead: the store has no events yet"
         began = time.monotonic()
         shelf = Shelf.of(config.beside(CUBES, store), opened, config)
-        if not read_ahead(opened, config, mark, shelf):
-            return "nothing to read ahead: it is there, or the fleet is so small that sweeps read it themselves"
-        return f"the references of the coming sweeps were read in {time.monotonic() - began:.1f} s"
+        done = read_ahead(opened, config, mark, shelf)
+        took = f"{time.monotonic() - began:.1f} s"
+    return {
+        "small": "nothing to read ahead: the fleet is so small that sweeps read it themselves",
+        "there": f"the references of the coming sweeps were there: what has passed since was added in {took}",
+        "read": f"the references of the coming sweeps were read in {took}",
+    }[done]
 
 
 def utc_now() -> dt.datetime:

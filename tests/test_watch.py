@@ -13,11 +13,11 @@ import pytest
 import sqlalchemy as sa
 
 from kmon.config import Config
-from kmon.detect import expected_measures, expected_series, observe
+from kmon.detect import cube, expected_measures, expected_series, observe
 from kmon.errors import LedgerError, UsageError
 from kmon.ledger import Incident, Ledger
 from kmon.store import EmbeddedStore
-from kmon.watch import Watch, run, show_scope
+from kmon.watch import Watch, prepare, run, show_scope
 from tests.detect.worlds import AT, BROWSERS, MINUTE, PARTNERS, add, config, shop, traffic
 
 EVIL = 'A$^2$ <b>&</b> <!channel> "q"\n\'; DROP TABLE x; -- \N{SHOPPING TROLLEY}'
@@ -148,6 +148,19 @@ def test_one_look_by_itself(tmp_path: Path, at: str | None, judged: dt.datetime 
     assert outcome.at == judged
     if judged is None:
         assert str(outcome) == "not judged: the data is complete only up to 2026-01-10 12:00:30 UTC"
+
+
+def test_what_was_read_ahead_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = filled(tmp_path)
+    told = [prepare(settings)]
+    monkeypatch.setattr(cube, "LARGE", 6)
+    told += [prepare(settings), prepare(settings)]
+    says = [
+        "the fleet is so small that",
+        "sweeps were read in ",
+        "sweeps were there: what has passed since was added in ",
+    ]
+    assert [text in one for text, one in zip(says, told, strict=True)] == [True] * 3, told
 
 
 def test_each_look_reads_the_partner_reference_as_it_is(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -274,22 +274,23 @@ def _tails(found: Sequence[Scored], families: Mapping[dt.timedelta, Family]) -> 
     return tails
 
 
-def read_ahead(store: Store, config: Config, at: dt.datetime, shelf: Shelf) -> bool:
+def read_ahead(store: Store, config: Config, at: dt.datetime, shelf: Shelf) -> Literal["small", "there", "read"]:
     """Have the cube ready that sweeps of the next period need, where none shall wait for it: in a large fleet.
 
-    `at` is the newest instant of which all data is there. Returns whether there was anything to do.
+    `at` is the newest instant of which all data is there. Returns how that went: the fleet is small and needs none, the
+    cube was there and got what has passed since, or it was read.
     """
     if not is_large(store):
-        return False
+        return "small"
     detectors = [load_detector(use, config.path.parent) for use in config.detectors if use.use != Silence.name]
     at = floor(at, config.every)
     base = Base.at(store, config, at, _least(config, detectors)).next()
-    cube = shelf.take(base.as_of)
-    if cube is None or not cube.serves(store, config, at):
-        cube = base.read(store, config)
+    kept = shelf.take(base.as_of)
+    there = kept is not None and kept.serves(store, config, at)
+    cube = kept if kept is not None and there else base.read(store, config)
     cube.advance(store, at)
     shelf.put(cube)
-    return True
+    return "there" if there else "read"
 
 
 def _scored(

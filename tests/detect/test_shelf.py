@@ -179,9 +179,10 @@ def test_a_full_disk_is_no_reason_not_to_judge(store: EmbeddedStore, tmp_path: P
 def test_a_large_fleet_is_read_ahead(store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the first sweep of the next half hour finds it, but for the last minutes."""
     at = AT - 2 * MINUTE
-    assert not read_ahead(store, config(), at, shelf(tmp_path, store))  # a small one is not
+    assert read_ahead(store, config(), at, shelf(tmp_path, store)) == "small"  # which is not
     monkeypatch.setattr(cube, "LARGE", 6)
-    assert read_ahead(store, config(), at, shelf(tmp_path, store))
+    assert read_ahead(store, config(), at - MINUTE, shelf(tmp_path, store)) == "read"
+    assert read_ahead(store, config(), at, shelf(tmp_path, store)) == "there"
     ahead = shelf(tmp_path, store).take(AT - 30 * MINUTE)
     assert ahead is not None
     assert ahead.end == at
