@@ -1,6 +1,8 @@
 """Why a monitor fired or did not: the sweep at one instant again, and all that was known of that monitor.
 
 sweep and explain as at that time  ►  the monitor's verdict in each width  ►  what became of it  ►  in words
+
+A scope that no grouping set has is judged as a root cause is: read for itself, beside the watched monitors.
 """
 
 from __future__ import annotations
@@ -19,18 +21,22 @@ from kmon.clock import floor
 from kmon.config import PIPELINE, Config, Metric, show_duration
 from kmon.detect import Family, Scored, Silence, Sweep
 from kmon.detect.expect import RECENT, expect
-from kmon.detect.fleet import numbers_of
-from kmon.detect.guests import row_of
+from kmon.detect.fleet import check_taken_over, numbers_of
+from kmon.detect.guests import guest_scored, row_of, with_guest
 from kmon.errors import UsageError
 from kmon.explain import Cause
 from kmon.fits import Model, models_of
 from kmon.incidents import related
 from kmon.ledger import Fit, Incident, Label, Ledger, show_time
-from kmon.references import Stretch
+from kmon.references import References, Stretch
 from kmon.store import Store
 from kmon.watch import Watch, show_scope
 
 Outcome = Literal["fired", "explained", "suppressed", "normal", "not judged"]
+UNWATCHED = (
+    "no line of 'watch' has it, so it fires only as the root cause of what a watched monitor shows:"
+    " it was read for this answer, and judged by its own history beside the watched monitors"
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ class Why:
     """The scope that explains the change, where another one or another metric does."""
     incident: str | None
     """The incident that it belongs to."""
+    watched: bool = True
+    """Whether a grouping set has it; else it was judged by itself for this answer."""
     models: tuple[Model, ...] = ()
     """Of the metric's measures, where models are fitted: which one was a reference, or why none was."""
 
@@ -95,7 +103,10 @@ class Why:
             }
             for i in self.masked
         ]
-        told = {key: getattr(self, key) for key in ("metric", "where", "outcome", "sentence", "cause", "incident")}
+        told = {
+            key: getattr(self, key)
+            for key in ("metric", "where", "outcome", "sentence", "cause", "incident", "watched")
+        }
         models = [
             {**asdict(m), "fitted_at": show_time(m.fitted_at), "data_to": show_time(m.data_to)} for m in self.models
         ]
@@ -112,12 +123,10 @@ def why(
 ) -> Why:
     """What the sweep at `at` (default the newest complete instant) says of one monitor, and what was made of it.
 
-    UsageError where no grouping set of `watch` produces the monitor, or where the data is not complete at `at`.
+    UsageError where the data is not complete at `at`, or not kept any more.
     """
-    if not any(set(grouping) == set(where) for grouping in config.watch):
-        sets = "; ".join(", ".join(g) or "everything" for g in config.watch)
-        message = f"{', '.join(where) or 'everything'} is not watched: the grouping sets are {sets}"
-        raise UsageError(message)
+    watched = _is_watched(config, where)
+    check_taken_over(store, config, (), where)
     mark = store.watermark(config.events.lateness, config.events.idle)
     wanted = at or mark
     moment = floor(wanted, config.every) if wanted else None
@@ -134,6 +143,9 @@ def why(
     watch = Watch(config, store, known, deliver=False)  # type: ignore[arg-type]
     sweep, causes, told = watch.examine(moment, keep=[scope])
     cause = _cause_of(causes, metric, scope)
+    if not watched:
+        cause = cause or _explaining(causes, sweep, told, store, scope, metric)
+        sweep = _joined(sweep, told, store, scope, metric)
     looks = [
         s for s in sweep.scored if not isinstance(s.detector, Silence) or s.detector.watches(config, metric, scope)
     ]
@@ -142,7 +154,11 @@ def why(
     then = ledger.overlapping(moment, moment)
     partners = [i for i in then if i.metric != PIPELINE]
     incident = next((i for i in partners if cause and related(i.scope, cause.scope)), None)
-    outcome, sentence = _told(metric, config.metrics[metric], scope, moment, windows, cause, incident)
+    if not watched:  # an open incident of its own need not be told again by this sweep
+        incident = incident or next((i for i in partners if (i.metric, i.scope) == (metric, scope)), None)
+    outcome, sentence = _told(metric, config.metrics[metric], scope, moment, windows, incident)
+    if not watched:
+        sentence += f"; {UNWATCHED}"
     if cause and incident is None and len(partners) < len(then):
         sentence += "; the data itself was in trouble then, which holds back what it explains"
     other = cause.scope if cause and (cause.metric, cause.scope) != (metric, scope) else None
@@ -150,7 +166,12 @@ def why(
     fitted = models_of(known.fits(moment), told.config, moment, scope) if config.metrics[metric].kind != "mean" else []
     models = tuple(m for m in fitted if m.measure in parts)
     name = incident.id if incident else None
-    return Why(metric, scope, moment, outcome, sentence, windows, masks, other, name, models)
+    return Why(metric, scope, moment, outcome, sentence, windows, masks, other, name, watched, models)
+
+
+def _is_watched(config: Config, scope: dict[str, str]) -> bool:
+    """Whether a line of `watch` has it."""
+    return any(set(grouping) == set(scope) for grouping in config.watch)
 
 
 class _Then:
@@ -184,6 +205,48 @@ def _cause_of(causes: Sequence[Cause], metric: str, scope: dict[str, str]) -> Ca
     return None
 
 
+def _joined(
+    sweep: Sweep,
+    told: References,
+    store: Store,
+    scope: dict[str, str],
+    metric: str,
+    without: Sequence[dict[str, str]] = (),
+) -> Sweep:
+    """The sweep with one more monitor, of which no company lifts the cut-off; less the events of scopes `without`."""
+    own = [one for one in sweep.scored if not one.apart]
+    fleet = own and with_guest(own[0].fleet, store, told.config, scope, masks=told.masks, without=without)
+    families = {width: replace(family, cutoff=0.0) for width, family in sweep.families.items()}
+    if fleet:
+        guests = [guest_scored(one, fleet, metric, told.config) for one in own]
+        both = [
+            pl.concat([one.scores, guest.scores.with_columns(company=False)], how="diagonal")
+            for one, guest in zip(own, guests, strict=True)
+        ]
+        own = [replace(guest, scores=scores) for guest, scores in zip(guests, both, strict=True)]
+    return replace(sweep, scored=tuple(own), families=families)
+
+
+def _explaining(
+    causes: Sequence[Cause], sweep: Sweep, told: References, store: Store, scope: dict[str, str], metric: str
+) -> Cause | None:
+    """The most telling of the causes that overlap a scope, where it is an anomaly with them and none without."""
+    near = [cause for cause in causes if all(scope.get(d, value) == value for d, value in cause.scope.items())]
+    numbers = numbers_of(store, scope)
+
+    def is_anomaly(without: Sequence[dict[str, str]]) -> bool:
+        joined = _joined(sweep, told, store, scope, metric, without)
+        for one in joined.scored:
+            row = row_of(one.fleet, numbers)
+            score = one.score(metric, row) if row is not None else None
+            if score is not None and score["notable"] and score["p_value"] <= joined.families[one.width].reach:
+                return True
+        return False
+
+    explained = near and len(numbers) == len(scope) and is_anomaly([]) and not is_anomaly([c.scope for c in near])
+    return near[0] if explained else None
+
+
 def _window(
     config: Config,
     store: Store,
@@ -198,7 +261,7 @@ def _window(
     seen = len(numbers) == len(scope)
     row = row_of(fleet, numbers) if seen else None
     if scored.apart:
-        return _apart(sweep, scored, metric, scope, row, cause)
+        return _apart(config, sweep, scored, metric, scope, row, cause)
     if row is None:
         few = "too few events in the last two hours and at this time of the other days"
         reason = few if seen else "no event of it was ever seen"
@@ -219,7 +282,7 @@ def _window(
         width,
         name,
         **known,
-        **_verdict(scored, score, family, scope, cause),
+        **_verdict(config, scored, score, family, scope, cause),
         recent_bins=used,
         masked_bins=RECENT - used,
         days={day: weight for day, weight in days.items() if weight > 0},
@@ -227,6 +290,7 @@ def _window(
 
 
 def _apart(
+    config: Config,
     sweep: Sweep,
     scored: Scored,
     metric: str,
@@ -239,15 +303,15 @@ def _apart(
     if score is None:
         reason = "it is not silent, or too little is expected in so short a silence"
         return Window(scored.width, name, "not judged", reason, 0.0, 0.0)
-    verdict = _verdict(scored, score, sweep.families[scored.width], scope, cause)
+    verdict = _verdict(config, scored, score, sweep.families[scored.width], scope, cause)
     return Window(scored.window(score), name, value=0.0, exposure=1.0, **verdict)
 
 
 def _verdict(
-    scored: Scored, score: dict[str, Any], family: Family, scope: dict[str, str], cause: Cause | None
+    config: Config, scored: Scored, score: dict[str, Any], family: Family, scope: dict[str, str], cause: Cause | None
 ) -> dict[str, Any]:
     """What `Window` has of a judged monitor: the outcome, its reason and the numbers that it comes from."""
-    outcome, reason = _judged(scored, score, family.reach, scope, cause)
+    outcome, reason = _judged(config, scored, score, family.reach, scope, cause)
     shown = {key: score[key] for key in ("observed", "expected", "lower", "upper", "p_value")}
     return {"outcome": outcome, "reason": reason, "cutoff": family.reach, "tests": family.tests, **shown}
 
@@ -272,7 +336,7 @@ def _unjudged(mine: dict[str, Any], used: int) -> str:
 
 
 def _judged(
-    scored: Scored, score: dict[str, Any], cutoff: float, scope: dict[str, str], cause: Cause | None
+    config: Config, scored: Scored, score: dict[str, Any], cutoff: float, scope: dict[str, str], cause: Cause | None
 ) -> tuple[Outcome, str]:
     if score["p_value"] > cutoff:
         return "normal", f"as likely as {score['p_value']:.2g}; an anomaly is less likely than {cutoff:.2g}"
@@ -280,11 +344,12 @@ def _judged(
         return "suppressed", f"certain, but no change worth telling ({score['effect']:+.0%})"
     if scored.use.shadow:
         return "suppressed", "the detector is on trial: it scores, and alerts nobody"
-    if cause is not None and (cause.metric, cause.scope) == (score["metric"], scope):
+    if cause is None:
+        company = "an anomaly only in the company of others that are explained"
+        return "suppressed", company if _is_watched(config, scope) else "certain, but no watched monitor led to it"
+    if (cause.metric, cause.scope) == (score["metric"], scope):
         return "fired", "it is the cause itself"
-    if cause is not None:
-        return "explained", f"by {cause.metric} {cause.direction} of {show_scope(cause.scope)}"
-    return "suppressed", "an anomaly only in the company of others that are explained"
+    return "explained", f"by {cause.metric} {cause.direction} of {show_scope(cause.scope)}"
 
 
 _ORDER: tuple[Outcome, ...] = ("fired", "explained", "suppressed", "normal", "not judged")
@@ -296,7 +361,6 @@ def _told(
     scope: dict[str, str],
     at: dt.datetime,
     windows: Sequence[Window],
-    cause: Cause | None,
     incident: Incident | None,
 ) -> tuple[Outcome, str]:
     """What the most telling window says, in a sentence."""
@@ -317,5 +381,5 @@ def _told(
         "suppressed": "did not fire",
         "normal": "is normal",
     }
-    belongs = f"; it belongs to {incident.id}" if incident is not None and cause is not None else ""
+    belongs = f"; it belongs to {incident.id}" if incident is not None else ""
     return best.outcome, f"{what} {verb[best.outcome]}: {seen}; {best.reason}{belongs}"

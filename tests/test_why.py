@@ -98,25 +98,70 @@ def test_it_is_json() -> None:
     assert told["windows"][0]["width"] == "5m"
 
 
+def test_a_time_that_cannot_be_judged_is_told_in_one_sentence() -> None:
+    with shop(traffic()) as store, Ledger.open("sqlite://") as ledger, pytest.raises(UsageError) as caught:
+        asked(store, ledger, "sessions", P1, AT + dt.timedelta(hours=1))
+    says = "that time was not judged: the data is complete up to 2026-01-10 12:00:00 UTC"
+    assert str(caught.value).startswith(says)
+
+
+# ---- scopes that no line of `watch` has -----------------------------------------------------------------------------
+
+SE_EDGE = {"country": "SE", "browser": "edge"}
+BROKEN = (pl.col("country") == "SE") & (pl.col("browser") == "edge") & pl.col("today") & (pl.col("ago") <= 10)
+
+
+def test_an_incident_in_a_scope_that_is_not_watched_can_be_asked_about() -> None:
+    """With the numbers that it was raised with."""
+    broken = traffic(conversion=pl.when(BROKEN).then(0.02).otherwise(0.5))
+    with shop(broken) as store, Ledger.open("sqlite://") as ledger:
+        (incident,) = Watch(config(), store, ledger).look(AT).new
+        assert (incident.metric, incident.scope) == ("conversion", SE_EDGE)
+        found = asked(store, ledger, "conversion", incident.scope, incident.detected_at)
+    (window,) = found.windows
+    assert (found.outcome, found.cause, found.incident, found.watched) == ("fired", None, incident.id, False)
+    told = (window.observed, window.expected, window.lower, window.upper, window.p_value)
+    assert told == (incident.observed, incident.expected, incident.lower, incident.upper, incident.p_value)
+    assert window.cutoff is not None
+    assert window.p_value is not None
+    assert window.p_value <= window.cutoff
+    assert window.recent_bins > 0
+    assert "no line of 'watch' has it, so it fires only as the root cause" in found.sentence
+    assert not found.public()["watched"]
+
+
 @pytest.mark.parametrize(
-    ("where", "at", "says"),
+    ("metric", "where", "outcome", "says"),
     [
-        (
-            {"country": "SE", "browser": "edge"},
-            AT,
-            "country, browser is not watched: the grouping sets are everything; p",
-        ),
-        (
-            P1,
-            AT + dt.timedelta(hours=1),
-            "that time was not judged: the data is complete up to 2026-01-10 12:00:00 UTC",
-        ),
+        ("sessions", SE_EDGE, "normal", "is normal: in 5m"),
+        ("sessions", {**P1, **SE_EDGE}, "normal", "is normal: in 5m"),
+        ("conversion", {**P1, **SE_EDGE}, "explained", "by conversion down of country=SE, browser=edge"),
+        ("conversion", {"country": "SE", "browser": "netscape"}, "not judged", "no event of it was ever seen"),
     ],
 )
-def test_what_cannot_be_answered_is_one_sentence(where: dict[str, str], at: dt.datetime, says: str) -> None:
-    with shop(traffic()) as store, Ledger.open("sqlite://") as ledger, pytest.raises(UsageError) as caught:
-        asked(store, ledger, "sessions", where, at)
-    assert str(caught.value).startswith(says)
+def test_any_scope_can_be_asked_about(metric: str, where: dict[str, str], outcome: str, says: str) -> None:
+    broken = traffic(conversion=pl.when(BROKEN).then(0.02).otherwise(0.5))
+    with shop(broken) as store, Ledger.open("sqlite://") as ledger:
+        found = asked(store, ledger, metric, where, AT)
+    assert (found.outcome, says in found.sentence) == (outcome, True), found.sentence
+    assert "no line of 'watch' has it" in found.sentence
+
+
+def test_what_only_overlaps_a_cause_is_explained_by_it() -> None:
+    """p1 is three quarters of all there."""
+    usual = pl.when(pl.col("partner") == "p1").then(60.0).otherwise(20.0)
+    gone = (pl.col("partner") == "p1") & NEXT
+    dead = traffic(pl.when(gone).then(0.0).otherwise(usual), partners=("p1", "p2"))
+    with shop(dead) as store, Ledger.open("sqlite://") as ledger:
+        found = asked(store, ledger, "sessions", SE_EDGE, AT)
+    assert (found.outcome, found.cause) == ("explained", P1)
+
+
+def test_what_no_watched_monitor_led_to_is_told_so() -> None:
+    broken = traffic(pl.when(BROKEN).then(2.0).otherwise(8.0))
+    with shop(broken) as store, Ledger.open("sqlite://") as ledger:
+        found = asked(store, ledger, "sessions", SE_EDGE, AT, watch=[["partner"]], false_alerts_per_day=1e-9)
+    assert (found.outcome, found.windows[0].reason) == ("suppressed", "certain, but no watched monitor led to it")
 
 
 def test_a_monitor_that_nobody_ever_saw_was_not_judged() -> None:
