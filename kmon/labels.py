@@ -16,7 +16,8 @@ from kmon.ledger import EPOCH, LABELLED, SETTLING, Delivery, Incident, Label, Le
 from kmon.partners import Partners
 
 Clock = Callable[[], dt.datetime]
-_SAYS = {"false": "a false alarm", "new-normal": "the new normal"}
+SAYS: dict[Word, str] = {"true": "real", "false": "a false alarm", "new-normal": "the new normal"}
+"""What an incident was, by the word that says so."""
 
 
 def utc_now() -> dt.datetime:
@@ -42,7 +43,7 @@ def say(config: Config, ledger: Ledger, id: str, word: Word, *, by: str, clock: 
     judged, now, ended = _judged(ledger), clock(), None
     if word in SETTLING and incident.resolved_at is None:
         at = max(judged, incident.detected_at)
-        reason = f"{LABELLED}{_SAYS[word]} by {by}"
+        reason = f"{LABELLED}{SAYS[word]} by {by}"
         ended = replace(incident, status="resolved", resolved_at=at, seen_at=at, quiet=0, reason=reason)
     until = None if word == "new-normal" else (ended or incident).resolved_at
     label = Label(new_id("lbl"), word, id, incident.metric, incident.scope, incident.started_at, until, judged, now, by)

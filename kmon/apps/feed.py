@@ -17,7 +17,7 @@ from kmon.apps.selection import Selection
 from kmon.config import BUCKET, Config, load_config
 from kmon.detect import expected_measures
 from kmon.errors import ConfigError, KmonError, StoreError
-from kmon.ledger import Incident, Ledger, open_ledger
+from kmon.ledger import Incident, Label, Ledger, open_ledger
 from kmon.partners import Partner, Partners
 from kmon.references import MONTH, References
 from kmon.store import EmbeddedStore, Store, open_for_reading
@@ -54,6 +54,8 @@ class View:
     """By metric: the same for the one window that ends at `end`, which moves on every ten seconds."""
     incidents: tuple[Incident, ...] = ()
     """Those that concern the selection and touch the range, and all that are open, newest first."""
+    labels: Mapping[str, Label] = field(default_factory=dict)
+    """By incident: what people said of it."""
     offers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By dimension: the values with most events in the last day."""
     unknown: tuple[str, ...] = ()
@@ -187,11 +189,12 @@ class Feed:
             if view.start is not None and view.end is not None:
                 touching = ledger.overlapping(view.start, view.end)
                 found |= {i.id: i for i in touching if choose.concerns(view.selection.where, i)}
+            labels = {label.incident: label for label in ledger.labels() if label.incident in found}
         except KmonError as error:
             self._ledger = None
             return replace(view, ledger_problem=str(error))
         newest = tuple(sorted(found.values(), key=lambda i: (i.started_at, i.id), reverse=True))
-        return replace(view, incidents=newest, ledger_problem=None)
+        return replace(view, incidents=newest, labels=labels, ledger_problem=None)
 
     def _references(self, start: dt.datetime, end: dt.datetime) -> References:
         """What serves as a reference, as far as the ledger can be read."""

@@ -37,6 +37,7 @@ function line(row, model) {
   link.append(severity, element("div", "what", row.what), place(row), since);
   link.append(element("div", "number", row.observed), element("div", "number quiet", row.expected));
   link.append(element("div", "number", row.loss), element("div", `status ${row.status}`, row.status));
+  if (row.said) link.append(element("div", "said", row.said));
   return link;
 }
 

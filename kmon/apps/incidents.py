@@ -14,7 +14,8 @@ from kmon.apps import words
 from kmon.apps.feed import View
 from kmon.apps.selection import concerns, of_incident, write_query
 from kmon.config import PIPELINE, Config
-from kmon.ledger import Incident
+from kmon.labels import SAYS
+from kmon.ledger import Incident, Label
 from kmon.partners import Partner
 
 Known = Callable[[str], Partner | None]
@@ -54,7 +55,10 @@ def groups(config: Config, view: View, chosen: str | None, partner: Known) -> li
     here.sort(key=lambda i: (i.resolved_at is not None, -i.started_at.timestamp()))
 
     def group(title: str, nothing: str, some: list[Incident], limit: int) -> dict[str, Any]:
-        rows = [row(config, i, view.watermark, partner, selected=i.id == chosen) for i in some[:limit]]
+        rows = [
+            row(config, i, view.watermark, partner, selected=i.id == chosen, label=view.labels.get(i.id))
+            for i in some[:limit]
+        ]
         more = f"and {len(some) - limit:,} more" if len(some) > limit else ""
         return {"title": title, "nothing": nothing, "rows": rows, "more": more}
 
@@ -64,9 +68,15 @@ def groups(config: Config, view: View, chosen: str | None, partner: Known) -> li
 
 
 def row(
-    config: Config, incident: Incident, watermark: dt.datetime | None, partner: Known, *, selected: bool = False
+    config: Config,
+    incident: Incident,
+    watermark: dt.datetime | None,
+    partner: Known,
+    *,
+    selected: bool = False,
+    label: Label | None = None,
 ) -> dict[str, Any]:
-    """One incident in words."""
+    """One incident in words, and what people said of it."""
     metric = config.metrics.get(incident.metric)
     now = watermark or incident.seen_at
     until = incident.resolved_at or now
@@ -89,9 +99,16 @@ def row(
         "expected": expected,
         "loss": ", ".join(loss(incident)) or words.NOTHING,
         "status": incident.status,
+        "said": _said(label, now) if label else "",
         "open": incident.resolved_at is None,
         "selected": selected,
     }
+
+
+def _said(label: Label, now: dt.datetime) -> str:
+    """``Labelled a false alarm by ann, 12:30 UTC``."""
+    at = words.moment(label.said_at, now)
+    return f"Labelled {SAYS[label.word]} by {words.visible(label.said_by)}, {at} UTC"
 
 
 def _named(config: Config, dimension: str, value: str, partner: Known) -> str:

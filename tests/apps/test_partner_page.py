@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from kmon import labels
 from kmon.apps import incidents
 from kmon.apps.feed import Feed
 from kmon.apps.partner import PartnerPage, page
+from kmon.apps.selection import default
 from kmon.config import Config
+from kmon.ledger import Ledger, SweepRecord, Word
 from kmon.store import EmbeddedStore
 from tests.apps import shop
 from tests.apps.shop import END, EVIL
@@ -123,6 +126,23 @@ def test_the_list_of_incidents_is_words(filled: Config, opened: PartnerPage) -> 
     (row,) = incidents.groups(filled, opened.view, None, Feed(filled).partner)[0]["rows"]
     assert row["where"] == [["Shop", EVIL]]  # text: the browser gets it with textContent
     assert (row["what"], row["loss"], row["status"]) == ("▼ Conversion", "45 purchases", "firing")
+
+
+@pytest.mark.parametrize(
+    ("word", "said", "says"),
+    [
+        ("true", END, "Labelled real by ann <b>\\x00, 12:00 UTC"),
+        ("false", END + dt.timedelta(days=1), "Labelled a false alarm by ann <b>\\x00, 11 Jan 12:00 UTC"),
+        ("new-normal", END, "Labelled the new normal by ann <b>\\x00, 12:00 UTC"),
+    ],
+)
+def test_what_people_said_of_an_incident_is_told(empty: Config, word: Word, said: dt.datetime, says: str) -> None:
+    with Ledger.beside(shop.fill(empty)) as ledger:
+        ledger.record(SweepRecord(END, END, 0.1, 10, 10, 1, 1e-6), [shop.incident(id="inc_2", scope={"shop": "south"})])
+        labels.say(empty, ledger, "inc_1", word, by="ann <b>\x00", clock=lambda: said)
+    view = Feed(empty).view(default(empty))
+    rows = incidents.groups(empty, view, None, Feed(empty).partner)[0]["rows"]
+    assert {row["id"]: row["said"] for row in rows} == {"inc_1": says, "inc_2": ""}
 
 
 def test_a_partner_has_its_name_in_the_list(filled: Config, opened: PartnerPage) -> None:

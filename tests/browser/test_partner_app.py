@@ -7,6 +7,9 @@ from urllib.parse import quote
 
 from playwright.sync_api import Locator, Page, expect
 
+from kmon import labels
+from kmon.config import load_config
+from kmon.ledger import open_ledger
 from tests.apps.shop import EVIL
 from tests.browser.conftest import Site
 
@@ -70,6 +73,18 @@ def test_clicking_an_incident_shows_its_scope_and_metric_first(page: Page, site:
     expect(page).to_have_url(re.compile("metric=conversion&incident=inc_1"))
     expect(page.locator(".samples tr")).to_have_count(11)
     expect(page.locator(".samples")).to_contain_text("The newest of this incident's events, from 11:30 UTC")
+    assert same_page(page)
+
+
+def test_a_label_shows_with_who_said_it_on_an_open_page(page: Page, site: Site) -> None:
+    open_page(page, site)
+    expect(page.locator("a.row")).to_have_count(1)
+    config = load_config(site.config)
+    with open_ledger(config, str(config.resolve(config.store))) as ledger:
+        label = labels.say(config, ledger, "inc_1", "true", by="<i>ann</i>")
+        expect(page.locator("a.row .said")).to_contain_text("Labelled real by <i>ann</i>, ")
+        labels.remove(ledger, label.id)
+    expect(page.locator("a.row .said")).to_have_count(0)
     assert same_page(page)
 
 
