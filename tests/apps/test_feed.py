@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -87,8 +89,10 @@ def test_nothing_is_read_again_while_the_watermark_stands(filled: Config) -> Non
 
 def test_a_file_is_let_go_between_two_views(empty: Config) -> None:
     path, feed = shop.fill(empty), Feed(empty)
-    feed.view(select(empty))
-    EmbeddedStore(path).close()  # would raise StoreBusyError
+    assert feed.view(select(empty)).read
+    owner = "import sys, duckdb; print(duckdb.connect(sys.argv[1]).sql('SELECT max(newest) FROM clocks').fetchone()[0])"
+    told = subprocess.run([sys.executable, "-c", owner, path], capture_output=True, text=True, check=False)
+    assert (told.stdout, told.stderr) == (f"{END:%Y-%m-%d %H:%M:%S}\n", "")  # else the file is locked
 
 
 def test_an_empty_store_has_no_watermark(empty: Config) -> None:

@@ -118,12 +118,27 @@ def test_says_not_judged_rather_than_guess(found: Detector, kind: str, case: str
     assert (scores["p_value"] == 1).all()
 
 
+@pytest.mark.parametrize("kind", ["rate", "mean"])
+@pytest.mark.parametrize("name", ["recent", "previous", "day1"])
+def test_zero_denominators_tell_as_little_as_unknown_ones(found: Detector, kind: str, name: str) -> None:
+    given = usual(kind)
+    nobody, unknown = (
+        found.score(set_all(f"{name}_value", value)(set_all(f"{name}_exposure", value)(given)))
+        for value in (0.0, np.nan)
+    )
+    assert nobody["judged"].all()
+    for column in ("observed", "expected", "lower", "upper", "p_value", "evidence"):
+        np.testing.assert_allclose(nobody[column], unknown[column], rtol=1e-9)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "name", ["exposure", "lagged_exposure", "recent_exposure", "day1_exposure", "previous_exposure"]
-)
-def test_zero_denominators_do_no_harm(found: Detector, kind: str, name: str) -> None:
-    sound(found.score(set_all(name, 0.0)(usual(kind))))
+@pytest.mark.parametrize("name", ["lagged_exposure", "recent_exposure", "day1_exposure"])
+def test_denominators_of_zero_do_no_harm(found: Detector, kind: str, name: str) -> None:
+    """Also where something is over them, as an order is that came after its session."""
+    scores = found.score(set_all(name, 0.0)(usual(kind)))
+    sound(scores)
+    assert scores["judged"].sum() == found.score(usual(kind))["judged"].sum()
+    assert scores["p_value"].min() > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
