@@ -203,7 +203,7 @@ def chosen(config: Config, store: Store, end: dt.datetime) -> list[Scope]:
     if not config.models.largest:
         return found
     sets = [grouping for grouping in config.watch if grouping]
-    rows = store.windows([Span("day", end - DAY, 1, DAY)], [*sets, ()], None, LEAST, (), [EVENTS])
+    rows = store.windows([Span("day", end - DAY, 1, DAY)], [*sets, ()], None, LEAST, [EVENTS])
     rows = rows.filter(pl.col(EVENTS) >= LEAST)
     if () not in config.watch:
         rows = rows.filter(pl.col("set") < len(sets))

@@ -215,7 +215,8 @@ class Store(Questions, Intake):
         without: Sequence[Where],
     ) -> str:
         columns = [*map(sql.name, dimensions), *map(sql.name, measures)]
-        return self._slots_sql(spans, columns, self._outside(where, without))
+        kept = " AND ".join([self.condition(where), *(f"NOT ({self.condition(other)})" for other in without)])
+        return self._slots_sql(spans, columns, kept)
 
     def windows(
         self,
@@ -223,7 +224,6 @@ class Store(Questions, Intake):
         sets: Sequence[Sequence[str]],
         where: Where | None = None,
         least: float = 1,
-        without: Sequence[Where] = (),
         measures: Collection[str] | None = None,
     ) -> pl.DataFrame:
         """The measures of every monitor of the grouping `sets` in every window of `spans`.
@@ -233,10 +233,10 @@ class Store(Questions, Intake):
         The values of a dimension that has many are left out where they have fewer than `least` events in all spans of
         each name, and so is the value that an event did not have. `measures` are the only ones, default all. A window
         has no events, too, where they are kept in buckets that do not fit into it (`kmon.store.cells`). Only events
-        that match `where` and none of `without` count.
+        that match `where` count.
         """
         self.refresh()
-        return self.sql(self.windows_sql(spans, sets, where or {}, least, without, measures))
+        return self.sql(self.windows_sql(spans, sets, where or {}, least, measures))
 
     def windows_sql(
         self,
@@ -244,7 +244,6 @@ class Store(Questions, Intake):
         sets: Sequence[Sequence[str]],
         where: Where,
         least: float = 1,
-        without: Sequence[Where] = (),
         measures: Collection[str] | None = None,
     ) -> str:
         used = [d for d in self.schema.dimensions if any(d in grouping for grouping in sets)]
@@ -256,7 +255,7 @@ class Store(Questions, Intake):
             if (part := self._grouped_sql(screened, many, sets, used, names)) is not None
         ]
         columns = [sql.name(d) for d in used]
-        cells = self._slots_sql(spans, [*columns, *map(sql.name, names)], self._outside(where, without))
+        cells = self._slots_sql(spans, [*columns, *map(sql.name, names)], self.condition(where))
         keys = ", ".join(["slot", *columns])
         ctes = [f"base AS MATERIALIZED (SELECT {keys}, {self.schema.merged(names)} FROM ({cells}) GROUP BY ALL)"]
         for dimension in many:
@@ -315,10 +314,6 @@ class Store(Questions, Intake):
             f"SELECT {', '.join([names, *sums])} FROM ({self._slots_sql(spans, shown, kept)}) GROUP BY {order}"
             f" ORDER BY sum({EVENTS}) DESC, {order} LIMIT {most}"
         )
-
-    def _outside(self, where: Where, without: Sequence[Where]) -> str:
-        """What matches `where` and none of `without`."""
-        return " AND ".join([self.condition(where), *(f"NOT ({self.condition(other)})" for other in without)])
 
     @staticmethod
     def _slots_sql(spans: Sequence[Span], columns: Sequence[str], kept: str) -> str:
