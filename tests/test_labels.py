@@ -192,6 +192,24 @@ def test_a_new_normal_is_told_once_and_the_references_follow(ledger: Ledger, aft
     assert sorted(d.kind for d in ledger.deliveries()) == ["firing", "resolved"]
 
 
+@pytest.mark.parametrize(("grain", "first"), [(1, 10), (5, 10), (15, 20), (60, 65)])
+def test_a_band_learns_a_new_normal_as_soon_as_a_sweep_could(ledger: Ledger, grain: int, first: int) -> None:
+    """From the first whole bin of five minutes between the change and a bucket, however wide that is."""
+    levels = {}
+    for ago in (first - 5, first, first + 15):
+        began = {"started_at": AT - ago * MINUTE, "detected_at": AT - ago * MINUTE, "seen_at": AT, "metric": "sessions"}
+        ledger.record(SWEEP, [replace(INCIDENT, **began)])
+        label = say(ledger, "inc_1", "new-normal")
+        told, width = known(ledger), grain * MINUTE
+        since = (pl.col("partner") == "p1") & pl.col("today") & (pl.col("ago") <= ago)
+        with shop(traffic(pl.when(since).then(2.0).otherwise(8.0), minutes=480)) as store:
+            band = expected_series(store, told.config, "sessions", P1, AT - width, AT, grain=width, masks=told.masks)
+        levels[ago] = band["expected"].item()
+        labels.remove(ledger, label.id)
+    new = pytest.approx(9 * 2 * grain, rel=0.4)  # 9 cells of 2 a minute; it was four times as much
+    assert levels == {first - 5: None, first: new, first + 15: new}
+
+
 def test_an_outage_after_a_new_normal_is_an_incident_of_its_own(ledger: Ledger) -> None:
     since = (pl.col("partner") == "p1") & pl.col("today")
     level = (

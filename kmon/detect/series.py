@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from kmon.config import Config, Metric
-from kmon.config.bins import BIN
+from kmon.config.bins import BIN, bin_for
 from kmon.config.words import nearest
 from kmon.detect.calendar import Calendar
 from kmon.detect.contract import Detector, load_detector
@@ -78,7 +78,7 @@ def expected_measures(
     chosen = [config.metrics[m] if isinstance(m, str) else m for m in metrics]
     check_taken_over(store, config, chosen, ())
     n = max(0, -((start - end) // grain))
-    bin_ = max(BIN, grain)
+    bin_ = _bin(store, config, grain, start)
     step = dt.timedelta(seconds=math.gcd(int(grain.total_seconds()), int(bin_.total_seconds())))
     oldest = store.oldest() or start
     begin, finish = start - RECENT * bin_, start + n * grain
@@ -95,6 +95,12 @@ def expected_measures(
     grid = _Grid(start, n, grain // step, bin_ // step, LAG / step)
     told = {one.measure: one for one in outlooks if one.scope == dict(where)}
     return [_scored(m, detector, blocks, told, grid, grain, bin_) for m in chosen]
+
+
+def _bin(store: Store, config: Config, grain: dt.timedelta, start: dt.datetime) -> dt.timedelta:
+    """The width of a reference: that of sweeps with windows of `grain`, too, or what is kept of so long ago."""
+    kept = store.begins("rollup_1m")
+    return max(BIN, grain) if kept is not None and start < kept else bin_for([*config.windows, grain])
 
 
 @dataclass(frozen=True)

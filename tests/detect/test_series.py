@@ -10,9 +10,10 @@ import pytest
 from kmon.detect import Compare, expected_measures, expected_series, observe
 from kmon.errors import UsageError
 from kmon.store import EmbeddedStore
+from tests.conftest import settle
 from tests.detect.worlds import AT, DAY, MINUTE, Mask, config, shop, traffic
 
-FIVE = 5 * MINUTE
+FIVE, HOUR = 5 * MINUTE, 60 * MINUTE
 START = AT - 4 * FIVE
 WHERE = {"partner": "p1"}
 
@@ -37,12 +38,12 @@ def count(events: pl.DataFrame, begin: dt.datetime, kind: str = "s", width: dt.t
     return float(events.filter(mine).height)
 
 
-@pytest.mark.parametrize(("minutes", "rel"), [(1, 0.01), (5, 0.005), (10, 0.1)])
+@pytest.mark.parametrize(("minutes", "rel"), [(1, 0.01), (5, 0.005), (10, 0.005), (15, 0.005)])
 @pytest.mark.parametrize("metric", ["sessions", "conversion"])
 def test_a_bucket_is_scored_as_a_sweep_scores_its_window(
     store: EmbeddedStore, metric: str, minutes: int, rel: float
 ) -> None:
-    """But for the shape, which only a fleet tells; buckets longer than a bin have longer bins, of four hours."""
+    """But for the shape, which only a fleet tells."""
     width = minutes * MINUTE
     (shown,) = expected_series(store, config(), metric, WHERE, AT - width, AT, grain=width).rows(named=True)
     fleet = observe(store, config(), AT)
@@ -63,6 +64,15 @@ def test_what_is_shown_is_what_was(store: EmbeddedStore, events: pl.DataFrame) -
     assert found["expected"].to_list() == pytest.approx([9 * 8 * 5] * 4, rel=0.1)
     assert (found["lower"] < found["expected"]).all()
     assert (found["expected"] < found["upper"]).all()
+
+
+def test_hours_are_shown_where_minutes_are_not_kept() -> None:
+    with shop(traffic(days=(2, 1, 0))) as opened:
+        settle(opened, config(), minutes=AT, hours=AT)
+        found = expected_series(opened, config(), "sessions", WHERE, AT - DAY - HOUR, AT - DAY + HOUR, grain=HOUR)
+    for name in ("observed", "yesterday"):
+        assert found[name].to_list() == pytest.approx([9 * 8 * 60] * 2, rel=0.05), name
+    assert found["expected"].null_count() == 0
 
 
 def test_masked_minutes_are_no_references(events: pl.DataFrame) -> None:
