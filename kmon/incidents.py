@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
-from kmon.config import Config, counted, show_duration
+from kmon.config import MINUTE, Config, counted, show_duration
 from kmon.explain import Cause
 from kmon.ledger import Direction, Incident, Severity, new_id
 
@@ -216,7 +216,7 @@ def _without_cause(config: Config, at: dt.datetime, incident: Incident, verdict:
     if verdict == "abnormal":
         reason = "still outside the normal range"
         return Decision("still", replace(incident, seen_at=at, quiet=0, reason=reason), reason)
-    if verdict == "unjudged" and at - incident.seen_at >= FORGOTTEN * incident.window:
+    if verdict == "unjudged" and at - incident.seen_at >= FORGOTTEN * max(incident.window, MINUTE):
         reason = f"not seen for {show_duration(at - incident.seen_at)}, with too little data to judge it"
         return Decision("resolved", _resolved(at, incident, reason), reason)
     if verdict == "unjudged":

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import polars as pl
 from scipy import stats
 
-from kmon.config import Config, Metric
+from kmon.config import MINUTE, Config, Metric
 from kmon.detect import Scored
 from kmon.detect.contract import BAND
 from kmon.detect.fleet import numbers_of
@@ -122,7 +122,8 @@ def read_leaves(
 def _spans(at: dt.datetime, width: dt.timedelta, days: Sequence[int]) -> list[Span]:
     """The window, today before it, and the time around it of other days; each as one window."""
     before = min(max(TIMES * width, LEAST_BEFORE), max(MOST_BEFORE, width))
-    around = [Span(f"day{n}", at - dt.timedelta(days=n) - 2 * width, 1, 3 * width) for n in sorted(days)[:DAYS]]
+    wide = -(-width // MINUTE) * MINUTE  # as other days are kept by the minute
+    around = [Span(f"day{n}", at - dt.timedelta(days=n) - 2 * wide, 1, 3 * wide) for n in sorted(days)[:DAYS]]
     return [Span("now", at - width, 1, width), Span("before", at - width - before, 1, before), *around]
 
 

@@ -19,7 +19,7 @@ from kmon.alerts.message import quantity
 from kmon.calibrate import Calibration, Key
 from kmon.clock import floor
 from kmon.config import PIPELINE, Config, Metric, show_duration
-from kmon.detect import Family, Scored, Silence, Sweep
+from kmon.detect import Family, Scored, Silence, Sweep, is_judged
 from kmon.detect.expect import RECENT, expect
 from kmon.detect.fleet import check_taken_over, numbers_of
 from kmon.detect.guests import guest_scored, row_of, with_guest
@@ -146,9 +146,7 @@ def why(
     if not watched:
         cause = cause or _explaining(causes, sweep, told, store, scope, metric)
         sweep = _joined(sweep, told, store, scope, metric)
-    looks = [
-        s for s in sweep.scored if not isinstance(s.detector, Silence) or s.detector.watches(config, metric, scope)
-    ]
+    looks = [s for s in sweep.scored if _is_about(s, config, metric, scope)]
     windows = tuple(_window(config, store, sweep, scored, metric, scope, cause) for scored in looks)
     masks = tuple(mask for mask in told.masks if related(mask.scope, scope))
     then = ledger.overlapping(moment, moment)
@@ -167,6 +165,13 @@ def why(
     models = tuple(m for m in fitted if m.measure in parts)
     name = incident.id if incident else None
     return Why(metric, scope, moment, outcome, sentence, windows, masks, other, name, watched, models)
+
+
+def _is_about(scored: Scored, config: Config, metric: str, scope: dict[str, str]) -> bool:
+    """Whether the detector judges a monitor in these windows."""
+    if isinstance(scored.detector, Silence):
+        return scored.detector.watches(config, metric, scope)
+    return is_judged(config.metrics[metric], scored.width)
 
 
 def _is_watched(config: Config, scope: dict[str, str]) -> bool:
@@ -214,7 +219,7 @@ def _joined(
     without: Sequence[dict[str, str]] = (),
 ) -> Sweep:
     """The sweep with one more monitor, of which no company lifts the cut-off; less the events of scopes `without`."""
-    own = [one for one in sweep.scored if not one.apart]
+    own = [one for one in sweep.scored if _is_about(one, told.config, metric, scope)]
     fleet = own and with_guest(own[0].fleet, store, told.config, scope, masks=told.masks, without=without)
     families = {width: replace(family, cutoff=0.0) for width, family in sweep.families.items()}
     if fleet:

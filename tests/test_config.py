@@ -79,7 +79,7 @@ def test_a_wrong_key_or_value_is_told_with_its_place(write, old, new, says):
 
 
 def test_all_wrong_keys_and_values_are_tried():
-    assert len(errors()) == 92
+    assert len(errors()) == 94
 
 
 def test_a_largest_value_that_nothing_watches_is_kept(write):

@@ -72,6 +72,7 @@ def test_severity(metric: str, direction: str, effect: float, severity: str) -> 
         ({}, 2, "normal", "resolved", "resolved"),
         ({}, 2, "unjudged", "unjudged", "firing"),
         ({"seen_at": AT - 40 * MINUTE}, 0, "unjudged", "resolved", "resolved"),  # forgotten
+        ({"window": dt.timedelta(seconds=10)}, 0, "unjudged", "unjudged", "firing"),  # seen five minutes ago
         ({"began": AT - dt.timedelta(hours=25)}, 0, "abnormal", "resolved", "resolved"),  # the new normal
         ({"status": "acked"}, 0, "normal", "quiet", "acked"),
         ({"status": "acked"}, 2, "normal", "resolved", "resolved"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +13,10 @@ from kmon.config import Config
 from kmon.detect import Scored, sweep
 from kmon.detect.fleet import numbers_of
 from kmon.detect.guests import row_of
-from kmon.leaves import Leaves, read_leaves
+from kmon.leaves import MOST, Leaves, _spans, read_leaves
 from kmon.store import EmbeddedStore
-from tests.detect.worlds import AT, MINUTE, NEXT, Mask, config, shop, traffic
+from tests.conftest import settle
+from tests.detect.worlds import AT, MINUTE, NEXT, Mask, config, shop, spread, traffic
 
 SE, EDGE, P1 = pl.col("country") == "SE", pl.col("browser") == "edge", pl.col("partner") == "p1"
 FEW = [f"p{i}" for i in range(6)]
@@ -119,6 +121,20 @@ def test_of_many_partners_only_some_are_told_apart(
         leaves, _ = read(store, apart={"partner": apart})
         assert leaves.frame.height <= 9 * (1 + len(apart))
         assert leaves.causes(store, ()) == told
+
+
+def test_other_days_are_read_by_the_minute_also_for_shorter_windows() -> None:
+    """Which is how they are kept."""
+    settings = config(every="10s", windows=["10s", "30s", "5m"])
+    with shop(spread(traffic(40.0, minutes=60)), settings) as store:
+        settle(store, settings, minutes=AT - 120 * MINUTE)
+        at = AT - dt.timedelta(seconds=20)
+        for width in settings.windows:
+            spans = _spans(at, width, [1])
+            rows = store.leaves(spans, {}, ["sessions"], apart={}, most=MOST)
+            for column, span in zip(("now", "before", "day1"), spans, strict=True):
+                usual = 54 * 40 * (span.width / MINUTE)
+                assert rows[f"sessions_{column}"].sum() == pytest.approx(usual, rel=0.3), (width, column)
 
 
 def test_without_another_day_the_time_before_tells() -> None:

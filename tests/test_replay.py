@@ -18,7 +18,7 @@ from kmon.errors import LedgerError
 from kmon.ledger import Incident, Ledger, SweepRecord
 from kmon.replay import Summary, replay
 from kmon.store import EmbeddedStore
-from tests.detect.worlds import AT, MINUTE, config, traffic
+from tests.detect.worlds import AT, MINUTE, config, spread, traffic
 
 FIVE = 5 * MINUTE
 
@@ -50,6 +50,28 @@ def ledger() -> Iterator[Ledger]:
 def settings() -> Config:
     changed = config(every="5m")
     return changed.model_copy(update={"events": changed.events.model_copy(update={"lateness": MINUTE})})
+
+
+def test_a_large_partner_is_missed_the_sooner_the_more_often_is_looked(tmp_path: Path) -> None:
+    """One with 60 sessions in ten seconds, gone at 11:53:22; the others are a tenth of it."""
+    level = pl.when(pl.col("partner") == "p1").then(40.0).otherwise(4.0)
+    broke = AT - 7 * MINUTE + dt.timedelta(seconds=22)
+    gone = (pl.col("partner") == "p1") & (pl.col("event_time") >= broke.replace(tzinfo=None))
+    path = tmp_path / "events.ndjson"
+    ts = pl.col("event_time").dt.to_string("%FT%T%.3fZ")
+    spread(traffic(level)).filter(~gone).select(pl.exclude("event_time"), ts=ts).write_ndjson(path)
+    late = []
+    for every, windows in [("1m", ["1m", "5m"]), ("10s", ["1m", "5m"]), ("10s", ["10s", "30s", "1m", "5m"])]:
+        settings = config(every=every, windows=windows)
+        with EmbeddedStore(":memory:", settings) as store, Ledger.open("sqlite://") as ledger:
+            replay(settings, store, ledger, [path], every=settings.every, detect_from=AT - 10 * MINUTE)
+            (incident,) = ledger.incidents()
+        assert (incident.scope, incident.status) == ({"partner": "p1"}, "firing")
+        assert abs(incident.started_at - broke) <= MINUTE
+        late.append((incident.detected_at - broke).total_seconds())
+    assert late == sorted(late, reverse=True)
+    assert late[0] > late[1] > late[2], late
+    assert late[2] <= 30
 
 
 def done(settings: Config, files: list[Path], ledger: Ledger, **options: Any) -> Summary:

@@ -238,10 +238,16 @@ def moment(at: dt.datetime, now: dt.datetime) -> str:
 
 
 def words(span: dt.timedelta, *, short: bool = False) -> str:
-    """``25 minutes``, ``3 hours 20 minutes``, ``2 days``; or ``25 min``, ``3 h 20 min``, ``2 d``."""
-    minutes = max(1, round(span.total_seconds() / 60))
+    """``30 seconds``, ``3 hours 20 minutes``, ``2 days``; or ``30 s``, ``3 h 20 min``, ``2 d``."""
+    seconds = max(1, round(span.total_seconds()))
+    minutes = round(seconds / 60) if seconds >= 60 else 0
     days, hours, rest = minutes // 1440, minutes % 1440 // 60, minutes % 60
-    parts = [(days, "day", "d"), (hours, "hour", "h"), (rest, "minute", "min")]
+    parts = [
+        (days, "day", "d"),
+        (hours, "hour", "h"),
+        (rest, "minute", "min"),
+        (0 if minutes else seconds, "second", "s"),
+    ]
     told = [(n, name, brief) for n, name, brief in parts if n][:2]
     return " ".join(f"{n} {brief}" if short else counted(n, name) for n, name, brief in told)
 

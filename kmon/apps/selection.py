@@ -25,8 +25,8 @@ class Range:
 
 def ranges(config: Config) -> tuple[Range, ...]:
     """What can be chosen, shortest first: hours where minutes are watched, weeks where hours are."""
-    width = min(config.windows)
     minutes = dt.timedelta(minutes=1)
+    width = max(min(config.windows), minutes)  # what is finer is not kept for so long
     if width < HOUR:
         wide = (1 * HOUR, width), (3 * HOUR, width), (12 * HOUR, 5 * minutes), (2 * DAY, 15 * minutes)
     else:

@@ -18,7 +18,7 @@ Names = typing.Sequence[str] | typing.Mapping[str, str | None]
 """By the index or the key at which they stand."""
 PIPELINE = "pipeline"
 """The metric of incidents that are of the data itself and not of a partner."""
-_DAY = dt.timedelta(days=1)
+_HOUR, _DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
 _RESERVED = ("bucket", "set", "slot", "events_")
 """Columns of the store that no dimension or measure may take the name of."""
 
@@ -164,8 +164,8 @@ def _repetitions(config: Config) -> Iterator[tuple[Loc, str]]:
 
 def _time_errors(config: Config) -> Iterator[tuple[Loc, str]]:
     for i, window in enumerate(config.windows):
-        if window < MINUTE or window % MINUTE:
-            yield ("windows", i), f"{show_duration(window)} is not a whole number of minutes"
+        if not window or window % (BUCKET if window < MINUTE else MINUTE):
+            yield ("windows", i), f"{show_duration(window)} is not a whole number of minutes, or of 10s below a minute"
     if config.every < BUCKET or config.every % BUCKET:
         yield ("every",), f"{show_duration(config.every)} is not a multiple of 10s"
     if config.every > max(config.windows):
@@ -183,6 +183,9 @@ def _keep_errors(config: Config) -> Iterator[tuple[Loc, str]]:
     if keep.minutes < least:
         words = f"{show_duration(keep.minutes)} is too short for the references of windows of {show_duration(longest)}"
         yield ("keep", "minutes"), f"{words}: at least {show_duration(least)}"
+    if min(config.windows) < MINUTE and keep.ten_seconds < _HOUR:
+        words = f"{show_duration(keep.ten_seconds)} is too short for windows of {show_duration(min(config.windows))}"
+        yield ("keep", "ten_seconds"), f"{words}: at least 1h"
     if keep.minutes <= keep.ten_seconds:
         yield ("keep", "minutes"), f"it must be longer than ten_seconds, {show_duration(keep.ten_seconds)}"
     if keep.hours <= keep.minutes:

@@ -23,7 +23,7 @@ from kmon.clock import EPOCH, Laps, floor
 from kmon.config import Config, DetectorUse, Metric
 from kmon.detect.contract import SCORES, Detector, load_detector, scored
 from kmon.detect.cube import Base, Cube, is_large, recall
-from kmon.detect.fleet import Fleet, Mask, Outlook, check_taken_over
+from kmon.detect.fleet import FINE, MINUTE, Fleet, Mask, Outlook, check_taken_over
 from kmon.detect.screen import Asked, Pick, Sums, pick
 from kmon.detect.shelf import Shelf
 from kmon.detect.silence import Silence
@@ -147,6 +147,23 @@ def due_windows(config: Config, at: dt.datetime, since: dt.datetime | None = Non
     return [w for w in config.windows if since is None or look(w, since) < look(w, at)]
 
 
+def is_judged(metric: Metric, width: dt.timedelta) -> bool:
+    """Whether a metric is judged in the windows of `width`.
+
+    No rate below a minute: an order comes after its session, and there each window has the orders of another one.
+    """
+    return metric.kind != "rate" or width >= MINUTE
+
+
+def _is_kept(store: Store, at: dt.datetime, width: dt.timedelta, bin_: dt.timedelta) -> bool:
+    """Whether what is kept is fine enough for the windows of `width` and those before them.
+
+    Windows below a minute are of the last hours only: what is merged into minutes has all events at their beginning.
+    """
+    kept = store.begins("rollup_10s") if width % MINUTE else None
+    return kept is None or kept <= at - FINE * bin_
+
+
 def false_discovery_rate(config: Config, width: dt.timedelta) -> float:
     """Of one look at the windows of `width`: the day's budget, in equal parts to the widths and to their looks."""
     looks = dt.timedelta(days=1) / look_every(config, width)
@@ -186,7 +203,8 @@ def sweep(
     there = shelf.take if shelf is not None else (lambda _: None)
     cube = recall(store, config, at, cube, least=_least(config, judges), shelf=there)
     laps.end("read")
-    widths = [w for w in due_windows(config, at, since) if not cube.quiet(at, w)]  # else no partner's outage
+    due = [w for w in due_windows(config, at, since) if _is_kept(store, at, w, cube.bin)]
+    widths = [w for w in due if not cube.quiet(at, w)]  # else no partner's outage
     known = calibrations or {}
     watched = cube.watched(config)
     wanted = cube.rows_of(store, [*keep, *(one.scope for one in outlooks)])
@@ -194,7 +212,10 @@ def sweep(
     rates = {width: false_discovery_rate(config, width) for width in widths}
     asked = {name: _asked(metric, judges) for name, metric in config.metrics.items()}
     sums = Sums(cube, at, watched, asked, max(widths, default=dt.timedelta(0)))
-    picks = {width: pick(sums, width, asked, keep=kept, rate=rate) for width, rate in rates.items()}
+    picks = {}
+    for width, rate in rates.items():
+        mine = {name: one for name, one in asked.items() if is_judged(one.metric, width)}
+        picks[width] = pick(sums, width, mine, keep=kept, rate=rate)
     laps.end("choose")
     touched = np.intersect1d(cube.rows_of(store, [mask.scope for mask in masks]), watched)
     chosen = np.unique(np.concatenate([kept, touched, *(one.rows for of in picks.values() for one in of.values())]))
@@ -202,8 +223,8 @@ def sweep(
     found: list[Scored] = []
     families: dict[dt.timedelta, Family] = {}
     for width in widths:
-        mine = {name: one.among(chosen) for name, one in picks[width].items()}
-        scores = [_scored(use, d, fleet, width, config, known, mine) for use, d in detectors]
+        picked = {name: one.among(chosen) for name, one in picks[width].items()}
+        scores = [_scored(use, d, fleet, width, config, known, picked) for use, d in detectors]
         families[width] = _family(rates[width], [s for s in scores if not s.use.shadow])
         found += scores
     laps.end("score")

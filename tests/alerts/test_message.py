@@ -107,7 +107,8 @@ def test_numbers_times_and_spans() -> None:
         "12.3 million",
         "2.90 billion",
     ]
-    assert [words(n * MINUTE) for n in (0.1, 25, 200, 2880)] == [
+    assert [words(n * MINUTE) for n in (0.5, 0.995, 25, 200, 2880)] == [
+        "30 seconds",
         "1 minute",
         "25 minutes",
         "3 hours 20 minutes",

@@ -68,6 +68,12 @@ def test_an_open_incident_is_shown_live_and_a_resolved_one_when_it_was(empty: Co
     assert then.end(END) - then.range.span <= END - 30 * HOUR
 
 
+def test_windows_below_a_minute_are_shown_by_the_minute(empty: Config) -> None:
+    """Ten-second buckets are kept for two hours."""
+    fine = empty.model_copy(update={"windows": (dt.timedelta(seconds=10), *empty.windows)})
+    assert [r.grain.total_seconds() / 60 for r in ranges(fine)] == [1, 1, 5, 15]
+
+
 def test_hourly_windows_get_longer_ranges(empty: Config) -> None:
     hourly = empty.model_copy(update={"windows": (HOUR,)})
     assert [r.span.days for r in ranges(hourly)] == [2, 7, 28, 84]

@@ -9,11 +9,15 @@ import numpy as np
 import polars as pl
 import pytest
 
+from kmon.clock import floor
 from kmon.config import show_duration
 from kmon.detect import due_windows, sweep
 from kmon.detect.sweeps import _cutoff, false_discovery_rate, look_every
 from kmon.errors import UsageError
-from tests.detect.worlds import AT, DAY, MINUTE, NEXT, Mask, config, shop, traffic
+from tests.conftest import settle
+from tests.detect.worlds import AT, DAY, MINUTE, NEXT, Mask, config, shop, spread, traffic
+
+SECOND, HOUR = dt.timedelta(seconds=1), dt.timedelta(hours=1)
 
 DEAD = pl.when((pl.col("partner") == "p1") & NEXT).then(0.0).otherwise(8.0)
 
@@ -120,6 +124,34 @@ def test_each_width_is_a_family_of_its_own() -> None:
     assert {s.width: f.height > 0 for s, f in zip(found.scored, found.flagged, strict=True)} == {
         MINUTE: True, 30 * MINUTE: False
     }  # fmt: skip
+
+
+def test_sweeps_at_whole_minutes_are_alike_however_often_there_are_others() -> None:
+    """Also with windows below a minute beside the others."""
+    seen = []
+    for every, windows in [("1m", ["1m", "5m"]), ("10s", ["1m", "5m"]), ("10s", ["10s", "30s", "1m", "5m"])]:
+        settings = config(every=every, windows=windows)
+        with shop(spread(traffic(DEAD)), settings) as store:
+            found = [sweep(store, settings, AT - ago * MINUTE).scored for ago in (1, 0)]
+        seen.append([one.scores for each in found for one in each if one.width >= MINUTE])
+    assert [len(scores) for scores in seen] == [4, 4, 4]
+    for often in seen[1:]:
+        assert all(one.equals(other) for one, other in zip(seen[0], often, strict=True))
+
+
+def test_windows_below_a_minute_are_judged_as_long_as_ten_seconds_are_kept() -> None:
+    settings = config(every="10s", windows=["10s", "1m"])
+    dead = pl.when((pl.col("partner") == "p1") & NEXT).then(0.0).otherwise(40.0)
+    at, widths = AT - 40 * SECOND, {10 * SECOND, MINUTE}
+    with shop(spread(traffic(dead, minutes=120)), settings) as store:
+        for merged, judged in [(None, widths), (2 * HOUR, widths), (dt.timedelta(0), {MINUTE})]:
+            if merged is not None:
+                settle(store, settings, minutes=floor(AT - merged, HOUR))
+            found = sweep(store, settings, at)
+            assert set(found.windows) == judged
+            for one, flagged in zip(found.scored, found.flagged, strict=True):
+                assert flagged.filter(pl.col("metric") == "sessions").height > 0, one.width
+                assert ("conversion" in one.scores["metric"]) == (one.width >= MINUTE)
 
 
 def test_a_quiet_source_is_nobodys_outage() -> None:

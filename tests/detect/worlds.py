@@ -161,6 +161,14 @@ def traffic(
     return counted.select(pl.exclude("n").repeat_by("n")).explode(pl.all())
 
 
+def spread(events: pl.DataFrame) -> pl.DataFrame:
+    """The events of each minute at any time in it, in their order."""
+    seconds = np.random.default_rng(1).uniform(0, 60, events.height)
+    return events.with_columns(pl.col("event_time") + pl.duration(milliseconds=pl.Series(1000 * seconds))).sort(
+        "event_time"
+    )
+
+
 def add(store: EmbeddedStore, events: pl.DataFrame, upto: dt.datetime = AT) -> None:
     """Commit `events`, after which the data is complete up to `upto`."""
     first = next(iter(store.positions().values()), 0)
