@@ -310,6 +310,15 @@ class Calendar:
         ]
         return like[kind], np.array(shifts).round().astype(np.int64)[kind]
 
+    def later(self, monitors: pl.DataFrame, at: dt.datetime, names: Iterable[str]) -> dict[str, Ints]:
+        """(monitors,): the `clock_shift` in seconds of the days called ``day<N>`` on which somebody has one at `at`."""
+        changed = [n for n in names if any(clock_shift(z, at - days_ago(n), days_ago(n)) for z in self._zones())]
+        if not changed:
+            return {}
+        kind, kinds = self._kinds(monitors)
+        shifts = [[clock_shift(k.zone, at - days_ago(n), days_ago(n)).total_seconds() for k in kinds] for n in changed]
+        return {name: np.array(own, dtype=np.int64)[kind] for name, own in zip(changed, shifts, strict=True)}
+
     def _kinds(self, monitors: pl.DataFrame) -> tuple[Ints, list[_Kind]]:
         """The kind of each monitor, and all kinds."""
         places = monitors.select(

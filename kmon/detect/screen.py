@@ -17,7 +17,8 @@ import numpy.typing as npt
 import polars as pl
 
 from kmon.config import Metric
-from kmon.detect.cube import Cube
+from kmon.detect.calendar import Calendar
+from kmon.detect.cube import Cube, Day
 from kmon.detect.expect import FEW, NEAR, RECENT
 from kmon.detect.fleet import FINE, TODAY
 from kmon.detect.tails import divergence
@@ -156,9 +157,18 @@ class Sums:
     """
 
     def __init__(
-        self, cube: Cube, at: dt.datetime, among: Ints, asked: Mapping[str, Asked], longest: dt.timedelta
+        self,
+        cube: Cube,
+        at: dt.datetime,
+        among: Ints,
+        asked: Mapping[str, Asked],
+        longest: dt.timedelta,
+        calendar: Calendar,
     ) -> None:
-        """Of those `among` that are large enough for one of what is `asked`, in windows of `longest` at most."""
+        """Of those `among` that are large enough for one of what is `asked`, in windows of `longest` at most.
+
+        Times of other days are those of each monitor's local clock, by the `calendar`.
+        """
         self.cube, self._at = cube, at
         self._begun, self._piece = at - RECENT * cube.bin, FINE * cube.bin
         self._shared: dict[tuple[str, str, dt.datetime, dt.datetime], Floats] = {}
@@ -167,6 +177,7 @@ class Sums:
         for one in asked.values():
             large |= self.volume(one.metric, longest) >= one.least
         self.rows = among[large]
+        self._later = calendar.later(cube.monitors[self.rows], at, cube.days)
         self._shared.clear()
 
     def volume(self, metric: Metric, width: dt.timedelta) -> Floats:
@@ -213,10 +224,25 @@ class Sums:
         for name, day in self.cube.days.items():
             ago = self._at - day.ago
             start, end = ago - width - NEAR * bin_, ago + NEAR * bin_
-            recent = self._sum(name, measure, ago - RECENT * bin_, ago)[place]
-            near = day.between(measure, start, end, self.rows[place]) * (width / (end - start))
+            if (later := self._later.get(name)) is None:
+                recent = self._sum(name, measure, ago - RECENT * bin_, ago)[place]
+                near = day.between(measure, start, end, self.rows[place])
+            else:
+                recent = self._by_clock(day, measure, ago - RECENT * bin_, ago, later, place)
+                near = self._by_clock(day, measure, start, end, later, place)
+            near *= width / (end - start)
             near = np.where((recent + near < FEW) & (now >= 4 * FEW), np.nan, near)  # a closed day tells no shape
             usual = now.sum() / max(recent.sum(), 1.0)
             moved = np.abs(now - usual * recent) > MOVED * np.sqrt(now + usual**2 * recent)
             found += [near, near * usual, np.where(moved, near * now / np.maximum(recent, 1.0), np.nan)]
+        return found
+
+    def _by_clock(
+        self, day: Day, measure: str, start: dt.datetime, end: dt.datetime, later: Ints, place: Ints
+    ) -> Floats:
+        """(place): what a day has in [start, end), each monitor by as many seconds `later` as its clock was changed."""
+        own, found = later[place], np.empty(len(place))
+        for seconds in np.unique(own).tolist():
+            same, shift = own == seconds, dt.timedelta(seconds=seconds)
+            found[same] = day.between(measure, start + shift, end + shift, self.rows[place[same]])
         return found

@@ -21,6 +21,7 @@ from statsmodels.stats.multitest import multipletests
 from kmon.calibrate import Calibration, Calibrations, Key, Tail
 from kmon.clock import EPOCH, Laps, floor
 from kmon.config import Config, DetectorUse, Metric
+from kmon.detect.calendar import Calendar
 from kmon.detect.contract import SCORES, Detector, load_detector, scored
 from kmon.detect.cube import Base, Cube, is_large, recall
 from kmon.detect.fleet import FINE, MINUTE, Fleet, Mask, Outlook, check_taken_over
@@ -211,7 +212,7 @@ def sweep(
     kept = np.intersect1d(np.union1d(wanted, cube.common), watched)
     rates = {width: false_discovery_rate(config, width) for width in widths}
     asked = {name: _asked(metric, judges) for name, metric in config.metrics.items()}
-    sums = Sums(cube, at, watched, asked, max(widths, default=dt.timedelta(0)))
+    sums = Sums(cube, at, watched, asked, max(widths, default=dt.timedelta(0)), Calendar(config, store))
     picks = {}
     for width, rate in rates.items():
         mine = {name: one for name, one in asked.items() if is_judged(one.metric, width)}

@@ -11,6 +11,7 @@ import pytest
 
 from kmon.config.bins import BIN, bin_for
 from kmon.detect import Fleet, observe
+from kmon.detect.calendar import Calendar
 from kmon.detect.cube import recall
 from kmon.detect.fleet import grain_for, spans_for
 from kmon.detect.screen import Asked, Sums, pick
@@ -149,7 +150,7 @@ def test_the_usual_volume_counts_too() -> None:
     with shop(traffic(pl.when(pl.col("today") & (pl.col("ago") <= 5)).then(0.0).otherwise(2.0))) as silent:
         cube = recall(silent, config(), AT)
         asked = {metric: Asked(config().metrics[metric], 10.0, None) for metric in ("sessions", "conversion")}
-        sums = Sums(cube, AT, cube.watched(config()), asked, FIVE)
+        sums = Sums(cube, AT, cube.watched(config()), asked, FIVE, Calendar(config(), silent))
         picks = pick(sums, FIVE, asked, keep=np.empty(0, dtype=np.int64), rate=0.01)
     assert picks["sessions"].large == cube.monitors.height
     assert picks["conversion"].large == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 import hypothesis
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 from kmon.config import Config
 from kmon.detect import Sweep, cube, screen, sweep, sweeps
+from kmon.detect.calendar import Calendar
 from kmon.detect.cube import recall
 from kmon.detect.screen import Asked, Sums, pick
-from tests.detect.worlds import AT, MINUTE, config, shop, traffic
+from kmon.store import EmbeddedStore, Store
+from tests.detect.worlds import AT, MINUTE, add, config, shop, traffic
 
 NOW = pl.col("today") & (pl.col("ago") <= 6)
 ILL = {
@@ -36,6 +39,37 @@ def flagged(found: Sweep) -> set[tuple[Any, ...]]:
     }
 
 
+def looked_at(found: Sweep) -> set[tuple[Any, ...]]:
+    return {
+        (scored.width, row["metric"], scored.fleet.monitors.row(row["row"]))
+        for scored in found.scored
+        for row in scored.scores.iter_rows(named=True)
+    }
+
+
+@pytest.mark.parametrize(("sunday", "later"), [("2026-03-29", 60), ("2026-10-25", -60)])
+def test_nobody_is_missed_on_the_day_after_the_clocks_were_changed(
+    sunday: str, later: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sweden shops for half an hour a day, and has not come today; by the clock of UTC it was not there yesterday."""
+    at = dt.datetime.combine(dt.date.fromisoformat(sunday), AT.timetz())
+    opens = (AT + (later - 6) * MINUTE).time()
+    closes = (AT + (later + 24) * MINUTE).time()
+    there = ~pl.col("today") & pl.col("ts").dt.time().is_between(opens, closes)
+    events = traffic(pl.when((pl.col("country") == "SE") & ~there).then(0.0).otherwise(8.0), minutes=150)
+    settings = config(**SETTINGS, enrich={"country": "country"})
+    with EmbeddedStore(":memory:", settings) as store:
+        add(store, events.with_columns(pl.col("event_time") + (at - AT)), at)
+        whole = sweep(store, settings, at)
+        monkeypatch.setattr(screen, "COMPANY", 5)
+        monkeypatch.setattr(cube, "FEW", 0)
+        few = sweep(store, settings, at)
+        sweden = store.number("country", "SE")
+    fallen = {(width, metric, monitor) for width, metric, _, monitor in flagged(whole) if monitor[2] == sweden}
+    assert {metric for _, metric, _ in fallen} == {"sessions", "orders"}
+    assert fallen <= looked_at(few)
+
+
 @pytest.mark.parametrize("case", ILL)
 def test_nobody_who_could_be_an_anomaly_is_missed(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is flagged where all are looked at is looked at where few are."""
@@ -46,12 +80,7 @@ def test_nobody_who_could_be_an_anomaly_is_missed(case: str, monkeypatch: pytest
         few = sweep(store, settings, AT)
         monkeypatch.undo()
         whole = sweep(store, settings, AT)
-        looked_at = {
-            (scored.width, row["metric"], scored.fleet.monitors.row(row["row"]))
-            for scored in few.scored
-            for row in scored.scores.iter_rows(named=True)
-        }
-    assert {(width, metric, monitor) for width, metric, _, monitor in flagged(whole)} <= looked_at
+    assert {(width, metric, monitor) for width, metric, _, monitor in flagged(whole)} <= looked_at(few)
     assert bool(flagged(whole)) == (case not in ("nothing", "more than yesterday, all day"))
     assert few.tests == pytest.approx(whole.tests, rel=0.05)
     assert sum(s.scores.height for s in few.scored) < 0.8 * sum(s.scores.height for s in whole.scored)
@@ -80,7 +109,7 @@ def test_the_company_is_chosen_without_regard_to_what_happens(monkeypatch: pytes
     for what in ({}, ILL["an outage"]):
         with shop(traffic(**what)) as store:
             read = recall(store, settings, AT)
-            chosen.append(_pick(read, settings, "sessions"))
+            chosen.append(_pick(store, read, settings, "sessions"))
     calm, ill = chosen
     assert calm.rows[calm.company].tolist() == ill.rows[ill.company].tolist()
     assert len(ill.rows) > ill.company.sum() == 6
@@ -91,19 +120,24 @@ def test_who_is_wanted_and_what_has_no_bound_is_looked_at(monkeypatch: pytest.Mo
     settings = config(**SETTINGS)
     with shop(traffic()) as store:
         read = recall(store, settings, AT)
-        few = _pick(read, settings, "sessions")
+        few = _pick(store, read, settings, "sessions")
         others = np.setdiff1d(read.watched(settings), few.rows)
-        assert others[0] in _pick(read, settings, "sessions", keep=others[:1]).rows
-        everybody = _pick(read, settings, "sessions", change=None)
+        assert others[0] in _pick(store, read, settings, "sessions", keep=others[:1]).rows
+        everybody = _pick(store, read, settings, "sessions", change=None)
     assert len(everybody.rows) == everybody.large > len(few.rows)
     assert everybody.company.all()
 
 
 def _pick(
-    read: Any, settings: Config, metric: str, keep: Any = (), change: tuple[float, float] | None = (0.5, 1.0)
+    store: Store,
+    read: Any,
+    settings: Config,
+    metric: str,
+    keep: Any = (),
+    change: tuple[float, float] | None = (0.5, 1.0),
 ) -> screen.Pick:
     asked = {metric: Asked(settings.metrics[metric], 10.0, change)}
-    sums = Sums(read, AT, read.watched(settings), asked, 5 * MINUTE)
+    sums = Sums(read, AT, read.watched(settings), asked, 5 * MINUTE, Calendar(settings, store))
     return pick(sums, 5 * MINUTE, asked, keep=np.array(keep, dtype=np.int64), rate=1e-3)[metric]
 
 
