@@ -12,6 +12,7 @@ import pytest
 
 from kmon import labels
 from kmon.apps.feed import Feed
+from kmon.apps.parts import facts
 from kmon.apps.selection import default
 from kmon.config import PIPELINE
 from kmon.detect import expected_series
@@ -286,6 +287,22 @@ def test_looking_back_past_a_label_tells_nothing_twice(ledger: Ledger) -> None:
         before = ledger.incidents()
         assert look(store, ledger, 46, 41) == []
     assert ledger.incidents() == before
+
+
+def test_the_page_says_that_a_new_normal_is_too_young(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    with EmbeddedStore(settings.resolve(settings.store), settings) as store:
+        add(store, lower(7))
+    with Ledger.beside(settings.resolve(settings.store)) as ledger:
+        began = replace(INCIDENT, metric="sessions", started_at=AT - 7 * MINUTE, detected_at=AT - 5 * MINUTE)
+        ledger.record(replace(SWEEP, at=AT), [replace(began, seen_at=AT)])
+        labels.say(settings, ledger, "inc_1", "new-normal", by="ann")
+    told = []
+    for where in (P1, {"partner": "p2"}):
+        view = Feed(settings).view(replace(default(settings), where=where))
+        told.append(facts(settings, "sessions", view))
+    assert "too little since the new normal of 11:53 UTC" in told[0]
+    assert "expected 3" in told[1]
 
 
 def test_the_page_goes_by_the_labels(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ class View:
     """By metric: the columns of `expected_series`, on a fixed grid."""
     latest: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     """By metric: the same for the one window that ends at `end`, which moves on every ten seconds."""
+    shifted: dt.datetime | None = None
+    """When in the range the level of the selection changed for good, the last time."""
     incidents: tuple[Incident, ...] = ()
     """Those that concern the selection and touch the range, and all that are open, newest first."""
     labels: Mapping[str, Label] = field(default_factory=dict)
@@ -172,7 +174,9 @@ class Feed:
             first = end - CONTEXT * grain
             frames = expected_measures(store, config, names, where, first, end, grain=grain, masks=masks)
             latest = {name: frame.tail(1) for name, frame in zip(names, frames, strict=True)}
-        return replace(view, start=start, grain=grain, series=series, latest=latest)
+        shifts = (shift.at for shift in config.calendar.shifts if shift.at > start and choose.covers(where, shift))
+        shifted = max(shifts, default=None)
+        return replace(view, start=start, grain=grain, series=series, latest=latest, shifted=shifted)
 
     def _grain(self, store: Store, selection: Selection, end: dt.datetime) -> dt.timedelta:
         """The narrowest buckets in which something can be seen: those of the range, or a wider detection window."""

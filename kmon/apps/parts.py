@@ -148,7 +148,7 @@ def facts(config: Config, name: str, view: View) -> str:
     expectation = (
         f"expected {words.value(metric, expected)} · {words.between(metric, lower, upper)}"
         if expected is not None
-        else f"not enough {'history' if observed is not None else 'events'} to expect anything"
+        else _lacking(view, observed)
     )
     return (
         f'<div class="metric"><div class="name"><span>{words.title(name)}</span><span class="when">{when}</span></div>'
@@ -156,6 +156,15 @@ def facts(config: Config, name: str, view: View) -> str:
         + (f'<span class="change {tone}">{arrow}{change}</span>' if change else "")
         + f'</div><div class="expected">{expectation}</div></div>'
     )
+
+
+def _lacking(view: View, observed: float | None) -> str:
+    """Why nothing is expected, as short as a card is narrow."""
+    if observed is None:
+        return "not enough events to expect anything"
+    if view.shifted is None or view.end is None:
+        return "not enough history to expect anything"
+    return f"too little since the new normal of {words.moment(view.shifted, view.end)} UTC"
 
 
 def joined(series: pl.DataFrame, latest: pl.DataFrame) -> pl.DataFrame:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlencode
 
-from kmon.config import PIPELINE, Config, page_key, parse_duration, show_duration
+from kmon.config import PIPELINE, Config, Shift, page_key, parse_duration, show_duration
 from kmon.detect.fleet import Mask
 from kmon.ledger import Incident, show_time
 
@@ -110,7 +110,7 @@ def concerns(where: Mapping[str, str], incident: Incident) -> bool:
     return all(where.get(dimension, value) == value for dimension, value in incident.scope.items())
 
 
-def covers(where: Mapping[str, str], incident: Mask) -> bool:
+def covers(where: Mapping[str, str], incident: Mask | Shift) -> bool:
     """Whether all of what `where` selects lies inside the scope of an incident, or of another such stretch of time."""
     return all(where.get(dimension) == value for dimension, value in incident.scope.items())
 
