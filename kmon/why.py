@@ -219,9 +219,10 @@ def _joined(
     without: Sequence[dict[str, str]] = (),
 ) -> Sweep:
     """The sweep with one more monitor, of which no company lifts the cut-off; less the events of scopes `without`."""
-    own = [one for one in sweep.scored if _is_about(one, told.config, metric, scope)]
+    about = [one for one in sweep.scored if _is_about(one, told.config, metric, scope)]
+    own, apart = [one for one in about if not one.apart], [one for one in about if one.apart]
     fleet = own and with_guest(own[0].fleet, store, told.config, scope, masks=told.masks, without=without)
-    families = {width: replace(family, cutoff=0.0) for width, family in sweep.families.items()}
+    families = {one.width: replace(sweep.families[one.width], cutoff=0.0) for one in own}
     if fleet:
         guests = [guest_scored(one, fleet, metric, told.config) for one in own]
         both = [
@@ -229,7 +230,7 @@ def _joined(
             for one, guest in zip(own, guests, strict=True)
         ]
         own = [replace(guest, scores=scores) for guest, scores in zip(guests, both, strict=True)]
-    return replace(sweep, scored=tuple(own), families=families)
+    return replace(sweep, scored=(*own, *apart), families={**sweep.families, **families})
 
 
 def _explaining(

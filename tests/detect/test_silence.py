@@ -284,3 +284,12 @@ def test_it_looks_every_ten_minutes_and_has_its_own_share_of_the_budget():
 def test_which_monitors_it_is_about(metric: str, scope: dict[str, str], is_about: bool) -> None:
     silence = load_detector(DetectorUse(use="silence"), ROOT)
     assert silence.watches(config(), metric, scope) is is_about
+
+
+def test_why_tells_of_a_silent_partner_that_no_line_of_watch_has():
+    events = pl.concat([visits(OTHERS, BEGIN, AT), visits({"p": 3.0}, BEGIN, AT - 9 * HOUR, seed=3)]).sort("event_time")
+    full = settings(watch=[["country"]])
+    with shop(events, full, AT) as store, Ledger.open("sqlite://") as ledger:
+        found = why(full, store, ledger, "sessions", {"partner": "p"}, AT)
+    assert [(w.detector, w.outcome) for w in found.windows] == [("compare", "not judged"), ("silence", "fired")]
+    assert (found.outcome, found.watched) == ("fired", False)
