@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kmon.config import Config
-from kmon.detect import Fleet, Mask, Scored, Silence, Sweep, is_judged, load_detector
+from kmon.detect import Fleet, Mask, Scored, Silence, Sweep, load_detector
 from kmon.detect.contract import BAND
 from kmon.detect.fleet import numbers_of
 from kmon.detect.guests import guest_scored, row_of, with_guest
@@ -35,13 +35,12 @@ class Recheck:
 
     def __call__(self, incident: Incident) -> Verdict:
         numbers = numbers_of(self._store, incident.scope)
-        metric = self._config.metrics.get(incident.metric)  # which may be taken out of kmon.yaml meanwhile
-        if metric is None or len(numbers) < len(incident.scope):
+        gone = incident.metric not in self._config.metrics  # taken out of kmon.yaml while the incident was open
+        if gone or len(numbers) < len(incident.scope):
             return "unjudged"
         if incident.detector == Silence.name and self._silence is not None:
             return self._silence.verdict(self._store, self._config, incident.scope, incident.metric, self._sweep.at)
-        same = (s for s in self._sweep.scored if s.detector.name == incident.detector and is_judged(metric, s.width))
-        scored = sorted(same, key=lambda s: s.width)
+        scored = sorted((s for s in self._sweep.scored if s.detector.name == incident.detector), key=lambda s: s.width)
         if not scored:
             return "unjudged"
         row = row_of(scored[0].fleet, numbers)

@@ -19,7 +19,7 @@ from kmon.alerts.message import quantity
 from kmon.calibrate import Calibration, Key
 from kmon.clock import floor
 from kmon.config import PIPELINE, Config, Metric, show_duration
-from kmon.detect import Family, Scored, Silence, Sweep, is_judged
+from kmon.detect import Family, Scored, Silence, Sweep
 from kmon.detect.expect import RECENT, expect
 from kmon.detect.fleet import check_taken_over, numbers_of
 from kmon.detect.guests import guest_scored, row_of, with_guest
@@ -168,10 +168,8 @@ def why(
 
 
 def _is_about(scored: Scored, config: Config, metric: str, scope: dict[str, str]) -> bool:
-    """Whether the detector judges a monitor in these windows."""
-    if isinstance(scored.detector, Silence):
-        return scored.detector.watches(config, metric, scope)
-    return is_judged(config.metrics[metric], scored.width)
+    """Whether the detector judges a monitor."""
+    return not isinstance(scored.detector, Silence) or scored.detector.watches(config, metric, scope)
 
 
 def _is_watched(config: Config, scope: dict[str, str]) -> bool:

@@ -16,7 +16,7 @@ from kmon.ledger import Ledger
 from kmon.store import EmbeddedStore
 from kmon.watch import Watch
 from kmon.why import Why, why
-from tests.detect.worlds import AT, MINUTE, NEXT, config, shop, spread, traffic
+from tests.detect.worlds import AT, MINUTE, NEXT, config, shop, traffic
 
 P1 = {"partner": "p1"}
 DEAD = pl.when((pl.col("partner") == "p1") & NEXT).then(0.0).otherwise(8.0)
@@ -103,13 +103,6 @@ def test_a_time_that_cannot_be_judged_is_told_in_one_sentence() -> None:
         asked(store, ledger, "sessions", P1, AT + dt.timedelta(hours=1))
     says = "that time was not judged: the data is complete up to 2026-01-10 12:00:00 UTC"
     assert str(caught.value).startswith(says)
-
-
-def test_a_rate_is_told_in_the_windows_in_which_it_is_judged() -> None:
-    settings = {"every": "10s", "windows": ["10s", "1m", "5m"]}
-    with shop(spread(traffic()), config(**settings)) as store, Ledger.open("sqlite://") as ledger:
-        found = [asked(store, ledger, metric, P1, AT, **settings) for metric in ("sessions", "conversion")]
-    assert [[w.width.total_seconds() for w in one.windows] for one in found] == [[10, 60, 300], [60, 300]]
 
 
 # ---- scopes that no line of `watch` has -----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from kmon.detect.shelf import Shelf
 from kmon.detect.silence import Silence
 from kmon.detect.since import expected_since
 from kmon.detect.surprise import SeriesScores, Surprise
-from kmon.detect.sweeps import Family, Scored, Sweep, due_windows, is_judged, read_ahead, sweep
+from kmon.detect.sweeps import Family, Scored, Sweep, due_windows, read_ahead, sweep
 
 __all__ = [
     "SCORES",
@@ -31,7 +31,6 @@ __all__ = [
     "expected_measures",
     "expected_series",
     "expected_since",
-    "is_judged",
     "load_detector",
     "observe",
     "read_ahead",

@@ -24,6 +24,9 @@ NOISE = 2.0
 """Standard deviations by which a falling rate's numerator must have fallen itself."""
 EDGE = 3.0
 """Standard deviations that the exposure must have moved by within a lag, for a surge or an outage to begin or end."""
+PAIRED = 1.5
+"""Times what chance says that a rate varies by at most, where its numerator is a part of its denominator. Beyond that
+few sessions in a window say little of its orders: a rise is one of as many as usual."""
 LAST = 6
 """Bins that tell the usual exposure."""
 GROWTH = 1.25
@@ -179,7 +182,8 @@ class _Now:
             return stats.t.cdf(z, expected.freedom), stats.t.sf(z, expected.freedom)
 
         unit = np.floor(expected.unit)
-        trials, most = np.ceil(self.least / unit), self.most
+        most = np.where(expected.noise > PAIRED, np.fmax(self.most, self.usual), self.most)
+        trials = np.ceil(self.least / unit)
         few, many = np.minimum(np.ceil(self.value / unit), trials), np.minimum(self.value, most)
         lower, _ = tails.beta_binomial(few, trials, null, self._spread(expected, trials, unit))
         _, upper = tails.beta_binomial(many, most, null, self._spread(expected, most))

@@ -541,7 +541,7 @@ def _rates(given: References) -> Expectation:
     fleet = float(np.clip(sum(of_all[:2]) / max(sum(of_all[2:]), 1.0), 1e-6, 1 - 1e-6))
     off, size, square = _share_residuals(given, hits, trials, *of_days)
     noise, floor, phi = _noise(off, size, square, given.company)
-    wander, noise = noise * phi, floor * noise
+    wander, noise = noise * phi, max(floor, _unpaired(given, hits, trials)) * noise
     volume = trials + other_trials
     hits, trials, other_hits, other_trials = (x / noise for x in (hits, trials, other_hits, other_trials))
     usual = (other_hits + PRIOR * fleet) / (other_trials + PRIOR)
@@ -557,6 +557,23 @@ def _rates(given: References) -> Expectation:
     drift = 1 / (prior + discount * trials) + wander
     weights = _shares(shares, len(trials))
     return Expectation(level, noise, drift, volume, np.asarray(volume >= PRIOR), weights, names=given.names)
+
+
+def _unpaired(given: References, hits: Floats, trials: Floats) -> float:
+    """The noise of windows shorter than a bin, times what chance says, by those just before, of the whole fleet.
+
+    An order comes after its session: the shorter the window, the more of its orders are of sessions before it. Of two
+    independent counts the variance is (1 + rate) / (1 - rate) times the binomial one.
+    """
+    if given.bins >= 1:
+        return 1.0
+    value, exposure = (part[given.company] for part in given.previous)
+    level = ((hits + 0.5) / (trials + 1))[given.company, None]
+    off, known = value - exposure * level, np.isfinite(exposure)
+    usual = np.where(known, exposure, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    size = usual[:, None] * level * (1 - level)  # not a window's own: those with more sessions have fewer orders each
+    telling = np.isfinite(off) & (size >= 1)
+    return float(_robust_mean((off**2 / size)[telling][None, :], 1.0)[0]) if telling.any() else 1.0
 
 
 def _trust(now: tuple[Floats, Floats], days: tuple[Floats, Floats], forecast: tuple[Floats, Floats]) -> Floats:

@@ -148,14 +148,6 @@ def due_windows(config: Config, at: dt.datetime, since: dt.datetime | None = Non
     return [w for w in config.windows if since is None or look(w, since) < look(w, at)]
 
 
-def is_judged(metric: Metric, width: dt.timedelta) -> bool:
-    """Whether a metric is judged in the windows of `width`.
-
-    No rate below a minute: an order comes after its session, and there each window has the orders of another one.
-    """
-    return metric.kind != "rate" or width >= MINUTE
-
-
 def _is_kept(store: Store, at: dt.datetime, width: dt.timedelta, bin_: dt.timedelta) -> bool:
     """Whether what is kept is fine enough for the windows of `width` and those before them.
 
@@ -213,10 +205,7 @@ def sweep(
     rates = {width: false_discovery_rate(config, width) for width in widths}
     asked = {name: _asked(metric, judges) for name, metric in config.metrics.items()}
     sums = Sums(cube, at, watched, asked, max(widths, default=dt.timedelta(0)), Calendar(config, store))
-    picks = {}
-    for width, rate in rates.items():
-        mine = {name: one for name, one in asked.items() if is_judged(one.metric, width)}
-        picks[width] = pick(sums, width, mine, keep=kept, rate=rate)
+    picks = {width: pick(sums, width, asked, keep=kept, rate=rate) for width, rate in rates.items()}
     laps.end("choose")
     touched = np.intersect1d(cube.rows_of(store, [mask.scope for mask in masks]), watched)
     chosen = np.unique(np.concatenate([kept, touched, *(one.rows for of in picks.values() for one in of.values())]))
@@ -224,8 +213,8 @@ def sweep(
     found: list[Scored] = []
     families: dict[dt.timedelta, Family] = {}
     for width in widths:
-        picked = {name: one.among(chosen) for name, one in picks[width].items()}
-        scores = [_scored(use, d, fleet, width, config, known, picked) for use, d in detectors]
+        mine = {name: one.among(chosen) for name, one in picks[width].items()}
+        scores = [_scored(use, d, fleet, width, config, known, mine) for use, d in detectors]
         families[width] = _family(rates[width], [s for s in scores if not s.use.shadow])
         found += scores
     laps.end("score")

@@ -364,6 +364,26 @@ def test_normal_rates_are_not_flagged_too_often(
     assert (p <= 0.1).mean() <= 1 / 6
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
+def test_a_normal_rate_whose_orders_are_of_the_minute_before_is_not_flagged_too_often(rate: float) -> None:
+    """In the windows of a minute; in bins of five most orders have their session in the same one."""
+    rng, minutes = np.random.default_rng(3), 5 * BINS
+    sessions = rng.poisson(40.0, (4000, minutes + 1)).astype(float)
+    orders = rng.binomial(sessions[:, :-1].astype(int), rate).astype(float)
+    pairs = {"value": orders, "exposure": sessions[:, 1:]}
+    now, before = 5 * RECENT - 1, slice(5 * RECENT - 31, 5 * RECENT - 1)
+    given = windows("rate", orders[:, now], previous=orders[:, before], width=60.0, day1=0.0)
+    for name, part in pairs.items():
+        bins = part.reshape(4000, BINS, 5).sum(axis=2)
+        recent = np.where(np.arange(RECENT) < RECENT - 1, bins[:, :RECENT], np.nan)
+        own = {name: part[:, now], f"previous_{name}": part[:, before], f"recent_{name}": recent, f"day1_{name}": bins}
+        given = given.with_columns(pl.Series(column, values) for column, values in own.items())
+    given = given.with_columns(lagged_exposure=pl.Series(sessions[:, now - 1]))
+    p = Compare(min_volume=0, tolerance=0).score(given)["p_value"]
+    assert not [alpha for alpha in (0.1, 0.01, 0.001) if too_often(p, alpha)]
+    assert (p <= 0.1).mean() >= 0.01
+
+
 @pytest.mark.parametrize(("bins", "days"), [(4, 0), (6, 0), (23, 0), (23, 2)])
 def test_normal_means_are_not_flagged_too_often(bins: int, days: int) -> None:
     """Also where so few bins tell the variance of an event."""

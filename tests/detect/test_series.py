@@ -38,7 +38,7 @@ def count(events: pl.DataFrame, begin: dt.datetime, kind: str = "s", width: dt.t
     return float(events.filter(mine).height)
 
 
-@pytest.mark.parametrize(("minutes", "rel"), [(1, 0.01), (5, 0.005), (10, 0.005), (15, 0.005)])
+@pytest.mark.parametrize(("minutes", "rel"), [(1, 0.02), (5, 0.005), (10, 0.005), (15, 0.005)])
 @pytest.mark.parametrize("metric", ["sessions", "conversion"])
 def test_a_bucket_is_scored_as_a_sweep_scores_its_window(
     store: EmbeddedStore, metric: str, minutes: int, rel: float
