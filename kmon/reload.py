@@ -31,7 +31,7 @@ FIXED = ("store", "serve", "ledger")
 """What cannot change while kmon runs, be it as a standby."""
 OWNED = ("serve_beyond_localhost", "queries", "telemetry")
 """What cannot change either while it owns the store: it is set up when the store is taken."""
-SAID = ("dimensions", "measures", "metrics", "path", "copied", "digest")
+SAID = ("dimensions", "measures", "histograms", "metrics", "path", "copied", "digest")
 """What is told one by one, or is no key."""
 PATIENCE = 60.0
 """Seconds until a running kmon should have taken over a configuration, or refused it."""

@@ -10,10 +10,10 @@ from pydantic import BaseModel
 
 from kmon.config import (
     Config,
-    Model,
     columns_of,
     counted,
     equalities,
+    histogram_of,
     load_config,
     merge_function,
     parse_duration,
@@ -79,11 +79,27 @@ def test_a_wrong_key_or_value_is_told_with_its_place(write, old, new, says):
 
 
 def test_all_wrong_keys_and_values_are_tried():
-    assert len(errors()) == 94
+    assert len(errors()) == 108
 
 
 def test_a_largest_value_that_nothing_watches_is_kept(write):
     assert load_config(write(edited("sum(amount)", "max(amount)"))).measures["paid"] == "max(amount)"
+
+
+def test_a_histogram_stands_for_measures_that_metrics_know(write):
+    quantile = "metrics:\n  half: {quantile: size, q: 0.5}\n"
+    sizes = "histograms: {size: {of: amount, where: shop = 'a' OR shop = 'b', from: 1, to: 10}}\n"
+    config = load_config(write(edited("metrics:\n", sizes + quantile)))
+    buckets = {name: text for name, text in config.measures.items() if histogram_of(name) == "size"}
+    assert list(buckets) == [f"size_{i:02d}_" for i in range(12)]
+    assert buckets["size_00_"] == "count(\"amount\") FILTER (shop = 'a' OR shop = 'b')"
+    assert buckets["size_02_"] == (
+        "count(*) FILTER ((shop = 'a' OR shop = 'b') AND \"amount\" > 1.25893 AND \"amount\" <= 1.58489)"
+    )
+    assert config.metrics["half"].measures == tuple(buckets)
+    assert config.metrics["half"].beyond(9) == ("size_10_", "size_11_")
+    assert Config.model_validate(config.model_dump(by_alias=True)).measures == config.measures
+    assert histogram_of("visits") is histogram_of("events_") is None
 
 
 FILES = [
@@ -126,7 +142,7 @@ def test_variables_are_expanded_wherever_they_stand(write, monkeypatch):
 # ---- the knobs -------------------------------------------------------------------------------------------------------
 
 
-def models(model: type[BaseModel] = Model) -> list[type[BaseModel]]:
+def models(model: type[BaseModel] = BaseModel) -> list[type[BaseModel]]:
     return [
         m for sub in model.__subclasses__() for m in (sub, *models(sub)) if sub.__module__.startswith("kmon.config")
     ]
@@ -134,7 +150,8 @@ def models(model: type[BaseModel] = Model) -> list[type[BaseModel]]:
 
 def test_every_knob_says_what_it_means_or_has_a_name_that_does():
     """A key without a word of its own is one that its section explains; their number may only fall."""
-    source = (Path(load_config.__code__.co_filename).parent / "models.py").read_text(encoding="utf-8")
+    folder = Path(load_config.__code__.co_filename).parent
+    source = "".join((folder / name).read_text(encoding="utf-8") for name in ("models.py", "metrics.py"))
     keys = [(m.__name__, key) for m in models() for key in m.model_fields]
     assert len(keys) == len(set(keys)) > 60
     silent = [
@@ -149,7 +166,7 @@ def test_the_template_is_valid_and_shows_each_section():
     keys = set(yaml.safe_load(TEMPLATE.read_text(encoding="utf-8")))
     assert keys <= set(Config.model_fields)
     left_to_their_defaults = {"forget", "serve", "ledger", "notebooks", "partners", "path", "copied", "digest"}
-    left_to_their_defaults |= {"queries", "serve_beyond_localhost", "telemetry"}
+    left_to_their_defaults |= {"histograms", "queries", "serve_beyond_localhost", "telemetry"}
     assert set(Config.model_fields) - keys == left_to_their_defaults
 
 

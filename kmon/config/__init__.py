@@ -5,6 +5,7 @@ from __future__ import annotations
 from kmon.config.checks import PIPELINE
 from kmon.config.expressions import columns_of, equalities, is_count, merge_function
 from kmon.config.loading import copy_config, error_at, load_config
+from kmon.config.metrics import Histogram, Metric, histogram_of
 from kmon.config.models import (
     Apps,
     Calendar,
@@ -22,7 +23,6 @@ from kmon.config.models import (
     KafkaSource,
     Keep,
     Match,
-    Metric,
     Model,
     Models,
     Money,
@@ -64,6 +64,7 @@ __all__ = [
     "Events",
     "FilesSource",
     "FolderSink",
+    "Histogram",
     "Incidents",
     "Job",
     "KafkaSource",
@@ -88,6 +89,7 @@ __all__ = [
     "counted",
     "equalities",
     "error_at",
+    "histogram_of",
     "is_count",
     "load_config",
     "merge_function",

@@ -50,6 +50,9 @@ def inconsistencies(config: Config) -> Iterator[tuple[Loc, str]]:
     if PIPELINE in metrics:
         yield ("metrics", PIPELINE), f"the name {PIPELINE!r} is taken: incidents of the data itself have it"
     for name, metric in metrics.items():
+        if metric.kind == "quantile":
+            yield from _unknown(("metrics", name), {"quantile": metric.quantile}, ("a histogram", config.histograms))
+            continue
         for part in metric.parts:
             yield from _unknown(("metrics", name), {metric.kind: part}, measures)
             yield from _no_sums(config, ("metrics", name), {metric.kind: part})
@@ -117,19 +120,33 @@ def _no_country(loc: Loc, code: str) -> Iterator[tuple[Loc, str]]:
 
 def _measure_errors(config: Config, a_field: tuple[str, typing.Iterable[str]]) -> Iterator[tuple[Loc, str]]:
     for measure, expression in config.measures.items():
-        try:
-            merge_function(expression)
-        except ValueError as error:
-            yield ("measures", measure), str(error)
-            continue
-        for column in columns_of(expression):
-            for _, message in _unknown((), [column], a_field):
-                yield ("measures", measure), message
-        for column, text in comparisons(expression):
-            field = config.events.fields.get(column)
-            if field is not None and field.values:  # an event with another value is rejected, so this counts nothing
-                for _, message in _unknown((), [text], (f"a value of {column!r}", field.values)):
-                    yield ("measures", measure), message
+        yield from _expression_errors(config, ("measures", measure), expression, a_field)
+    for name, histogram in config.histograms.items():
+        field = config.events.fields.get(histogram.of)
+        if field is not None and field.type not in ("number", "integer"):
+            yield ("histograms", name, "of"), f"{histogram.of!r} is not a field of type number or integer"
+        yield from _unknown(("histograms", name), {"of": histogram.of}, ("a field of the events", config.events.fields))
+        if histogram.where is not None:
+            counted = f"count(*) FILTER ({histogram.where})"
+            yield from _expression_errors(config, ("histograms", name, "where"), counted, a_field)
+
+
+def _expression_errors(
+    config: Config, loc: Loc, expression: str, a_field: tuple[str, typing.Iterable[str]]
+) -> Iterator[tuple[Loc, str]]:
+    try:
+        merge_function(expression)
+    except ValueError as error:
+        yield loc, str(error)
+        return
+    for column in columns_of(expression):
+        for _, message in _unknown((), [column], a_field):
+            yield loc, message
+    for column, text in comparisons(expression):
+        field = config.events.fields.get(column)
+        if field is not None and field.values:  # an event with another value is rejected, so this counts nothing
+            for _, message in _unknown((), [text], (f"a value of {column!r}", field.values)):
+                yield loc, message
 
 
 def _model_errors(config: Config) -> Iterator[tuple[Loc, str]]:
@@ -153,6 +170,11 @@ def _repetitions(config: Config) -> Iterator[tuple[Loc, str]]:
         if name.lower() in taken:  # names of columns do not tell upper from lower case
             yield loc, f"the name {name!r} is taken by {taken[name.lower()]}"
         taken[name.lower()] = what
+    for name, histogram in config.histograms.items():
+        for key, text in histogram.measures(name).items():
+            if key.lower() in taken and config.measures.get(key) != text:
+                yield ("histograms", name), f"its name for a bucket, {key!r}, is taken by {taken[key.lower()]}"
+            taken[key.lower()] = f"the histogram {name!r}"
     seen: set[frozenset[str]] = set()
     for i, grouping in enumerate(config.watch):
         if len(set(grouping)) < len(grouping) or frozenset(grouping) in seen:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from kmon import environment
 from kmon.config.checks import InconsistentError, Loc
-from kmon.config.models import Config, Model
+from kmon.config.models import Config
 from kmon.config.words import nearest
 from kmon.errors import ConfigError
 
@@ -173,18 +173,18 @@ def _keys_at(loc: tuple[str | int, ...]) -> list[str]:
         here = _step_into(here, step)
     return (
         [found.alias or key for key, found in here.model_fields.items() if here is not Config or key not in NO_KEYS]
-        if isinstance(here, type) and issubclass(here, Model)
+        if isinstance(here, type) and issubclass(here, BaseModel)
         else []
     )
 
 
 def _step_into(annotation: Any, step: str | int) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, Model):
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation.model_fields[str(step)].annotation if step in annotation.model_fields else annotation
     if typing.get_origin(annotation) is typing.Annotated:
         annotation = typing.get_args(annotation)[0]
     arguments = [a for a in typing.get_args(annotation) if a is not type(None) and a is not Ellipsis]
-    models = [a for a in arguments if isinstance(a, type) and issubclass(a, Model)]
+    models = [a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)]
     for model in models:  # a tagged union: pydantic's location has the tag as a step of its own
         if "kind" in model.model_fields and step in typing.get_args(model.model_fields["kind"].annotation):
             return model

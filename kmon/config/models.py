@@ -16,7 +16,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     field_validator,
@@ -24,13 +23,14 @@ from pydantic import (
 )
 
 from kmon.config.checks import InconsistentError, inconsistencies
+from kmon.config.metrics import STRICT, Histogram, Metric
 from kmon.config.words import MINUTE, Address, Duration, Name, Size, nearest
 
 
 class Model(BaseModel):
-    """A section of ``kmon.yaml``: unknown keys are errors, values do not change after loading."""
+    """A section of ``kmon.yaml``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = STRICT
 
 
 class EventField(Model):
@@ -117,48 +117,6 @@ class Enrich(Model):
     country: Name | None = None
     """The field with a country, which becomes its ISO 3166 alpha-2 code; what is no country stays as it is."""
     money: Money | None = None
-
-
-class Metric(Model):
-    """What is watched: exactly one of `count`, `rate` and `mean`."""
-
-    count: Name | None = None
-    """A measure, per window."""
-    rate: str | None = None
-    """``numerator / denominator``: two measures, a share between 0 and 1."""
-    mean: str | None = None
-    """``total / count``: two measures, an average."""
-    good: Literal["up", "down"] | None = "up"
-    """The welcome direction: an incident that way is only information. None: both ways are bad."""
-    unit: str = ""
-    min_volume: float | None = None
-    """Least expected or observed volume to judge (of a rate or mean: its denominator); default the detector's."""
-    min_effect: float | None = None
-    """Least relative fall worth an alert; default the detector's."""
-    min_rise: float | None = None
-    """Least relative rise worth an alert; default the detector's."""
-
-    @property
-    def kind(self) -> Literal["count", "rate", "mean"]:
-        return "count" if self.count is not None else "rate" if self.rate is not None else "mean"
-
-    @property
-    def parts(self) -> tuple[str, str | None]:
-        """(measure, None) of a count, (numerator, denominator) of a rate or mean."""
-        if self.count is not None:
-            return self.count, None
-        numerator, _, denominator = (self.rate or self.mean or "").partition("/")
-        return numerator.strip(), denominator.strip()
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Metric:
-        if sum(part is not None for part in (self.count, self.rate, self.mean)) != 1:
-            message = "a metric has exactly one of count, rate and mean"
-            raise ValueError(message)
-        if self.count is None and not all(self.parts):
-            message = f"{self.rate or self.mean!r} is not of the form 'numerator / denominator'"
-            raise ValueError(message)
-        return self
 
 
 def _setting(value: object) -> object:
@@ -534,9 +492,11 @@ class Config(Model):
     keep: Keep = Keep()
     dimensions: tuple[Name, ...]
     measures: dict[Name, str]
+    """SQL aggregates by name; once the configuration is checked, those that the histograms stand for are among them."""
+    histograms: dict[Name, Histogram] = {}
     metrics: dict[Name, Metric]
     forget: tuple[Name, ...] = ()
-    """Dimensions and measures whose history may be dropped, as they were removed or redefined."""
+    """Dimensions, measures and histograms whose history may be dropped, as they were removed or redefined."""
     watch: tuple[tuple[Name, ...], ...]
     """The grouping sets: each combination of values of each set is a monitor of every metric."""
     windows: tuple[Duration, ...] = Field(
@@ -569,6 +529,10 @@ class Config(Model):
     def _consistent(self) -> Config:
         for loc, message in inconsistencies(self):
             raise InconsistentError(loc, message)
+        for name, histogram in self.histograms.items():
+            self.measures.update(histogram.measures(name))
+        for metric in self.metrics.values():
+            metric.bind(self.histograms)
         return self
 
     def resolve(self, name: str) -> Path:

@@ -5,7 +5,8 @@ rollup_10s(bucket, <dimensions>, events_, <measures>)   deltas as they were comm
 rollup_1m, rollup_1h (the same columns)        closed hours and old days, merged and sorted; a cell is in one tier only
 tiers(tier, begins)                            what is older than `begins` has been, or is being, moved out of the tier
 cells                                          a view: all tiers, dimensions as numbers
-rollup                                         a view: all tiers, dimensions as text, for people
+rollup                                         a view: all tiers, dimensions as text, for people; without the buckets
+                                               of histograms
 raw_events(event_time, source, partition, position, size, <dimensions>, document)   the youngest events as they came
 offsets(source, partition, position)           the next position to read; moved with the rows, in one transaction
 clocks(partition, newest, late, unread)        by partition of the stream: the newest event time, how many events were
@@ -23,10 +24,11 @@ import datetime as dt
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import duckdb
 
-from kmon.config import Config, EventField, error_at, is_count, merge_function
+from kmon.config import Config, EventField, Metric, error_at, histogram_of, is_count, merge_function
 from kmon.errors import ConfigError
 from kmon.store import sql
 from kmon.store.intake import create_intake_sql
@@ -63,15 +65,43 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Quantile:
+    """How a quantile is read from the measures of its histogram."""
+
+    q: float
+    low: float
+    """The lowest edge; each next one is `ratio` times as much."""
+    ratio: float
+    buckets: tuple[str, ...]
+    """The measures of the events above the lowest edge, by bucket."""
+
+
+@dataclass(frozen=True)
 class Parts:
     """What a metric is made of."""
 
     kind: str
-    """count, rate or mean"""
+    """count, rate, mean or quantile"""
     numerator: str
     """A measure."""
     denominator: str | None = None
     """A measure; None of a count."""
+    quantile: Quantile | None = None
+
+    @classmethod
+    def of(cls, metric: Metric) -> Parts:
+        numerator, denominator = metric.parts
+        if metric.q is None:
+            return cls(metric.kind, numerator, denominator)
+        own = metric.histogram
+        return cls(metric.kind, numerator, denominator, Quantile(metric.q, own.low, own.ratio, metric.measures[1:]))
+
+    @classmethod
+    def loads(cls, value: dict[str, Any]) -> Parts:
+        """Of what `dataclasses.asdict` and JSON have made of it."""
+        told = value.get("quantile")
+        own = Quantile(**{**told, "buckets": tuple(told["buckets"])}) if told else None
+        return cls(**{**value, "quantile": own})
 
 
 @dataclass(frozen=True)
@@ -95,18 +125,21 @@ class Schema:
                 key: Measure(text, merge_function(text), _type(connection, f"{where}.{key}", text, columns))
                 for key, text in {EVENTS: "count(*)", **config.measures}.items()
             }
-        metrics = {key: Parts(metric.kind, *metric.parts) for key, metric in config.metrics.items()}
+        metrics = {key: Parts.of(metric) for key, metric in config.metrics.items()}
         return cls(tuple(config.dimensions), measures, metrics)
 
     @classmethod
     def loads(cls, text: str) -> Schema:
         data = json.loads(text)
         measures = {key: Measure(**value) for key, value in data["measures"].items()}
-        metrics = {key: Parts(**value) for key, value in data.get("metrics", {}).items()}
+        metrics = {key: Parts.loads(value) for key, value in data.get("metrics", {}).items()}
         return cls(tuple(data["dimensions"]), measures, metrics, data.get("layout", 1), data.get("since", {}))
 
     def dumps(self) -> str:
-        return json.dumps(asdict(self))
+        def known(items: list[tuple[str, Any]]) -> dict[str, Any]:
+            return {key: value for key, value in items if value is not None}
+
+        return json.dumps(asdict(self, dict_factory=known))
 
     def merged(self, names: Sequence[str] | None = None) -> str:
         """The select list that merges measures: ``sum("orders")::BIGINT AS "orders", ...``."""
@@ -165,7 +198,7 @@ class Schema:
         joins = "".join(
             f" LEFT JOIN {sql.dictionary(d)} ON {sql.dictionary(d)}.id = cells.{sql.name(d)}" for d in self.dimensions
         )
-        measures = ", ".join(f"cells.{sql.name(m)}" for m in self.measures)
+        measures = ", ".join(f"cells.{sql.name(m)}" for m in self.plain)
         return [
             f"CREATE OR REPLACE VIEW cells AS {union}",
             f"CREATE OR REPLACE VIEW rollup AS SELECT cells.bucket{shown}, {measures} FROM cells{joins}",
@@ -197,16 +230,36 @@ class Schema:
         return [*statements, *self.view_sql()] if statements else []
 
     def gone(self, stored: Schema) -> list[str]:
-        """The dimensions and measures of `stored` that this schema has no more, or defines otherwise."""
+        """The dimensions and measures of `stored` that this schema has no more, or defines otherwise.
+
+        The measures of a histogram are gone together: what was counted in some of its buckets only was never there.
+        """
         dimensions = [d for d in stored.dimensions if d not in self.dimensions]
-        return dimensions + [m for m, old in stored.measures.items() if self.measures.get(m) != old]
+        measures = [m for m, old in stored.plain.items() if self.measures.get(m) != old]
+        buckets = [m for h, old in stored.histograms.items() if self.histograms.get(h) != old for m in old]
+        return dimensions + measures + buckets
+
+    @property
+    def plain(self) -> dict[str, Measure]:
+        """The measures but for those that are a part of a histogram."""
+        return {name: measure for name, measure in self.measures.items() if histogram_of(name) is None}
+
+    @property
+    def histograms(self) -> dict[str, dict[str, Measure]]:
+        """The other measures, by histogram."""
+        found: dict[str, dict[str, Measure]] = {}
+        for name, measure in self.measures.items():
+            if (histogram := histogram_of(name)) is not None:
+                found.setdefault(histogram, {})[name] = measure
+        return found
 
     def changes(self, stored: Schema) -> list[str]:
         """How this schema differs from `stored`, in words."""
         found = []
         for what, old, new in (
             ("dimension", dict.fromkeys(stored.dimensions), dict.fromkeys(self.dimensions)),
-            ("measure", stored.measures, self.measures),
+            ("measure", stored.plain, self.plain),
+            ("histogram", stored.histograms, self.histograms),
             ("metric", stored.metrics, self.metrics),
         ):
             found += [f"{what} {name} added" for name in new if name not in old]
@@ -231,17 +284,21 @@ class Schema:
         return max((dt.datetime.fromisoformat(self.since[name]) for name in names if name in self.since), default=None)
 
     def _check_change(self, stored: Schema, config: Config) -> None:
-        for name in self.gone(stored):
-            if name in config.forget:
+        for column in self.gone(stored):
+            name = histogram_of(column) or column
+            if name in config.forget or column in config.forget:
                 continue
-            if name in self.measures and name in stored.measures:
+            if name in config.histograms:
+                message = f"{name!r} is redefined, and older rows were counted in other buckets:"
+                way = "give it another name"
+            elif name in self.measures and name in stored.measures:
                 message = f"{name!r} is redefined, and older rows were counted as {stored.measures[name].expression!r}:"
                 way = "give it another name"
             else:
                 message = f"{name!r} is gone, and the store has history of it:"
                 way = "put it back"
-            section = "dimensions" if name in stored.dimensions else "measures"
-            loc = (section, name) if name in config.measures else (section,)
+            section = "dimensions" if name in stored.dimensions else "measures" if name == column else "histograms"
+            loc = (section, name) if name in (*config.measures, *config.histograms) else (section,)
             message += f" {way}, or write 'forget: [{', '.join([*config.forget, name])}]' to drop that history"
             raise error_at(config.path, loc, message)
 

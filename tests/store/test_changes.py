@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 
 import pytest
+import yaml
 
 from kmon.config import Config, Metric, load_config
 from kmon.errors import ConfigError, StoreError, UsageError
@@ -118,6 +120,46 @@ def test_metrics_come_and_go_freely(store, config):
     assert store.reconfigure(changed(config, metrics=metrics)) == ["metric approval removed"]
     assert "approval" not in store.schema.metrics
     assert store.reconfigure(config) == ["metric approval added"]
+
+
+def with_sizes(to: float = 1000, **updates: object) -> Config:
+    """A configuration with a histogram of amounts."""
+    text = yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))
+    sizes = {"sizes": {"of": "amount", "from": 1, "to": to}}
+    metrics = {**text["metrics"], "half": {"quantile": "sizes", "q": 0.5}}
+    return Config.model_validate(
+        {**text, "histograms": sizes, "metrics": metrics, "path": Path("/nowhere/kmon.yaml"), **updates}
+    )
+
+
+def test_a_histogram_comes_changes_and_goes_as_one(store, config, commit):
+    commit({"amount": 5.0})
+    few, more = with_sizes(10), with_sizes(1000)
+    assert store.reconfigure(few) == ["histogram sizes added", "metric half added"]
+    assert store.schema.known_from("sizes_03_") == T
+    commit({"amount": 5.0, "event_time": T + MINUTE})
+    assert store.totals({}, T, END)["sizes_00_"] == 1
+    with pytest.raises(
+        ConfigError, match=r"histograms.sizes: 'sizes' is redefined, .*: give it another name, or write"
+    ):
+        store.reconfigure(more)
+    changes = ["histogram sizes redefined", "metric half redefined"]
+    assert store.reconfigure(with_sizes(1000, forget=["sizes"])) == changes
+    assert store.totals({}, T, END)["sizes_00_"] == 0
+    with pytest.raises(ConfigError, match=r"'sizes' is gone, .*: put it back, or write 'forget: .sizes.' to"):
+        store.reconfigure(config)
+    assert store.reconfigure(changed(config, forget=("sizes",))) == ["histogram sizes removed", "metric half removed"]
+    assert not [name for name in columns(store, "cells") if name.startswith("sizes")]
+
+
+def test_a_store_with_a_quantile_is_opened_again_as_it_was(tmp_path):
+    path, wanted = tmp_path / "k.duckdb", with_sizes()
+    with EmbeddedStore(path, wanted) as store:
+        schema = store.schema
+    with EmbeddedStore(path, read_only=True) as store:
+        assert store.schema == schema
+    with EmbeddedStore(path, wanted) as store:
+        assert store.reconfigure(wanted) == []
 
 
 def test_a_change_that_fails_changes_nothing(store, config, commit):

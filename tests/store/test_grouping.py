@@ -27,6 +27,8 @@ TRANSLATED = [
     "count(*) FILTER (status IS NULL)",
     "count(*) FILTER (status IS NOT NULL AND amount >= 1.5)",
     "count(amount) FILTER (amount < 2 OR pieces > 1)",
+    "count(\"amount\") FILTER (operation = 'order' OR status = 'ok')",
+    "count(*) FILTER ((operation = 'order' OR status = 'ok') AND \"amount\" > 1.0 AND \"amount\" <= 1.58489)",
     "sum(amount)",
     "sum(pieces) FILTER (operation = 'order')",
     "min(amount) FILTER (status = 'ok')",
