@@ -19,7 +19,7 @@ from kmon.config.words import nearest
 from kmon.errors import UsageError
 from kmon.store import sql
 from kmon.store.cells import EPOCH, MINUTE, interval, scan_sql
-from kmon.store.schema import RAW, TIERS, Parts, Schema
+from kmon.store.schema import RAW, TIERS, Parts, Quantile, Schema
 from kmon.store.sql import Where
 
 To = Literal["polars", "arrow", "pandas"]
@@ -83,6 +83,8 @@ class Questions(ABC):
     ) -> Any:
         """A metric over time: `bucket`, the dimensions `by`, `value`, `numerator`, `denominator`.
 
+        A quantile has no numerator, and its denominator are the events of its histogram.
+
         Buckets are multiples of `grain`, the first is the one in which `start` lies. Without `grain` they are minutes,
         or hours where the range is longer than two days or its minutes are not kept any more. There is no row where
         nothing was, or where history is kept in coarser buckets only.
@@ -106,7 +108,9 @@ class Questions(ABC):
         cells = self.merged_sql(dimensions, _measures(parts), first, end, self._kept(where), width)
         bucket = f"time_bucket({interval(width)}, bucket, {sql.time(first)}) AS bucket"
         grouped = ", ".join([bucket, *dimensions, *self._sums(parts)])
-        shown = ", ".join(["bucket", *_names(names), f"{_value(parts, 'n', 'd')} AS value", *_both(parts)])
+        shown = ", ".join(
+            ["bucket", *_names(names), f"{_value(parts)} AS value", *_both(parts, numerator=parts.quantile is None)]
+        )
         order = ", ".join(str(i + 1) for i in range(1 + len(names)))
         return f"SELECT {shown} FROM (SELECT {grouped} FROM ({cells}) GROUP BY ALL) g{_joins(names)} ORDER BY {order}"
 
@@ -151,7 +155,8 @@ class Questions(ABC):
 
         Columns: the dimension (null: an event without one), `now`, `before` (the window before), `yesterday`, `change`
         (relative to the window that `against` names), `share` (of the volume now), `numerator`, `denominator`. A count
-        is 0 where it could have been, and null where nothing at all matched in that window.
+        is 0 where it could have been, and null where nothing at all matched in that window. A quantile has no
+        numerator, and its denominator are the events of its histogram.
         """
         return self.sql(self.breakdown_sql(metric, by, where, at, window, against, limit), to=to)
 
@@ -170,13 +175,14 @@ class Questions(ABC):
         reference = {"yesterday": 2, "previous": 1}[_one_of("against", against, Against)]
         starts = [at - window, at - 2 * window, at - window - DAY]
         compared = self._compared_sql(parts, [self._known(by)], where, starts, window)
-        now, before, yesterday = (_value(parts, f"n{i}", f"d{i}") for i in range(3))
+        now, before, yesterday = (_value(parts, str(i)) for i in range(3))
         volume = "d0" if parts.denominator else "n0"
         share = f"{volume} / nullif(sum({volume}) OVER (), 0)" if self._adds_up(parts) else "NULL::DOUBLE"
         change = f"{now} / nullif({(now, before, yesterday)[reference]}, 0) - 1"
         return (
             f"SELECT {', '.join(_names([by]))}, {now} AS now, {before} AS before, {yesterday} AS yesterday,"
-            f" {change} AS change, {share} AS share, {', '.join(_both(parts, '0'))} FROM ({compared}) g{_joins([by])}"
+            f" {change} AS change, {share} AS share, {', '.join(_both(parts, '0', numerator=parts.quantile is None))}"
+            f" FROM ({compared}) g{_joins([by])}"
             f" ORDER BY {volume} DESC NULLS LAST, 1 LIMIT {limit}"
         )
 
@@ -198,7 +204,8 @@ class Questions(ABC):
         Those with at least `least` volume (counts; of a rate or mean its denominator) in one of the two windows, the
         least likely move first: `evidence` is in standard deviations of counts by chance. Columns: the dimensions,
         `now`, `before`, `change` (relative), `impact` (in units of the numerator), `evidence`, `numerator`,
-        `denominator`, `numerator_before`, `denominator_before`.
+        `denominator`, `numerator_before`, `denominator_before`. The numerators of a quantile are the events above what
+        the quantile was before, the denominators all of its histogram.
         """
         return self.sql(self.top_movers_sql(metric, by, where, at, window, limit, against, least), to=to)
 
@@ -222,7 +229,11 @@ class Questions(ABC):
         compared = self._compared_sql(parts, names, where, [at - window, at - window - shift], window)
         present = " AND ".join(f"{sql.name(d)} > 0" for d in names) or "true"
         impact = "n0 - n1" if parts.denominator is None else "n0 - d0 * n1 / nullif(d1, 0)"
-        now, before = _value(parts, "n0", "d0"), _value(parts, "n1", "d1")
+        now, before = _value(parts, "0"), _value(parts, "1")
+        if parts.quantile is not None:
+            placed = f"SELECT *, {_position(parts.quantile, '1')} AS place FROM ({compared})"
+            above = ", ".join(f"{_beyond(parts.quantile, str(i), 'place')} AS n{i}" for i in range(2))
+            compared = f"SELECT * REPLACE ({above}) FROM ({placed})"
         volume = "d" if parts.denominator else "n"
         moved = (
             f"SELECT *, {now} AS now, {before} AS before, {impact} AS impact, {_EVIDENCE[parts.kind]} AS evidence"
@@ -239,7 +250,10 @@ class Questions(ABC):
     def _compared_sql(
         self, parts: Parts, by: Sequence[str], where: Where, starts: Sequence[dt.datetime], window: dt.timedelta
     ) -> str:
-        """By the numbers of `by`: numerator and denominator n0, d0, n1, ... of the windows that begin at `starts`."""
+        """By the numbers of `by`: numerator and denominator n0, d0, n1, ... of the windows that begin at `starts`.
+
+        Of a quantile also t0, t1, ...: the lists of how many events lie above each edge.
+        """
         dimensions = [sql.name(d) for d in by]
         kept, columns = self._kept(where), [*dimensions, *map(sql.name, _measures(parts))]
         scans = [
@@ -248,10 +262,11 @@ class Questions(ABC):
         ]
         sums, shown = [], []
         for i in range(len(starts)):
-            sums += [f"{text} FILTER (span = {i}) AS {name}{i}" for name, text in self._merged(parts).items()]
-            sums.append(f"count(*) FILTER (span = {i}) AS rows{i}")
+            here = f" FILTER (span = {i})"
+            sums += [f"{text} AS {name}{i}" for name, text in self._merged(parts, here).items()]
+            sums.append(f"count(*){here} AS rows{i}")
             for name in self._merged(parts):
-                value = f"coalesce({name}{i}, 0)" if self._adds_up(parts) else f"{name}{i}"
+                value = f"coalesce({name}{i}, 0)" if self._adds_up(parts) and name != "t" else f"{name}{i}"
                 shown.append(f"CASE WHEN sum(rows{i}) OVER () > 0 THEN {value} END AS {name}{i}")
         return (
             f"SELECT {', '.join([*dimensions, *shown])} FROM (SELECT {', '.join([*dimensions, *sums])}"
@@ -308,7 +323,7 @@ class Questions(ABC):
         if metric in self.schema.measures:
             return Parts("count", metric)
         message = (
-            f"{metric!r} is not a metric or measure; {nearest(metric, [*self.schema.metrics, *self.schema.measures])}"
+            f"{metric!r} is not a metric or measure; {nearest(metric, [*self.schema.metrics, *self.schema.plain])}"
         )
         raise UsageError(message)
 
@@ -331,10 +346,20 @@ class Questions(ABC):
         self.check(where)
         return self.condition(where)
 
-    def _merged(self, parts: Parts) -> dict[str, str]:
-        """The aggregates that merge a metric's parts: numerator ``n`` and denominator ``d``."""
-        measures = {"n": parts.numerator, "d": parts.denominator}
-        return {key: f"{self.schema.measures[m].merge}({sql.name(m)})" for key, m in measures.items() if m}
+    def _merged(self, parts: Parts, here: str = "") -> dict[str, str]:
+        """The aggregates that merge a metric's parts: numerator ``n``, denominator ``d``, and a quantile's tails ``t``.
+
+        `here` is a FILTER for all of them.
+        """
+
+        def merged(measure: str) -> str:
+            return f"{self.schema.measures[measure].merge}({sql.name(measure)}){here}"
+
+        found = {key: merged(m) for key, m in (("n", parts.numerator), ("d", parts.denominator)) if m}
+        if parts.quantile is not None:
+            counts = [f"coalesce({merged(m)}, 0)" for m in parts.quantile.buckets]
+            found["t"] = f"[{', '.join(' + '.join(counts[i:]) for i in range(len(counts)))}]"
+        return found
 
     def _sums(self, parts: Parts) -> list[str]:
         return [f"{text} AS {key}" for key, text in self._merged(parts).items()]
@@ -345,28 +370,51 @@ class Questions(ABC):
 
 _ROUGH = "greatest(1 / nullif(d0, 0) + 1 / nullif(d1, 0), 0)"
 _SHARE = "(n0 + n1) / nullif(d0 + d1, 0)"
+_OF_SHARES = (
+    f"(n0 / nullif(d0, 0) - n1 / nullif(d1, 0)) / sqrt(nullif(greatest({_SHARE} * (1 - {_SHARE}), 0) * {_ROUGH}, 0))"
+)
 _EVIDENCE = {
     "count": "(n0 - n1) / sqrt(nullif(abs(n0 + n1), 0))",
-    "rate": (
-        "(n0 / nullif(d0, 0) - n1 / nullif(d1, 0))"
-        f" / sqrt(nullif(greatest({_SHARE} * (1 - {_SHARE}), 0) * {_ROUGH}, 0))"
-    ),
+    "rate": _OF_SHARES,
+    "quantile": _OF_SHARES,
     "mean": f"(n0 / nullif(d0, 0) - n1 / nullif(d1, 0)) / nullif(abs({_SHARE}) * sqrt({_ROUGH}), 0)",
 }
 """Standard deviations: of a difference of Poisson counts, of shares, of means that vary as much as they are large."""
 
 
 def _measures(parts: Parts) -> list[str]:
-    return [m for m in dict.fromkeys([parts.numerator, parts.denominator]) if m]
+    buckets = parts.quantile.buckets if parts.quantile else ()
+    return [m for m in dict.fromkeys([parts.numerator, parts.denominator, *buckets]) if m]
 
 
-def _value(parts: Parts, numerator: str, denominator: str) -> str:
-    return numerator if parts.denominator is None else f"({numerator} / nullif({denominator}, 0))"
+def _value(parts: Parts, number: str = "") -> str:
+    """A metric by its parts with this number; null where nothing was."""
+    if parts.quantile is not None:
+        return f"({parts.quantile.low!r} * pow({parts.quantile.ratio!r}, {_position(parts.quantile, number)}))"
+    return f"n{number}" if parts.denominator is None else f"(n{number} / nullif(d{number}, 0))"
 
 
-def _both(parts: Parts, number: str = "", suffix: str = "") -> list[str]:
+def _position(quantile: Quantile, number: str) -> str:
+    """Where the tails have come down to 1 - q of all events, in buckets above the lowest edge."""
+    tails, last = f"t{number}", len(quantile.buckets)
+    target = f"{1 - quantile.q!r} * nullif(d{number}, 0)"
+    reached = f"len(list_filter({tails}, lambda x: x > {target}))"
+    inside = f"{reached} - 1 + ({tails}[{reached}] - {target}) / ({tails}[{reached}] - {tails}[{reached} + 1])"
+    return (
+        f"CASE WHEN d{number} > 0 THEN CASE {reached} WHEN 0 THEN 0 WHEN {last} THEN {last - 1} ELSE {inside} END END"
+    )
+
+
+def _beyond(quantile: Quantile, number: str, place: str) -> str:
+    """How many events lie above a position, those of its own bucket in part."""
+    tails, edge = f"t{number}", f"least(floor({place}), {len(quantile.buckets) - 2})::INTEGER + 1"
+    return f"({tails}[{edge}] + ({place} + 1 - ({edge})) * ({tails}[{edge} + 1] - {tails}[{edge}]))"
+
+
+def _both(parts: Parts, number: str = "", suffix: str = "", *, numerator: bool = True) -> list[str]:
+    value = f"n{number}" if numerator else "NULL::DOUBLE"
     denominator = f"d{number}" if parts.denominator else "NULL::DOUBLE"
-    return [f"n{number} AS numerator{suffix}", f"{denominator} AS denominator{suffix}"]
+    return [f"{value} AS numerator{suffix}", f"{denominator} AS denominator{suffix}"]
 
 
 def _names(dimensions: Sequence[str]) -> list[str]:

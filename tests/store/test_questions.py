@@ -6,9 +6,11 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import yaml
 
+from kmon.config import Config
 from kmon.errors import UsageError
-from tests.conftest import DAY, T, settle
+from tests.conftest import DAY, TEMPLATE, T, settle
 from tests.store.conftest import HOUR, MINUTE, SECOND
 
 END = T + HOUR
@@ -137,6 +139,65 @@ def test_top_movers_of_a_mean(reader, store, config, commit):
     reader.schema = store.schema
     found = reader.top_movers("basket", "partner", {}, T + MINUTE, MINUTE)
     assert rounded(found.select("partner", "now", "before", "impact", "evidence")) == [("p1", 30, 10, 500, 3.536)]
+
+
+SIZES = {"sizes": {"of": "amount", "where": "operation = 'order'", "from": 1, "to": 1000}}
+
+
+@pytest.fixture
+def sizes(reader, store):
+    """Two quantiles of the amounts of orders, and 21 orders of p1 a day, ten times as large today."""
+    text = yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))
+    quantiles = {"half": {"quantile": "sizes", "q": 0.5}, "most": {"quantile": "sizes", "q": 0.95}}
+    config = Config.model_validate({**text, "histograms": SIZES, "metrics": {**text["metrics"], **quantiles}})
+    store.reconfigure(config)
+    reader.schema = store.schema
+    return config
+
+
+def orders(partner, at, amounts):
+    return [{"operation": "order", "partner": partner, "amount": amount, "event_time": at} for amount in amounts]
+
+
+@pytest.mark.parametrize("tier", ["10s", "1m", "1h"])
+def test_a_quantile_of_five_rows(reader, store, sizes, commit, tier):
+    """Within a bucket of the true one, in each tier; what has no amount, or is no order, does not count."""
+    commit(*orders("p1", T, [20.0, None, 2.0]), {"operation": "session", "amount": 900.0},
+           *orders("p2", T + 5 * MINUTE, [200.0, 210.0]), *orders("p3", T, [0.0, -3.0, 0.5]), *orders("p4", T, [1e6]),
+           *orders("p5", T, [None]))  # fmt: skip
+    tiers(store, sizes, tier)
+    found = reader.series("half", {"partner": ["p1", "p2"]}, T, END, grain=HOUR)
+    assert found.columns == ["bucket", "value", "numerator", "denominator"]
+    assert found.rows()[0][2:] == (None, 4)
+    assert 20 <= found["value"][0] <= 25.2  # an edge belongs to the bucket below it, so 20 is in the one up to 25.1
+    by_partner = dict(reader.series("half", {}, T, END, "partner", HOUR).select("partner", "value").rows())
+    assert by_partner == pytest.approx({"p1": 2.51, "p2": 223.9, "p3": 1.0, "p4": 1000.0, "p5": None}, rel=0.01)
+
+
+def test_quantiles_against_another_window(reader, sizes, commit):
+    commit(*orders("p1", T - DAY, [2.0] * 15 + [20.0] * 5), *orders("p1", T, [2.0] * 5 + [20.0] * 15),
+           *orders("p2", T - DAY, [3.0] * 40), *orders("p2", T, [3.0] * 40), *orders("p3", T, [3.0] * 40))  # fmt: skip
+    found = reader.breakdown("half", "partner", {}, END, HOUR)
+    assert found["partner"].to_list() == ["p2", "p3", "p1"]
+    assert rounded(found.select("share", "numerator", "denominator")) == [
+        (0.4, None, 40), (0.4, None, 40), (0.2, None, 20),
+    ]  # fmt: skip
+    assert found["now"].to_list() == pytest.approx([2.818, 2.818, 21.54], rel=0.01)
+    assert found["change"].to_list() == pytest.approx([0.0, None, 8.25], rel=0.01)
+    moved = reader.top_movers("half", "partner", {}, END, HOUR)
+    assert moved["partner"].to_list() == ["p1"]
+    assert rounded(moved.select("numerator_before", "denominator_before", "denominator")) == [(10, 20, 20)]
+    assert moved["numerator"][0] == pytest.approx(16.667, rel=0.01)  # of the five in the bucket a third lies above
+    assert moved["impact"][0] == pytest.approx(6.667, rel=0.01)
+    assert moved["evidence"][0] == pytest.approx(2.236, rel=0.05)
+
+
+def test_buckets_are_not_shown_to_people(reader, sizes, commit):
+    commit(*orders("p1", T, [20.0]))
+    assert not [c for c in reader.sql("SELECT * FROM rollup").columns if c.startswith("sizes")]
+    assert reader.sql("SELECT sizes_14_ FROM cells").to_series().to_list() == [1]
+    with pytest.raises(UsageError, match=r"'nothing' is not a metric or measure; (?!.*sizes_)"):
+        reader.series("nothing", {}, T, END)
 
 
 def test_what_falls_below_zero_moves_too(reader, store, config, commit):
