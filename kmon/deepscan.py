@@ -181,9 +181,9 @@ def scan(
 def measures_of(config: Config) -> dict[str, str | None]:
     """The measures to forecast, denominators before numerators, with the denominator of each that has one.
 
-    Those of counts and rates: a mean's total is no count.
+    Those of counts and rates: a mean's total is no count, and a quantile is of too many.
     """
-    pairs = [metric.parts for metric in config.metrics.values() if metric.kind != "mean"]
+    pairs = [metric.parts for metric in config.metrics.values() if metric.forecast]
     over: dict[str, str | None] = {d: None for _, d in pairs if d is not None}
     for numerator, denominator in pairs:
         if over.get(numerator) is None and denominator not in (None, numerator):

@@ -362,7 +362,7 @@ class _Roots:
                 for dimension, value in scope.items():
                     values.setdefault(dimension, {})[value] = None
             apart = {d: list(named)[:APART] for d, named in values.items()}
-            found = read_leaves(self._store, self._config, holder.scored, key[0], region, apart)
+            found = read_leaves(self._store, self._config, holder.scored, key[0], region, apart, row["row"])
             self._read[key] = found
         if found is None:
             return None

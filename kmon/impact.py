@@ -6,13 +6,16 @@ import datetime as dt
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from kmon.config import Config
+from kmon.config import Config, Metric
 from kmon.detect import Mask, expected_since
+from kmon.detect.quantiles import beyond
 from kmon.ledger import Incident
 from kmon.store import Store
 
+Floats = npt.NDArray[np.float64]
 HOUR = dt.timedelta(hours=1)
 DAY = dt.timedelta(days=1)
 MINUTE = dt.timedelta(minutes=1)
@@ -26,8 +29,8 @@ def beginning(
     """The most likely time of change from the expected level to the incident's (Hinkley 1970), before `at`.
 
     Not before `earliest`, such as when the level changed for good: what was seen earlier tells of another level.
-    Counts by their Poisson likelihood, rates by their binomial one, means by the distance to either level; to the
-    minute, or to a fifteenth of the window that showed it.
+    Counts by their Poisson likelihood, rates by their binomial one, means by the distance to either level, quantiles by
+    how many events lie beyond what was expected; to the minute, or to a fifteenth of the window that showed it.
     """
     metric = config.metrics[incident.metric]
     grain = max(MINUTE, incident.window // 15 // MINUTE * MINUTE)
@@ -40,22 +43,36 @@ def beginning(
         {"bucket": [begin.replace(tzinfo=None) + i * grain for i in range(n)]}, schema={"bucket": pl.Datetime("us")}
     )
     dense = grid.join(rows, on="bucket", how="left").fill_null(0)
-    numerator, denominator = metric.parts
-    value = dense[numerator].to_numpy().astype(float)
+    counts = dense.select(metric.measures).to_numpy().astype(float)
+    value, levels = counts[:, 0], (incident.expected, incident.observed)
+    if metric.kind == "quantile":
+        value = beyond(counts, metric.histogram, incident.expected)
+        levels = _shares(value, counts[:, 0], incident, metric, -(-incident.window // grain))
     if metric.kind == "count":
         expected = max(incident.expected * (grain / incident.window), 1e-9)
         ratio = max(incident.observed / incident.expected, 0.02) if incident.expected else SURGE
         gain = value * np.log(ratio) - expected * (ratio - 1)
     else:
-        size = dense[str(denominator)].to_numpy().astype(float)
-        before, after = (float(np.clip(level, 1e-3, 1 - 1e-3)) for level in (incident.expected, incident.observed))
-        if metric.kind == "rate":
+        size = dense[metric.volume].to_numpy().astype(float)
+        if metric.judged_as == "rate":
+            before, after = (float(np.clip(level, 1e-3, 1 - 1e-3)) for level in levels)
             gain = value * np.log(after / before) + (size - value) * np.log((1 - after) / (1 - before))
         else:
             toward = np.sign(incident.observed - incident.expected)
             gain = toward * (value - size * (incident.observed + incident.expected) / 2)
     since = np.cumsum(gain[::-1])[::-1]
     return begin + int(np.argmax(since)) * grain
+
+
+def _shares(value: Floats, size: Floats, incident: Incident, metric: Metric, window: int) -> tuple[float, float]:
+    """The usual share of events beyond a quantile, and that in the last `window` steps.
+
+    Where that does not show the incident any more, half of the way to all of them or to none.
+    """
+    usual = 1 - (metric.q or 0.5)
+    seen = value[-window:].sum() / max(size[-window:].sum(), 1.0)
+    up = incident.direction == "up"
+    return usual, float(seen) if (seen > usual) == up else (usual + up) / 2
 
 
 def loss(

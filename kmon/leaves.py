@@ -92,28 +92,33 @@ def read_leaves(
     metric: str,
     region: dict[str, str],
     apart: Mapping[str, Collection[str]],
+    row: int,
 ) -> Leaves | None:
     """The leaves of the window that `scored` judged inside `region`; None where there are none, or nothing is expected.
 
-    Of a dimension with many values those in `apart` are told apart, the others together.
+    Of a dimension with many values those in `apart` are told apart, the others together. A quantile is a rate here: the
+    share of events beyond the edge of the monitor in `row`, which is to be explained.
     """
     what, fleet, width = config.metrics[metric], scored.fleet, scored.width
     scores = scored.scores.filter(pl.col("metric") == metric)
     if what.kind == "mean" or scores.is_empty():
         return None
+    hits, trials = what.measures[:1], what.measures[1:]
+    if what.kind == "quantile":
+        edge = scored.edge(what, row)
+        hits, trials, scores = what.beyond(edge), (what.volume,), scored.beyond(what, edge, scores)
     dimensions = [d for d in store.schema.dimensions if d not in region]
     if not dimensions:  # the region is a leaf
         return None
     folded = {d: apart.get(d, ()) for d in dimensions if store.cardinality(d) > MANY}
     spans = _spans(fleet.at, width, [int(name.removeprefix("day")) for name in fleet.days])
-    measures = [part for part in what.parts if part is not None]
-    cells = store.leaves(spans, region, measures, apart=folded, most=MOST)
-    frame = _expected(cells, spans, what)
+    cells = store.leaves(spans, region, [*hits, *trials], apart=folded, most=MOST)
+    frame = _expected(cells, spans, hits, trials)
     monitors = fleet.monitors[scores["row"]].with_columns(level=scores["expected"])
     inside = [pl.col(d) == number for d, number in numbers_of(store, region).items()]
     margins = monitors.filter(inside) if inside else monitors
     frame = frame.with_columns(expected=pl.Series(_fitted(frame, margins, dimensions)))
-    if what.kind == "rate":
+    if trials:
         frame = frame.with_columns(pl.col("expected").clip(upper_bound=(1 - CERTAIN) * pl.col("exposure")))
     noise, spread = _noise(scored, scores, what)
     return Leaves(region, tuple(dimensions), frame.with_columns(dispersion=noise), spread)
@@ -127,22 +132,25 @@ def _spans(at: dt.datetime, width: dt.timedelta, days: Sequence[int]) -> list[Sp
     return [Span("now", at - width, 1, width), Span("before", at - width - before, 1, before), *around]
 
 
-def _expected(cells: pl.DataFrame, spans: Sequence[Span], metric: Metric) -> pl.DataFrame:
-    """`observed`, `expected` by the references alone, and of a rate `exposure`, beside the dimensions."""
-    numerator, denominator = metric.parts
+def _expected(cells: pl.DataFrame, spans: Sequence[Span], hits: Sequence[str], trials: Sequence[str]) -> pl.DataFrame:
+    """`observed`, `expected` by the references alone, and of a rate `exposure`, beside the dimensions.
 
-    def past(measure: str) -> pl.Expr:
-        return pl.sum_horizontal(f"{measure}_{span.name}" for span in spans[1:])
+    `hits` are the measures whose sum is the count, or the numerator; `trials` is the denominator, if there is one.
+    """
 
-    dimensions = pl.exclude(f"^({numerator}|{denominator})_(now|before|day\\d+)$")
-    if denominator is None:
-        part = spans[0].width / sum((span.width for span in spans[1:]), dt.timedelta())
-        return cells.select(dimensions, observed=f"{numerator}_now", expected=past(numerator) * part)
-    hits, trials = past(numerator), past(denominator)
-    usual = hits.sum() / pl.max_horizontal(trials.sum(), 1.0)
-    now = pl.col(f"{denominator}_now")
-    rate = (hits + PRIOR * usual) / (trials + PRIOR)
-    return cells.select(dimensions, observed=f"{numerator}_now", expected=rate * now, exposure=now)
+    def total(measures: Sequence[str], among: Sequence[Span]) -> pl.Expr:
+        return pl.sum_horizontal(f"{measure}_{span.name}" for measure in measures for span in among)
+
+    now, past = spans[:1], spans[1:]
+    counted = [f"{m}_{span.name}" for m in (*hits, *trials) for span in spans]
+    observed, before = total(hits, now), total(hits, past)
+    if not trials:
+        part = now[0].width / sum((span.width for span in past), dt.timedelta())
+        return cells.select(pl.exclude(counted), observed=observed, expected=before * part)
+    size, seen = total(trials, now), total(trials, past)
+    usual = before.sum() / pl.max_horizontal(seen.sum(), 1.0)
+    rate = (before + PRIOR * usual) / (seen + PRIOR)
+    return cells.select(pl.exclude(counted), observed=observed, expected=rate * size, exposure=size)
 
 
 def _fitted(frame: pl.DataFrame, margins: pl.DataFrame, dimensions: Sequence[str]) -> Floats:
@@ -200,10 +208,10 @@ def _noise(scored: Scored, scores: pl.DataFrame, metric: Metric) -> tuple[float,
     """
     level = scores["expected"].to_numpy()
     variance = ((scores["upper"] - scores["lower"]).to_numpy() / BAND) ** 2
-    if metric.parts[1] is None:
+    if metric.kind == "count":
         size, chance = level, level
     else:
-        size = scored.fleet.total(metric.parts[1], scored.width)[scores["row"].to_numpy()]
+        size = scored.fleet.total(metric.volume, scored.width)[scores["row"].to_numpy()]
         chance = level * (1 - level) / np.maximum(size, 1.0)
     telling = np.flatnonzero((chance > 0) & (size > 0) & np.isfinite(variance))
     telling = telling[:: -(-len(telling) // ENOUGH) or 1]

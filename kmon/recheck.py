@@ -74,12 +74,12 @@ class Recheck:
         """Log-likelihood of `kept` times the expected level over that of the expected one, in nats."""
         observed, expected = score["observed"], score["expected"]
         variance = max((score["upper"] - score["lower"]) / BAND, 1e-12) ** 2
-        kind = self._config.metrics[incident.metric].kind
-        if kind == "count":
+        metric = self._config.metrics[incident.metric]
+        if metric.kind == "count":
             excess = max(variance / max(expected, 1e-9), 1.0)
             return float((observed * np.log(kept) - expected * (kept - 1)) / excess)
-        if kind == "rate":
-            trials = self._total(scored, row, incident)[1]
+        if metric.kind == "rate":
+            trials = float(scored.fleet.total(metric.volume, scored.width, slice(row, row + 1))[0])
             before, after = np.clip([expected, expected * kept], 1e-6, 1 - 1e-6)
             gain = observed * np.log(after / before) + (1 - observed) * np.log((1 - after) / (1 - before))
             excess = max(variance * trials / (before * (1 - before)), 1.0)
@@ -87,15 +87,12 @@ class Recheck:
         middle = expected * (1 + kept) / 2
         return float((observed - middle) * expected * (kept - 1) / variance)
 
-    def _total(self, scored: Scored, row: int, incident: Incident) -> tuple[float, float]:
-        numerator, denominator = self._config.metrics[incident.metric].parts
-        totals = [float(scored.fleet.total(m, scored.width)[row]) for m in (numerator, denominator) if m is not None]
-        return totals[0], totals[1] if len(totals) > 1 else scored.width / incident.window
-
     def _against_its_beginning(self, scored: Scored, row: int, incident: Incident) -> Verdict:
         """Where the incident has outlasted its references: which is nearer, what it was or what was expected?"""
-        value, size = self._total(scored, row, incident)
-        if not size:
+        metric = self._config.metrics[incident.metric]
+        level = scored.fleet.value(metric, scored.width, row)
+        if metric.kind == "count":
+            level *= incident.window / scored.width
+        if not np.isfinite(level):
             return "unjudged"
-        level = value / size
         return "abnormal" if abs(level - incident.observed) < abs(level - incident.expected) else "normal"

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from kmon.alerts.message import quantity
+from kmon.alerts.message import number, quantity
 from kmon.calibrate import Calibration, Key
 from kmon.clock import floor
 from kmon.config import PIPELINE, Config, Metric, show_duration
@@ -51,6 +51,10 @@ class Window:
     """The count, or the numerator."""
     exposure: float
     """The denominator; 1 for a count."""
+    beyond: float | None = None
+    """Of a quantile: `value` are the events above this number, `exposure` all,"""
+    usual: float | None = None
+    """and this share of them was expected there."""
     observed: float | None = None
     expected: float | None = None
     lower: float | None = None
@@ -160,9 +164,9 @@ def why(
     if cause and incident is None and len(partners) < len(then):
         sentence += "; the data itself was in trouble then, which holds back what it explains"
     other = cause.scope if cause and (cause.metric, cause.scope) != (metric, scope) else None
-    parts = [part for part in config.metrics[metric].parts if part is not None]
-    fitted = models_of(known.fits(moment), told.config, moment, scope) if config.metrics[metric].kind != "mean" else []
-    models = tuple(m for m in fitted if m.measure in parts)
+    forecast = config.metrics[metric].forecast
+    fitted = models_of(known.fits(moment), told.config, moment, scope) if forecast else []
+    models = tuple(m for m in fitted if m.measure in forecast)
     name = incident.id if incident else None
     return Why(metric, scope, moment, outcome, sentence, windows, masks, other, name, watched, models)
 
@@ -274,13 +278,16 @@ def _window(
     rows = np.append(others["row"].to_numpy(), row)
     score, family = scored.score(metric, row), sweep.families[width]
     company = np.append(others["company"].to_numpy(), score is not None and score["company"])
-    given, place = fleet.windows(config.metrics[metric], width, rows, company), len(others)
+    what = config.metrics[metric]
+    given, place = fleet.windows(what, width, rows, company), len(others)
     mine = given.row(place, named=True)
     known = {"value": mine["value"], "exposure": mine["exposure"], "unlike": fleet.unlike_days(row)}
     used = int(np.isfinite(np.array(mine["recent_value"], dtype=float)).sum())
     if score is None:
         return Window(width, name, "not judged", _unjudged(mine, used), **known, recent_bins=used)
-    expectation = expect(given, config.metrics[metric].kind)
+    expectation = expect(given, what.judged_as)
+    if what.kind == "quantile":
+        known |= {"beyond": what.histogram.edges[mine["edge"]], "usual": float(expectation.level[place])}
     days = {day: round(float(expectation.weights[i, place]), 3) for i, day in enumerate(expectation.names)}
     return Window(
         width,
@@ -379,6 +386,9 @@ def _told(
         f" {quantity(metric, best.expected)} expected"
         f" ({quantity(metric, best.lower)} to {quantity(metric, best.upper)} is normal)"
     )
+    if best.beyond is not None and best.usual is not None:
+        counted = f"{number(best.value)} of {number(best.exposure)} events lie above {quantity(metric, best.beyond)}"
+        seen += f"; {counted}, {number(best.usual * best.exposure)} were expected there"
     verb = {
         "fired": "fired",
         "explained": "did not fire by itself",

@@ -32,7 +32,7 @@ def read(
     masks: tuple[Mask, ...] = (),
 ) -> tuple[Leaves, Scored]:
     scored = sweep(store, settings or config(), AT, masks=masks).scored[0]
-    leaves = read_leaves(store, settings or config(), scored, metric, region or {}, apart or {})
+    leaves = read_leaves(store, settings or config(), scored, metric, region or {}, apart or {}, 0)
     assert leaves is not None
     return leaves, scored
 
@@ -147,7 +147,7 @@ def test_a_mean_has_no_leaves() -> None:
     settings = config(metrics={"sessions": {"count": "sessions"}, "each": {"mean": "orders / sessions"}})
     with shop(traffic(), settings) as store:
         scored = sweep(store, settings, AT).scored[0]
-        assert read_leaves(store, settings, scored, "each", {}, {}) is None
+        assert read_leaves(store, settings, scored, "each", {}, {}, 0) is None
 
 
 def test_an_event_without_a_value_is_a_leaf_that_has_no_name() -> None:

@@ -104,7 +104,7 @@ def _timed(call: Callable[[], T]) -> tuple[T, float]:
 
 def _scan(store: EmbeddedStore, config: Config, now: dt.datetime) -> float:
     spans = [Span(n, start - 5 * MINUTE, 1, 5 * MINUTE) for n, start in (("now", now), ("day1", now - DAY))]
-    measures = {part for metric in config.metrics.values() for part in metric.parts if part is not None}
+    measures = {measure for metric in config.metrics.values() for measure in metric.measures}
     return _timed(lambda: store.windows(spans, config.watch, measures=measures))[1]
 
 

@@ -2,7 +2,7 @@
 
 `windows` has the columns
 
-    kind                      count, rate or mean, the same in every row
+    kind                      count, rate or mean, the same in every row; a quantile is judged as a rate
     width, bin                seconds, of the current window and of a bin of the references; the same in every row
     value, exposure           the current window: a count and 1, or numerator and denominator
     lagged_exposure           the exposure of the window a little earlier: an order comes after its session
@@ -15,6 +15,8 @@
                               usual in the fleet (optional)
     along                     there where the rows are one monitor at several times (optional)
     min_volume, min_effect, min_rise          the metric's own thresholds, null where it leaves them to the detector
+    reference, current        arrays: of a quantile, whose share beyond an `edge` of its histogram is judged as a rate,
+                              the counts of its measures in all references, and now (`kmon.detect.quantiles`)
 
 (each `_value` has its `_exposure`; of a count that is the part of a window that a bin is), with NaN for what must not
 serve as a reference: nothing was recorded, a known incident lies in it, or the day is of another kind than today
@@ -34,7 +36,8 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from kmon.config import DetectorUse
+from kmon.config import DetectorUse, Metric
+from kmon.detect.quantiles import in_its_unit
 from kmon.errors import UsageError
 
 SCORES = pl.Schema(
@@ -130,8 +133,11 @@ def load_detector(use: DetectorUse, folder: Path) -> Detector:
     return loaded
 
 
-def scored(detector: Detector, windows: pl.DataFrame) -> pl.DataFrame:
-    """The detector's scores, checked against the contract; UsageError where they are not what it promises."""
+def scored(detector: Detector, windows: pl.DataFrame, metric: Metric | None = None) -> pl.DataFrame:
+    """The detector's scores, checked against the contract; UsageError where they are not what it promises.
+
+    In the unit of `metric`, which for a quantile is not that of the rate as which it was judged.
+    """
     scores = detector.score(windows)
     missing = [name for name in SCORES if name not in scores.columns]
     if missing or scores.height != windows.height:
@@ -140,11 +146,12 @@ def scored(detector: Detector, windows: pl.DataFrame) -> pl.DataFrame:
             f"the detector {detector.name!r} returned {what}: it must give a row a monitor with {', '.join(SCORES)}"
         )
         raise UsageError(message)
-    return (
+    told = (
         scores.select(list(SCORES))
         if scores.schema == SCORES
         else scores.select(pl.col(n).cast(t) for n, t in SCORES.items())
     )
+    return in_its_unit(told, windows, metric) if metric is not None and metric.kind == "quantile" else told
 
 
 def _check(name: str, signature: inspect.Signature, params: dict[str, Any], skip: int = 0) -> None:

@@ -114,7 +114,7 @@ class Cube:
         spans = _base_spans(store, config, as_of, until, oldest, grain)
         sets = (*(tuple(grouping) for grouping in config.watch if grouping), ())
         dimensions = [d for d in store.schema.dimensions if any(d in grouping for grouping in sets)]
-        wanted = {part for metric in config.metrics.values() for part in metric.parts if part is not None} | {EVENTS}
+        wanted = {measure for metric in config.metrics.values() for measure in metric.measures} | {EVENTS}
         measures = [m for m in store.schema.measures if m in wanted]
         sizes = {d: store.cardinality(d) for d in dimensions}
         if among is None:

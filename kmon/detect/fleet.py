@@ -11,17 +11,18 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from kmon.clock import EPOCH, floor
-from kmon.config import Config, Metric
+from kmon.config import Config, Metric, histogram_of
 from kmon.detect.calendar import Comparable
 from kmon.detect.expect import AFTER, RECENT
 from kmon.detect.models import STEP, at_bins
+from kmon.detect.quantiles import nearest_edges, value_of
 from kmon.errors import UsageError
 from kmon.store import Span, Store
 from kmon.store.schema import EVENTS
@@ -148,27 +149,29 @@ class Fleet:
         width: dt.timedelta,
         rows: npt.NDArray[np.int64] | None = None,
         company: npt.NDArray[np.bool_] | None = None,
+        edge: int | None = None,
     ) -> pl.DataFrame:
         """The detectors' input for one metric in the windows of `width`, of all monitors or of some `rows`.
 
-        `company` says which of them tell what is usual, default all.
+        `company` says which of them tell what is usual, default all. Of a quantile it is the share of events beyond an
+        `edge` of the histogram, by default that of each monitor that is nearest to its quantile.
         """
         pick = np.arange(self.monitors.height) if rows is None else rows
-        numerator, denominator = metric.parts
         usable = self.usable[pick]
-        for part in metric.parts:
-            if part is not None and part in self.unknown:
-                usable = usable & ~self.unknown[part]
-        columns: dict[str, Floats] = {}
-        for key, measure in (("value", numerator), ("exposure", denominator)):
-            if measure is None:
-                counts = np.broadcast_to(self._lengths(width), usable.shape)
-            else:
-                counts = self.values[measure][pick]
+        for measure in metric.measures:
+            if measure in self.unknown:
+                usable = usable & ~self.unknown[measure]
+        columns: dict[str, npt.NDArray[Any]] = {}
+        parts = [None if part is None else self.values[part][pick] for part in metric.parts]
+        if metric.kind == "quantile":
+            parts[0], columns = self._beyond(metric, width, pick, usable, edge)
+        for key, counted in zip(("value", "exposure"), parts, strict=True):
+            counts = np.broadcast_to(self._lengths(width), usable.shape) if counted is None else counted
             whole = np.ones(len(pick))  # a count's exposure, without the rounding of its parts
-            columns[key] = whole if measure is None else self._between(counts, width)
-            if key == "exposure":
-                columns["lagged_exposure"] = whole if measure is None else self._between(counts, width, LAG)
+            columns[key] = whole if counted is None else self._between(counts, width)
+            if key == "exposure":  # a slow event is one of all events at once
+                lag = dt.timedelta(0) if metric.kind == "quantile" else LAG
+                columns["lagged_exposure"] = whole if counted is None else self._between(counts, width, lag)
             used = np.where(usable, counts, np.nan)
             bins = self._bins(used)
             columns[f"previous_{key}"] = self._previous(used, bins, width)
@@ -180,26 +183,45 @@ class Fleet:
             # where known incidents hide all that came just before, other days alone would take a holiday for an outage
             unseen = np.isnan(columns["recent_value"]).all(axis=1)
             columns["value"] = np.where(unseen & self.recorded[: self._today].any(), np.nan, columns["value"])
-        own = {key: getattr(metric, key) for key in ("min_volume", "min_effect", "min_rise")}
         constants = [
-            pl.Series("kind", [metric.kind]),
+            pl.Series("kind", [metric.judged_as]),
             pl.Series("width", [width.total_seconds()]),
             pl.Series("bin", [self.bin.total_seconds()]),
-            *(pl.Series(k, [v], pl.Float64) for k, v in own.items()),
+            *(pl.Series(k, [v], pl.Float64) for k, v in thresholds(metric).items()),
         ]
         unlike = np.zeros(len(pick), dtype=bool) if self.comparable is None else self.comparable.unlike[pick]
         told = {"unlike": unlike} if company is None or company.all() else {"unlike": unlike, "company": company}
         found = pl.DataFrame({**columns, **told})
         return found.hstack([constant.new_from_index(0, len(pick)) for constant in constants])
 
+    def _beyond(
+        self,
+        metric: Metric,
+        width: dt.timedelta,
+        pick: npt.NDArray[np.int64],
+        usable: npt.NDArray[np.bool_],
+        edge: int | None,
+    ) -> tuple[Floats, dict[str, npt.NDArray[Any]]]:
+        """(monitors, slots): a quantile's events beyond an edge; and what puts their share into its own unit."""
+        tables = [self.values[measure] for measure in metric.measures]
+        references = usable & self._before(width)
+        reference = np.stack([np.where(references, table[pick], 0.0).sum(axis=1) for table in tables], axis=1)
+        current = np.stack([self._between(table[pick], width) for table in tables], axis=1)
+        edges = nearest_edges(reference, metric) if edge is None else np.full(len(pick), edge)
+        value = np.zeros(usable.shape)
+        for number, table in enumerate(tables[1:]):
+            above = edges <= number
+            value[above] += table[pick[above]]
+        return value, {"reference": reference, "current": current, "edge": edges}
+
     def _model(self, metric: Metric, width: dt.timedelta, pick: npt.NDArray[np.int64]) -> dict[str, Floats]:
-        """Value and exposure as a model forecast them; nothing where none did for any of the monitors, or of a mean.
+        """Value and exposure as a model forecast them; nothing where none did for any of the monitors.
 
         Of a rate both measures' forecasts: their ratio is its forecast.
         """
-        parts = [self.models.get(part) for part in metric.parts if part is not None]
+        parts = [self.models.get(measure) for measure in metric.forecast]
         modelled = [part for part in parts if part is not None]
-        if metric.kind == "mean" or len(modelled) < len(parts):
+        if not modelled or len(modelled) < len(parts):
             return {}
         value, *rest = (part.of(pick) for part in modelled)
         exposure = rest[0] if rest else np.full(value.shape, self.bin / width)
@@ -209,9 +231,14 @@ class Fleet:
         value, exposure = np.where(known, value, np.nan), np.where(known, exposure, np.nan)
         return {"model_value": np.minimum(value, exposure) if rest else value, "model_exposure": exposure}
 
-    def total(self, measure: str, width: dt.timedelta) -> Floats:
-        """What each monitor has of a measure in its current window."""
-        return self._between(self.values[measure], width)
+    def total(self, measure: str, width: dt.timedelta, rows: slice = slice(None)) -> Floats:
+        """What each monitor, or those in some rows, has of a measure in its current window."""
+        return self._between(self.values[measure][rows], width)
+
+    def value(self, metric: Metric, width: dt.timedelta, row: int) -> float:
+        """What a metric is in the current window of one monitor; NaN where nothing was that it is a part of."""
+        sums = [self.total(measure, width, slice(row, row + 1)) for measure in metric.measures]
+        return float(value_of(metric, sums)[0])
 
     @property
     def untouched(self) -> npt.NDArray[np.bool_]:
@@ -244,6 +271,13 @@ class Fleet:
             first += span.count
         message = f"there is no day {name!r}"
         raise ValueError(message)
+
+    def _before(self, width: dt.timedelta) -> npt.NDArray[np.bool_]:
+        """(slots): those of the days, and of today those whose bins do not reach into the window."""
+        parts = np.repeat([1, self.bin // self._grain], [RECENT - FINE, FINE])
+        clear = np.ones(self.usable.shape[1], dtype=bool)
+        clear[: self._today] = np.repeat(np.arange(RECENT), parts) < RECENT - -(-width // self.bin)
+        return clear
 
     def _lengths(self, width: dt.timedelta) -> Floats:
         """The exposure of a count: how much of a window of `width` each slot is."""
@@ -310,16 +344,23 @@ class Fleet:
         return replace(self, values=values, models=models)
 
 
+def thresholds(metric: Metric) -> dict[str, float | None]:
+    """The metric's own thresholds for the detectors; a change of a quantile's share is never too small."""
+    own = {key: getattr(metric, key) for key in ("min_volume", "min_effect", "min_rise")}
+    return own if metric.kind != "quantile" else {**own, "min_effect": 0.0, "min_rise": 0.0}
+
+
 def check_taken_over(store: Store, config: Config, metrics: Iterable[Metric], dimensions: Iterable[str]) -> None:
     """UsageError where the store lacks what these read: `config` was edited, and no owner has taken it over yet."""
     store.refresh()
-    measures = [part for metric in metrics for part in metric.parts if part is not None]
+    measures = [measure for metric in metrics for measure in metric.measures]
     for what, names, known in (
         ("dimension", dimensions, store.schema.dimensions),
         ("measure", measures, store.schema.measures),
     ):
         if (name := next((name for name in names if name not in known), None)) is not None:
-            message = f"the store has no {what} {name!r} yet: 'kmon reload' has {config.path.name} taken over"
+            missing = f"histogram {told!r}" if (told := histogram_of(name)) is not None else f"{what} {name!r}"
+            message = f"the store has no {missing} yet: 'kmon reload' has {config.path.name} taken over"
             raise UsageError(message)
 
 

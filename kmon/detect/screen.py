@@ -9,7 +9,7 @@ are estimated from a sample that is drawn without regard to what happens now.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,17 +127,30 @@ class _Bounds:
 
 
 def _bounds(sums: Sums, metric: Metric, width: dt.timedelta, place: Ints, change: tuple[float, float]) -> _Bounds:
-    """By the lowest and the highest level of its references."""
-    numerator, denominator = metric.parts
-    value, size = sums.window(numerator, width)[place], None
+    """By the lowest and the highest level of its references; of a quantile whichever edge its share may be beyond."""
+    now = [sums.window(measure, width)[place] for measure in metric.measures]
+    if metric.kind == "count":
+        return _between(now[0], None, sums.levels(metric.volume, width, place), change)
+    trials = sums.totals(metric.volume, width, place)
+    if metric.kind == "rate":
+        return _between(now[0], now[1], _shares(sums.totals(metric.measures[0], width, place), trials), change)
+    value, hits, p = np.zeros(len(place)), [np.zeros(len(place)) for _ in trials], np.ones(len(place))
+    for measure, part in zip(metric.measures[:0:-1], now[:0:-1], strict=True):
+        value = value + part
+        hits = [sum_ + more for sum_, more in zip(hits, sums.parts(measure, width, place), strict=True)]
+        p = np.minimum(p, _between(value, now[0], _shares(hits, trials), (0.0, 0.0)).p)
+    return _Bounds(p, np.ones(len(place), dtype=bool))
+
+
+def _shares(hits: Sequence[Floats], trials: Sequence[Floats]) -> list[Floats]:
     with np.errstate(all="ignore"):
-        if denominator is None:
-            levels = sums.levels(numerator, width, place)
-        else:
-            size = sums.window(denominator, width)[place]
-            value = np.minimum(value, size)
-            pairs = zip(sums.totals(numerator, width, place), sums.totals(denominator, width, place), strict=True)
-            levels = [np.where(trials > 0, (hits + 0.5) / (trials + 1), np.nan) for hits, trials in pairs]
+        return [np.where(of > 0, (some + 0.5) / (of + 1), np.nan) for some, of in zip(hits, trials, strict=True)]
+
+
+def _between(value: Floats, size: Floats | None, levels: Sequence[Floats], change: tuple[float, float]) -> _Bounds:
+    """Of counts, or of parts of a `size`, against the lowest and the highest level."""
+    with np.errstate(all="ignore"):
+        value = value if size is None else np.minimum(value, size)
         low, high = np.fmin.reduce(levels) * (1 - SLACK), np.fmax.reduce(levels) * (1 + SLACK)
         share = value if size is None else value / size
 
@@ -182,11 +195,10 @@ class Sums:
 
     def volume(self, metric: Metric, width: dt.timedelta) -> Floats:
         """About how much each has in a window, now or usually, of what must be enough to judge it."""
-        measure = metric.parts[1] or metric.parts[0]
-        now = self.window(measure, width)
-        if metric.parts[1]:
+        now = self.window(metric.volume, width)
+        if metric.kind != "count":
             return now
-        return np.maximum(now, self.cube.usual(measure)[self.rows] * (width / self.cube.bin))
+        return np.maximum(now, self.cube.usual(metric.volume)[self.rows] * (width / self.cube.bin))
 
     def window(self, measure: str, width: dt.timedelta) -> Floats:
         """(rows)"""
@@ -208,18 +220,23 @@ class Sums:
         whole = self.window(measure, RECENT * cube.bin)[place] - self.window(measure, width)[place]
         first = self._sum(TODAY, measure, self._begun, self._begun + piece)[place]
         last = cube.between(measure, over - piece, over, self.rows[place])
-        return [(recent, whole), *((piece, np.where(part >= TELLING, part, np.nan)) for part in (first, last))]
+        return [(recent, whole), (piece, first), (piece, last)]
 
-    def totals(self, measure: str, width: dt.timedelta, place: Ints) -> list[Floats]:
+    def parts(self, measure: str, width: dt.timedelta, place: Ints) -> list[Floats]:
         """(place) each: of parts of today and of each day."""
         return [part for _, part in self._today(measure, width, place)] + [
             self._sum(name, measure, day.span.start, day.span.end)[place] for name, day in self.cube.days.items()
         ]
 
+    def totals(self, measure: str, width: dt.timedelta, place: Ints) -> list[Floats]:
+        """The same; NaN for pieces of today that have too little."""
+        return _telling(self.parts(measure, width, place))
+
     def levels(self, measure: str, width: dt.timedelta, place: Ints) -> list[Floats]:
         """What each makes one expect of the window: a day as it was, and at today's level, its own or the fleet's."""
         bin_ = self.cube.bin
-        found = [total * (width / long) for long, total in self._today(measure, width, place)]
+        long, today = zip(*self._today(measure, width, place), strict=True)
+        found = [total * (width / of) for of, total in zip(long, _telling(today), strict=True)]
         now = found[0] * (RECENT * bin_ / width)
         for name, day in self.cube.days.items():
             ago = self._at - day.ago
@@ -246,3 +263,8 @@ class Sums:
             same, shift = own == seconds, dt.timedelta(seconds=seconds)
             found[same] = day.between(measure, start + shift, end + shift, self.rows[place[same]])
         return found
+
+
+def _telling(parts: Sequence[Floats]) -> list[Floats]:
+    """Without the pieces of today, the second and the third, that have too little."""
+    return [np.where((part >= TELLING) | (i not in (1, 2)), part, np.nan) for i, part in enumerate(parts)]

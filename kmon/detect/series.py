@@ -19,10 +19,11 @@ from kmon.config import Config, Metric
 from kmon.config.bins import BIN, bin_for
 from kmon.config.words import nearest
 from kmon.detect.calendar import Calendar
-from kmon.detect.contract import Detector, load_detector
+from kmon.detect.contract import Detector, load_detector, scored
 from kmon.detect.expect import AFTER, RECENT
-from kmon.detect.fleet import DAY, DAYS, LAG, RECENT_WINDOWS, Mask, Outlook, check_taken_over
+from kmon.detect.fleet import DAY, DAYS, LAG, RECENT_WINDOWS, Mask, Outlook, check_taken_over, thresholds
 from kmon.detect.models import STEP, at_bins
+from kmon.detect.quantiles import nearest_edges, value_of
 from kmon.errors import UsageError
 from kmon.store import Store
 from kmon.store.schema import EVENTS
@@ -117,13 +118,13 @@ class _Block:
     like: npt.NDArray[np.bool_] | bool = True
     """(buckets,): whether the day is of the bucket's kind."""
 
-    def measure(self, name: str | None, part: float) -> npt.NDArray[np.float64]:
-        """A measure step by step; of a count's exposure, which has no name, the `part` of a bucket that a step is."""
-        return np.full(len(self.events), part) if name is None else self.values[name]
+    def total(self, names: Sequence[str], part: float) -> npt.NDArray[np.float64]:
+        """Some measures, summed, step by step; of a count's exposure, which has none, what `part` of a bucket it is."""
+        return np.sum([self.values[name] for name in names], axis=0) if names else np.full(len(self.events), part)
 
     def counted(self, metric: Metric) -> npt.NDArray[np.bool_]:
         """The steps since the monitor's dimensions and the metric's measures were known."""
-        unknown = [self._unknown[part] for part in metric.parts if part in self._unknown]
+        unknown = [self._unknown[measure] for measure in metric.measures if measure in self._unknown]
         return self._counted & ~np.any(unknown, axis=0) if unknown else self._counted
 
     def known(self, metric: Metric) -> npt.NDArray[np.bool_]:
@@ -213,9 +214,12 @@ class _Grid:
         events = self.sums(block.events * block.counted(metric), self.grain, [0], block.later)
         return np.asarray(events[:, 0] > 0)
 
-    def bins(self, block: _Block, metric: Metric, name: str | None, ends: Sequence[int]) -> npt.NDArray[np.float64]:
-        """A measure in the bins with these ends; NaN where a bin must not be used, or nobody had an event in it."""
-        value = self.sums(block.measure(name, 1 / self.grain), self.bin, ends, block.later)
+    def bins(self, block: _Block, metric: Metric, names: Sequence[str], ends: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Some measures, summed, in the bins with these ends.
+
+        NaN where a bin must not be used, or nobody had an event in it.
+        """
+        value = self.sums(block.total(names, 1 / self.grain), self.bin, ends, block.later)
         spoilt = self.sums((~block.known(metric)).astype(float), self.bin, ends, block.later)
         events = self.sums(block.events, self.bin, ends, block.later)
         return np.where((spoilt == 0) & (events > 0), value, np.nan)
@@ -232,34 +236,45 @@ def _scored(
 ) -> pl.DataFrame:
     now, n = blocks[0], grid.count
     columns: dict[str, Any] = {}
-    for key, name in zip(("value", "exposure"), metric.parts, strict=True):
-        steps = now.measure(name, 1 / grid.grain)
-        columns[key] = np.ones(n) if name is None else grid.sums(steps, grid.grain, [0])[:, 0]
+    parts: list[tuple[str, ...]] = [() if part is None else (part,) for part in metric.parts]
+    lag = grid.lag
+    if metric.kind == "quantile":
+        reference = _reference(metric, blocks)
+        edge = int(nearest_edges(reference[None], metric)[0])
+        parts[0], lag = metric.beyond(edge), 0.0
+        current = [grid.sums(now.values[measure], grid.grain, [0])[:, 0] for measure in metric.measures]
+        columns = {
+            "reference": np.tile(reference, (n, 1)),
+            "current": np.stack(current, axis=1),
+            "edge": np.full(n, edge),
+        }
+    for key, names in zip(("value", "exposure"), parts, strict=True):
+        steps = now.total(names, 1 / grid.grain)
+        columns[key] = grid.sums(steps, grid.grain, [0])[:, 0] if names else np.ones(n)
         if key == "exposure":
-            lagged = grid.sums(steps, grid.grain, [math.floor(grid.lag), math.ceil(grid.lag)])
-            columns["lagged_exposure"] = lagged @ np.array([1 - grid.lag % 1, grid.lag % 1])
+            lagged = grid.sums(steps, grid.grain, [math.floor(lag), math.ceil(lag)])
+            columns["lagged_exposure"] = lagged @ np.array([1 - lag % 1, lag % 1])
         count = min(RECENT_WINDOWS, RECENT * grid.bin // grid.grain - 1)
         spoilt = grid.sums((~now.known(metric)).astype(float), grid.grain, range(count * grid.grain, 0, -grid.grain))
         previous = grid.sums(steps, grid.grain, range(count * grid.grain, 0, -grid.grain))
         columns[f"previous_{key}"] = np.where(spoilt == 0, previous, np.nan)
-        recent = grid.bins(now, metric, name, range((RECENT - 1) * grid.bin, -1, -grid.bin))
+        recent = grid.bins(now, metric, names, range((RECENT - 1) * grid.bin, -1, -grid.bin))
         recent[:, RECENT - -(-grid.grain // grid.bin) :] = np.nan
         columns[f"recent_{key}"] = recent
         ends = range((RECENT - 1) * grid.bin, -(AFTER + 1) * grid.bin, -grid.bin)
         for days, block in blocks.items():
             if days:
-                columns[f"day{days}_{key}"] = grid.bins(block, metric, name, ends)
+                columns[f"day{days}_{key}"] = grid.bins(block, metric, names, ends)
     columns |= _model(metric, told, grid, grain, bin_)
     columns["unlike"] = leave_unlike(columns, {days: block.like for days, block in blocks.items() if days}, n)
     seconds = {"width": grain.total_seconds(), "bin": bin_.total_seconds()}
-    own = {key: getattr(metric, key) for key in ("min_volume", "min_effect", "min_rise")}
     constants = [
-        pl.lit(metric.kind).alias("kind"),
+        pl.lit(metric.judged_as).alias("kind"),
         pl.lit(value=True).alias("along"),
         *(pl.lit(v).alias(k) for k, v in seconds.items()),
     ]
-    constants += [pl.lit(v, pl.Float64).alias(k) for k, v in own.items()]
-    scores = detector.score(pl.DataFrame(columns).with_columns(constants))
+    constants += [pl.lit(v, pl.Float64).alias(k) for k, v in thresholds(metric).items()]
+    scores = scored(detector, pl.DataFrame(columns).with_columns(constants), metric)
     first = grid.start.astimezone(dt.UTC).replace(tzinfo=None)
     series = pl.DataFrame({"bucket": [first + i * grain for i in range(n)]}, schema={"bucket": pl.Datetime("us")})
     shown = scores.select("observed", "expected", "lower", "upper").with_columns(
@@ -270,13 +285,19 @@ def _scored(
     return series.hstack(shown.with_columns(observed=observed)).with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
+def _reference(metric: Metric, blocks: Mapping[int, _Block]) -> npt.NDArray[np.float64]:
+    """(measures): what a quantile has in all steps that may serve as references, of any bucket."""
+    tables = [(block.known(metric), block.values) for block in blocks.values()]
+    return np.array([sum(values[m][known].sum() for known, values in tables) for m in metric.measures])
+
+
 def _model(
     metric: Metric, told: Mapping[str, Outlook], grid: _Grid, grain: dt.timedelta, bin_: dt.timedelta
 ) -> dict[str, npt.NDArray[np.float64]]:
     """What was forecast for the bins around each bucket, as `Fleet.windows` has it; nothing where a part is missing."""
-    parts = [told.get(part) for part in metric.parts if part is not None]
+    parts = [told.get(measure) for measure in metric.forecast]
     found = [part for part in parts if part is not None]
-    if metric.kind == "mean" or len(found) < len(parts) or not grid.count:
+    if not found or len(found) < len(parts) or not grid.count:
         return {}
 
     def bins(one: Outlook) -> npt.NDArray[np.float64]:
@@ -314,9 +335,5 @@ def _plain(block: _Block | None, metric: Metric, grid: _Grid) -> npt.NDArray[np.
     """What a metric was in each bucket of a block; NaN where that is not known."""
     if block is None:
         return np.full(grid.count, np.nan)
-    value, size = (
-        np.ones(grid.count) if name is None else grid.sums(block.measure(name, 1), grid.grain, [0], block.later)[:, 0]
-        for name in metric.parts
-    )
-    with np.errstate(all="ignore"):
-        return np.where(grid.recorded(block, metric), value / size, np.nan)
+    sums = [grid.sums(block.values[measure], grid.grain, [0], block.later)[:, 0] for measure in metric.measures]
+    return np.where(grid.recorded(block, metric), value_of(metric, sums), np.nan)

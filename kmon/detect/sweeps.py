@@ -66,14 +66,25 @@ class Scored:
         found = self.scores.filter((pl.col("metric") == metric) & (pl.col("row") == row))
         return found.row(0, named=True) if found.height else None
 
+    def edge(self, metric: Metric, row: int) -> int:
+        """The edge of a quantile's histogram beyond which the share of a monitor's events was judged."""
+        return int(self.fleet.windows(metric, self.width, np.array([row]))["edge"][0])
+
+    def beyond(self, metric: Metric, edge: int, scores: pl.DataFrame) -> pl.DataFrame:
+        """Those of a quantile's scores that can be told as the share of events beyond one edge, for all the same."""
+        rows, company = (scores[name].to_numpy() for name in ("row", "company"))
+        shares = scored(self.detector, self.fleet.windows(metric, self.width, rows, company, edge))
+        return scores.with_columns(shares.select("observed", "expected", "lower", "upper")).filter(shares["judged"])
+
     def again(self, fleet: Fleet, metric: str, rows: list[int], config: Config) -> pl.DataFrame:
         """Score some monitors of another fleet, such as this one less a known cause; in company, as they were."""
         usual = pl.col("company") & ~pl.col("row").is_in(rows)
         others = self.scores.filter((pl.col("metric") == metric) & usual)["row"].to_numpy()
         company = others[:: -(-len(others) // COMPANY) or 1]
         chosen = np.concatenate([np.array(rows, dtype=np.int64), company])
-        given = fleet.windows(config.metrics[metric], self.width, chosen, np.arange(len(chosen)) >= len(rows))
-        again = scored(self.detector, given)[: len(rows)]
+        what = config.metrics[metric]
+        given = fleet.windows(what, self.width, chosen, np.arange(len(chosen)) >= len(rows))
+        again = scored(self.detector, given, what)[: len(rows)]
         return _calibrated(again, self.calibrations.get((metric, self.width.total_seconds())))
 
 
@@ -322,7 +333,8 @@ def _scored(
             "row": pl.Series(one.rows, dtype=pl.Int64),
             "company": pl.Series(one.company, dtype=pl.Boolean),
         }
-        scores = scored(detector, fleet.windows(config.metrics[name], width, one.rows, one.company))
+        metric = config.metrics[name]
+        scores = scored(detector, fleet.windows(metric, width, one.rows, one.company), metric)
         scores = _calibrated(scores, known.get((name, width.total_seconds()))).with_columns(**keys)
         scores = scores.filter(pl.col("judged") & pl.col("p_value").is_between(0, 1))
         tests += one.tests(scores["company"])
@@ -365,5 +377,5 @@ def _least(config: Config, detectors: Sequence[Detector]) -> float:
 
 def _countable(config: Config) -> bool:
     """Whether every judged volume is a number of events, so that a count of events bounds it."""
-    volumes = {m.parts[1] or m.parts[0] for m in config.metrics.values()}
+    volumes = {m.volume for m in config.metrics.values()}
     return all(config.measures[v].lower().startswith("count") for v in volumes)

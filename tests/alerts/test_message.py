@@ -90,6 +90,7 @@ def test_change(direction: str, observed: float, expected: float, says: str) -> 
         (Metric(rate="a / b"), 0.0034, "0.34 %"),
         (Metric(rate="a / b"), 1.0, "100 %"),
         (Metric(mean="a / b", unit="EUR"), 12.345, "12.3 EUR"),
+        (Metric(quantile="a", q=0.95, unit="ms"), 743.21, "743 ms"),
         (Metric(count="a", unit="EUR"), 31478.4, "31,478 EUR"),
         (Metric(count="a"), float("inf"), "any number"),
     ],

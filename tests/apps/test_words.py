@@ -27,6 +27,7 @@ COUNT, RATE, MEAN = Metric(count="a"), Metric(rate="a / b"), Metric(mean="a / b"
         (RATE, 1.0, "100 %"),
         (MEAN, 81.5, "81.50 EUR"),
         (MEAN, None, words.NOTHING),
+        (Metric(quantile="a", q=0.95, unit="ms"), 743.21, "743 ms"),
     ],
 )
 def test_values(metric: Metric, value: float | None, shown: str) -> None:

@@ -17,7 +17,7 @@ from kmon.detect.calendar import Calendar
 from kmon.detect.cube import recall
 from kmon.detect.screen import Asked, Sums, pick
 from kmon.store import EmbeddedStore, Store
-from tests.detect.worlds import AT, MINUTE, add, config, shop, traffic
+from tests.detect.worlds import AT, MINUTE, add, config, lately, shop, timed, timed_config, traffic
 
 NOW = pl.col("today") & (pl.col("ago") <= 6)
 ILL = {
@@ -70,20 +70,25 @@ def test_nobody_is_missed_on_the_day_after_the_clocks_were_changed(
     assert fallen <= looked_at(few)
 
 
-@pytest.mark.parametrize("case", ILL)
+SLOW = {"slow browsers": pl.col("browser") == "edge", "a slow partner": pl.col("partner") == "p1"}
+
+
+@pytest.mark.parametrize("case", [*ILL, *SLOW])
 def test_nobody_who_could_be_an_anomaly_is_missed(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is flagged where all are looked at is looked at where few are."""
-    settings = config(**SETTINGS)
+    settings, events = config(**SETTINGS), traffic(**ILL.get(case, {}))
+    if case in SLOW:
+        settings, events = timed_config(**SETTINGS), timed(events, lately(SLOW[case], 1.8, 6))
     monkeypatch.setattr(screen, "COMPANY", 5)
     monkeypatch.setattr(cube, "FEW", 0)
-    with shop(traffic(**ILL[case])) as store:
+    with shop(events, settings) as store:
         few = sweep(store, settings, AT)
         monkeypatch.undo()
         whole = sweep(store, settings, AT)
     assert {(width, metric, monitor) for width, metric, _, monitor in flagged(whole)} <= looked_at(few)
     assert bool(flagged(whole)) == (case not in ("nothing", "more than yesterday, all day"))
     assert few.tests == pytest.approx(whole.tests, rel=0.05)
-    assert sum(s.scores.height for s in few.scored) < 0.8 * sum(s.scores.height for s in whole.scored)
+    assert sum(s.scores.height for s in few.scored) < 0.85 * sum(s.scores.height for s in whole.scored)
 
 
 def test_a_shop_that_does_not_open_is_looked_at() -> None:

@@ -180,3 +180,31 @@ def shop(events: pl.DataFrame, settings: Config | None = None, upto: dt.datetime
     store = EmbeddedStore(":memory:", settings or config())
     add(store, events, upto)
     return store
+
+
+def timed_config(q: float = 0.95, **changes: Any) -> Config:
+    """The shop's configuration with the latency of sessions, of which the `q`-quantile is the metric `latency`."""
+    text = {"type": "string"}
+    fields = {"ts": {"type": "time"}, "kind": text, "partner": text, "country": text, "browser": text}
+    data = {
+        "events": {"lateness": "0s", "fields": {**fields, "latency_ms": {"type": "number"}}},
+        "histograms": {"latency": {"of": "latency_ms", "where": "kind = 's'", "from": 10, "to": 10000}},
+        "metrics": {
+            "sessions": {"count": "sessions"},
+            "latency": {"quantile": "latency", "q": q, "good": "down", "unit": "ms"},
+        },
+    }
+    return config(**{**data, **changes})
+
+
+def timed(events: pl.DataFrame, slower: pl.Expr | float = 1.0, spread: float = 0.6, seed: int = 2) -> pl.DataFrame:
+    """`events` with a lognormal latency around 200 ms, times `slower`, which may depend on their columns."""
+    chance = np.random.default_rng(seed).standard_normal(events.height)
+    times = pl.lit(slower) if isinstance(slower, float) else slower
+    return events.with_columns(latency_ms=pl.Series(200 * np.exp(spread * chance)) * times)
+
+
+def lately(where: pl.Expr, times: float, minutes: int = 5) -> pl.Expr:
+    """`times` as slow in the last minutes of `where`, else as ever."""
+    since = (AT - minutes * MINUTE).replace(tzinfo=None)
+    return pl.when(where & (pl.col("event_time") >= since)).then(times).otherwise(1.0)
