@@ -106,7 +106,7 @@ def test_the_contributing_snippets_are_valid_configuration():
     for snippet in re.findall(r"```yaml\n(.*?)```", DOCS["CONTRIBUTING.md"], flags=re.DOTALL):
         merged = yaml.safe_load(text)
         for section, value in yaml.safe_load(snippet).items():
-            merged[section] = {**merged[section], **value} if isinstance(value, dict) else value
+            merged[section] = {**merged.get(section, {}), **value} if isinstance(value, dict) else value
         assert Config.model_validate(merged)
 
 
