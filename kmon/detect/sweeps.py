@@ -150,13 +150,14 @@ def look_every(config: Config, width: dt.timedelta) -> dt.timedelta:
 def due_windows(config: Config, at: dt.datetime, since: dt.datetime | None = None) -> list[dt.timedelta]:
     """The widths to judge at `at` after a sweep at `since`: each five times in its own length, on a grid of its own.
 
-    A sweep that is late or was left out delays what was due, and loses nothing of it. Without `since` all are due.
+    The grids begin one sweep after the other, so that hardly any sweep has all widths to judge. One that is late or was
+    left out delays what was due, and loses nothing of it. Without `since` all are due.
     """
 
-    def look(width: dt.timedelta, time: dt.datetime) -> int:
-        return (time - EPOCH) // look_every(config, width)
+    def look(number: int, width: dt.timedelta, time: dt.datetime) -> int:
+        return (time - EPOCH - number * config.every) // look_every(config, width)
 
-    return [w for w in config.windows if since is None or look(w, since) < look(w, at)]
+    return [w for n, w in enumerate(config.windows) if since is None or look(n, w, since) < look(n, w, at)]
 
 
 def _is_kept(store: Store, at: dt.datetime, width: dt.timedelta, bin_: dt.timedelta) -> bool:
