@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ Floats = npt.NDArray[np.float64]
 HOUR = dt.timedelta(hours=1)
 DAY = dt.timedelta(days=1)
 MINUTE = dt.timedelta(minutes=1)
+OLDER = 1.1
+"""Times its age, at which the loss of an incident of more than an hour is told anew."""
 SURGE = 2.0
 """What counts as a rise from nothing."""
 
@@ -96,6 +99,19 @@ def loss(
         day = store.totals(incident.scope, start - DAY, start)
         found[money.measure] = round(found[money.of] * day[money.measure] / max(day[money.of], 1), 2)
     return found
+
+
+def is_due(incident: Incident, at: dt.datetime, since: dt.datetime | None) -> bool:
+    """Whether the loss is told anew by a sweep at `at`, after one at `since`.
+
+    In the first hour by every sweep, then when the incident is a tenth older: the longer it lasts, the longer its loss
+    takes to tell, and the less one more minute changes.
+    """
+
+    def step(time: dt.datetime) -> int:
+        return int(math.log(max((time - incident.started_at) / HOUR, 1.0)) / math.log(OLDER))
+
+    return since is None or at - incident.started_at <= HOUR or step(since) < step(at)
 
 
 def an_hour(incident: Incident, measure: str, at: dt.datetime) -> float | None:

@@ -27,7 +27,7 @@ from kmon.errors import UsageError
 from kmon.explain import Cause, explain
 from kmon.fits import outlooks
 from kmon.gate import gate
-from kmon.impact import an_hour, beginning, loss
+from kmon.impact import HOUR, an_hour, beginning, is_due, loss
 from kmon.incidents import REOPENED, Decision, decide, severity_of
 from kmon.ledger import Anomaly, Delivery, Incident, Ledger, Severity, SweepRecord, open_ledger
 from kmon.partners import Partners
@@ -35,6 +35,8 @@ from kmon.recheck import Recheck
 from kmon.references import MONTH, References
 from kmon.store import Store, open_for_reading
 
+GOES_ON = ("joined", "still")
+"""What is decided of an incident that is still there."""
 SHOWN = 100
 """Anomalies of a window that an executed notebook lists."""
 
@@ -195,7 +197,7 @@ class Watch:
         begun = [self._begun(at, d, references) for d in decided if d.incident.id not in over]
         passed = state.passed(begun, known)
         held = tuple(d for d in passed if d.action == "held")
-        decisions = [self._told(at, d, references) for d in passed if d.action != "held"]
+        decisions = [self._told(at, since, d, references) for d in passed if d.action != "held"]
         decisions += [replace(d, incident=self._addressed(d.incident)) for d in (state.decision,) if d is not None]
         outbox = self._outbox(decisions) if self._deliver else []
         seconds = time.monotonic() - began
@@ -289,11 +291,16 @@ class Watch:
         started_at = beginning(self._store, self._config, decision.incident, at, max(changed, default=None))
         return replace(decision, incident=replace(decision.incident, started_at=started_at))
 
-    def _told(self, at: dt.datetime, decision: Decision, references: References) -> Decision:
+    def _told(self, at: dt.datetime, since: dt.datetime | None, decision: Decision, references: References) -> Decision:
         """The decision with its incident's loss, channel and link filled in."""
-        incident = decision.incident
-        if decision.action in ("new", "reopened", "joined", "still"):
-            incident = replace(incident, impact=loss(self._store, references.config, incident, at, references.masks))
+        incident, upto = decision.incident, None
+        if decision.action in ("new", "reopened") or (decision.action in GOES_ON and is_due(incident, at, since)):
+            upto = at
+        elif incident.quiet == 1 and at - incident.started_at > HOUR:  # it ends: what was not told since
+            upto = incident.seen_at
+        if upto is not None:
+            incident = replace(incident, impact=loss(self._store, references.config, incident, upto, references.masks))
+        if decision.action in ("new", "reopened", *GOES_ON):
             incident = replace(incident, severity=self._severity(incident, at))
         return replace(decision, incident=self._addressed(incident))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import polars as pl
 import pytest
 import sqlalchemy as sa
 
+from kmon import watch as watch_module
 from kmon.config import Config
 from kmon.detect import cube, expected_measures, expected_series, observe
 from kmon.errors import LedgerError, UsageError
+from kmon.impact import HOUR, loss
 from kmon.ledger import Incident, Ledger
 from kmon.store import EmbeddedStore
 from kmon.watch import Watch, prepare, run, show_scope
@@ -67,6 +70,31 @@ def test_an_outage_from_its_beginning_to_its_end(look: Look, ledger: Ledger) -> 
     assert AT - 18 * MINUTE <= incident.resolved_at <= AT - 8 * MINUTE
     assert incident.impact["orders"] == pytest.approx(-12 * 36, rel=0.2)
     assert [(d.kind, d.sink) for d in ledger.deliveries()] == [("firing", "console"), ("resolved", "console")]
+
+
+def test_the_loss_of_a_long_incident_is_told_now_and_then_and_at_its_end(
+    look: Look, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, list[tuple[dt.timedelta, dict[str, float]]]] = {}
+
+    def noted(store: Any, settings: Any, incident: Incident, at: dt.datetime, masks: Any) -> dict[str, float]:
+        found = loss(store, settings, incident, at, masks)
+        told.setdefault(incident.id, []).append((at - incident.started_at, found))
+        return found
+
+    monkeypatch.setattr(watch_module, "loss", noted)
+    with shop(traffic(ill("p1", 130, 12), minutes=200)) as store:
+        for ago in range(134, 0, -1):
+            look(store, ago)
+    incident = next(one for one in ledger.incidents() if one.scope == {"partner": "p1"})
+    ages = [age for age, _ in told[incident.id]]
+    assert incident.status == "resolved"
+    assert [age for age in ages if age <= HOUR] == [n * MINUTE for n in range(ages[0] // MINUTE, 61)]
+    assert all(after <= 1.1 * before + MINUTE for before, after in itertools.pairwise(ages))
+    assert len([age for age in ages if age > HOUR]) < 12
+    assert ages[-1] == incident.seen_at - incident.started_at
+    assert incident.impact == told[incident.id][-1][1]
+    assert incident.impact["orders"] == pytest.approx(-36 * (ages[-1] / MINUTE), rel=0.1)
 
 
 def test_names_come_back_as_they_are(look: Look, ledger: Ledger) -> None:
