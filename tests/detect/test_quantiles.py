@@ -312,7 +312,10 @@ def test_a_histogram_that_comes_later_is_learnt() -> None:
         row = row_of(told.fleet, numbers_of(store, {"partner": "p1"}))
         assert row is not None
         score = told.score("latency", row)
+        shown = expected_series(store, usual, "latency", {"partner": "p1"}, AT - 100 * MINUTE, AT)
     assert score is not None
+    assert shown["expected"][:20].null_count() == 20  # before it there was nothing to expect anything from
+    assert shown["expected"][-20:].null_count() == 0
     assert score["expected"] == pytest.approx(540, rel=0.1)
     assert score["p_value"] > 0.001
 
