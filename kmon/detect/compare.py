@@ -99,12 +99,13 @@ class Compare:
             judged &= falls | (expected.volume >= own["min_volume"])
         low, high = now.interval(expected, self.coverage)
         evidence = np.where(judged, now.gain(expected), 0.0)
+        told = expected.known | (now.kind != "rate")  # of nothing the share of the whole fleet would be expected
         return pl.DataFrame(
             {
                 "observed": observed,
-                "expected": level,
-                "lower": low,
-                "upper": high,
+                "expected": np.where(told, level, np.nan),
+                "lower": np.where(told, low, np.nan),
+                "upper": np.where(told, high, np.nan),
                 "p_value": np.where(judged, p, 1.0),
                 "effect": (observed - level) / np.abs(level),
                 "direction": _DIRECTIONS.gather(falls.astype(np.uint32)),

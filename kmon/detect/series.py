@@ -20,7 +20,7 @@ from kmon.config.bins import BIN, bin_for
 from kmon.config.words import nearest
 from kmon.detect.calendar import Calendar
 from kmon.detect.contract import Detector, load_detector, scored
-from kmon.detect.expect import AFTER, RECENT, expect
+from kmon.detect.expect import AFTER, RECENT
 from kmon.detect.fleet import DAY, DAYS, LAG, RECENT_WINDOWS, Mask, Outlook, check_taken_over, thresholds
 from kmon.detect.models import STEP, at_bins
 from kmon.detect.quantiles import nearest_edges, value_of
@@ -274,14 +274,12 @@ def _scored(
         *(pl.lit(v).alias(k) for k, v in seconds.items()),
     ]
     constants += [pl.lit(v, pl.Float64).alias(k) for k, v in thresholds(metric).items()]
-    given = pl.DataFrame(columns).with_columns(constants)
-    scores = scored(detector, given, metric)
-    is_share = bool(n) and metric.judged_as == "rate"  # without references one is expected to be that of nothing
-    known = pl.Series(expect(given, "rate").known) if is_share else pl.lit(value=True)
+    scores = scored(detector, pl.DataFrame(columns).with_columns(constants), metric)
     first = grid.start.astimezone(dt.UTC).replace(tzinfo=None)
     series = pl.DataFrame({"bucket": [first + i * grain for i in range(n)]}, schema={"bucket": pl.Datetime("us")})
-    learned = [pl.when(known).then(pl.col(name)) for name in ("expected", "lower", "upper")]
-    shown = scores.select("observed", *learned, yesterday=pl.Series(_plain(blocks.get(1), metric, grid)))
+    shown = scores.select("observed", "expected", "lower", "upper").with_columns(
+        yesterday=pl.Series(_plain(blocks.get(1), metric, grid))
+    )
     recorded = pl.Series(grid.recorded(now, metric))
     observed = pl.when(recorded).then(pl.col("observed"))  # no event from anybody: unknown rather than zero
     return series.hstack(shown.with_columns(observed=observed)).with_columns(pl.col(pl.Float64).fill_nan(None))
