@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from kmon import labels
 from kmon.apps.feed import Feed
 from kmon.apps.parts import facts
 from kmon.apps.selection import default
-from kmon.config import PIPELINE
+from kmon.config import PIPELINE, Config
 from kmon.detect import expected_series
 from kmon.errors import UsageError
 from kmon.ledger import Incident, Label, Ledger, Word
@@ -289,13 +290,20 @@ def test_looking_back_past_a_label_tells_nothing_twice(ledger: Ledger) -> None:
     assert ledger.incidents() == before
 
 
+@contextlib.contextmanager
+def lower_since(settings: Config, ago: int, detected: int) -> Iterator[Ledger]:
+    """The ledger beside a store in which p1 is lower since so many minutes: one open incident, inc_1."""
+    with EmbeddedStore(settings.resolve(settings.store), settings) as store:
+        add(store, lower(ago))
+    with Ledger.beside(settings.resolve(settings.store)) as ledger:
+        times = {"started_at": AT - ago * MINUTE, "detected_at": AT - detected * MINUTE, "seen_at": AT}
+        ledger.record(replace(SWEEP, at=AT), [replace(INCIDENT, metric="sessions", **times)])
+        yield ledger
+
+
 def test_the_page_says_that_a_new_normal_is_too_young(tmp_path: Path) -> None:
     settings = config(tmp_path)
-    with EmbeddedStore(settings.resolve(settings.store), settings) as store:
-        add(store, lower(7))
-    with Ledger.beside(settings.resolve(settings.store)) as ledger:
-        began = replace(INCIDENT, metric="sessions", started_at=AT - 7 * MINUTE, detected_at=AT - 5 * MINUTE)
-        ledger.record(replace(SWEEP, at=AT), [replace(began, seen_at=AT)])
+    with lower_since(settings, 7, detected=5) as ledger:
         labels.say(settings, ledger, "inc_1", "new-normal", by="ann")
     told = []
     for where in (P1, {"partner": "p2"}):
@@ -307,11 +315,7 @@ def test_the_page_says_that_a_new_normal_is_too_young(tmp_path: Path) -> None:
 
 def test_the_page_goes_by_the_labels(tmp_path: Path) -> None:
     settings = config(tmp_path)
-    with EmbeddedStore(settings.resolve(settings.store), settings) as store:
-        add(store, lower(50))
-    with Ledger.beside(settings.resolve(settings.store)) as ledger:
-        began = replace(INCIDENT, metric="sessions", started_at=AT - 50 * MINUTE, detected_at=AT - 45 * MINUTE)
-        ledger.record(replace(SWEEP, at=AT), [replace(began, seen_at=AT)])
+    with lower_since(settings, 50, detected=45) as ledger:
         selection = replace(default(settings), where=P1)
         hidden = Feed(settings).view(selection).latest["sessions"]["expected"][0]
         labels.say(settings, ledger, "inc_1", "new-normal", by="ann")
