@@ -322,7 +322,7 @@ def test_ctrl_c_while_connecting_is_no_error_of_the_database():
             reader.stdout.readline()
             reader.send_signal(signal.SIGINT)
             _, said = reader.communicate(timeout=30)
-        assert said.strip().endswith("KeyboardInterrupt")
+        assert reader.returncode == -signal.SIGINT, said  # as Python ends for a KeyboardInterrupt that nobody catches
 
 
 def test_readers_may_call_no_table_function_but_those_that_are_known_to_be_harmless(shared):
