@@ -23,7 +23,7 @@ import polars as pl
 
 from kmon.config import Config
 from kmon.config.bins import RECENT, bin_for
-from kmon.detect import Family, Fleet, Mask, Scored, Sweep, observe
+from kmon.detect import Cube, Family, Fleet, Mask, Scored, Sweep, observe
 from kmon.detect.fleet import numbers_of
 from kmon.detect.guests import guest_scored, row_of, scope_of, with_guest
 from kmon.leaves import Leaves, read_leaves
@@ -88,7 +88,7 @@ def explain(
     `known` are the scopes of open incidents, `masks` what the sweep masked. Reads the store, where there are any.
     """
     pairs = zip(sweep.scored, sweep.flagged, strict=True)
-    rest = _Rest(store, config)
+    rest = _Rest(store, config, sweep.cube)
     pending = [
         _Pending(s, flagged, sweep.families[s.width], store, config, rest) for s, flagged in pairs if not s.use.shadow
     ]
@@ -128,7 +128,7 @@ def _forget_settled(pending: Sequence[_Pending], sweep: Sweep, config: Config, s
     for shift in config.calendar.shifts:
         rows = [row for p in pending for row in p.still_asked()]
         if rows and reach < shift.at <= sweep.at:
-            rest = _Rest(store, config)
+            rest = _Rest(store, config, sweep.cube)
             rest.take_away(sweep.scored[0].fleet, shift.scope, rows)
             for holder in pending:
                 holder.judge_again(rest, but=shift.scope)
@@ -137,8 +137,8 @@ def _forget_settled(pending: Sequence[_Pending], sweep: Sweep, config: Config, s
 class _Rest:
     """The fleet less the causes that are known by now; read when it is asked for."""
 
-    def __init__(self, store: Store, config: Config) -> None:
-        self._store, self._config = store, config
+    def __init__(self, store: Store, config: Config, cube: Cube | None) -> None:
+        self._store, self._config, self.cube = store, config, cube
         self.causes: list[Scope] = []
         self._fleet: Fleet | None = None
         self._taken = 0
@@ -158,9 +158,10 @@ class _Rest:
         """None while there is no cause."""
         while self._fleet is not None and self._taken < len(self.causes):
             without, scope = self.causes[: self._taken], self.causes[self._taken]
-            whole, among = self._fleet, self._asked
-            part = observe(self._store, self._config, whole.at, scope=scope, without=without, among=among)
-            self._fleet = whole.minus(part)
+            mine = self._fleet if self._taken else self._fleet.copy()
+            store, config, asked, cube = self._store, self._config, self._asked, self.cube
+            part = observe(store, config, mine.at, scope=scope, without=without, among=asked, cube=cube)
+            self._fleet = mine.minus(part)
             self._taken += 1
         return self._fleet
 
@@ -340,7 +341,8 @@ class _Roots:
         same = [r for r in holder.rows() if r["metric"] == row["metric"] and holder.scope(r) == scope]
         if same or row_of(holder.fleet, numbers_of(self._store, scope)) is not None:
             return same[0] if same else None
-        joined = with_guest(holder.fleet, self._store, self._config, scope, masks=self._masks, without=self.rest.causes)
+        store, config, rest = self._store, self._config, self.rest
+        joined = with_guest(holder.fleet, store, config, scope, masks=self._masks, without=rest.causes, cube=rest.cube)
         if joined is None:
             return None
         judged = guest_scored(holder.scored, joined, row["metric"], self._config).scores

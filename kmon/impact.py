@@ -11,7 +11,8 @@ import numpy.typing as npt
 import polars as pl
 
 from kmon.config import Config, Metric
-from kmon.detect import Mask, expected_since
+from kmon.config.models import Loss
+from kmon.detect import Cube, Mask, expected_since
 from kmon.detect.quantiles import beyond
 from kmon.ledger import Incident
 from kmon.store import Store
@@ -20,8 +21,10 @@ Floats = npt.NDArray[np.float64]
 HOUR = dt.timedelta(hours=1)
 DAY = dt.timedelta(days=1)
 MINUTE = dt.timedelta(minutes=1)
-OLDER = 1.1
-"""Times its age, at which the loss of an incident of more than an hour is told anew."""
+YOUNG, OLDER = dt.timedelta(minutes=30), 1.1
+"""The age up to which every sweep tells an incident's loss, and the times its age at which an older one's is told."""
+ENOUGH = 1000
+"""Events that tell what one is worth on average."""
 SURGE = 2.0
 """What counts as a rise from nothing."""
 
@@ -79,39 +82,53 @@ def _shares(value: Floats, size: Floats, incident: Incident, metric: Metric, win
 
 
 def loss(
-    store: Store, config: Config, incident: Incident, at: dt.datetime, masks: Sequence[Mask] = ()
+    store: Store,
+    config: Config,
+    incident: Incident,
+    at: dt.datetime,
+    masks: Sequence[Mask] = (),
+    cube: Cube | None = None,
 ) -> dict[str, float]:
     """Observed minus expected of the measures of `incidents.impact` in its scope, from its beginning to `at`.
 
-    The expectation is that of the sweep (`kmon.detect.expected_since`), whose `masks` it needs; a measure of which too
-    little is known is left out. The measure of `incidents.money` is what the missing events were worth on average in
-    the day before: large orders come by chance.
+    The expectation is that of the sweep (`kmon.detect.expected_since`), whose `masks` it needs, and whose `cube` saves
+    questions; a measure of which too little is known is left out. The measure of `incidents.money` is what the missing
+    events were worth on average before: large orders come by chance.
     """
     money = config.incidents.money
-    measures = list(dict.fromkeys((*config.incidents.impact, *((money.of,) if money else ()))))
+    asked = (*config.incidents.impact, *((money.of,) if money else ()))
+    measures = [m for m in dict.fromkeys(asked) if money is None or m != money.measure]
     if not measures:
         return {}
     start = incident.started_at
     observed = store.totals(incident.scope, start, at)
-    expected = expected_since(store, config, measures, incident.scope, start, at, masks=masks)
+    expected = expected_since(store, config, measures, incident.scope, start, at, masks=masks, cube=cube)
     found = {measure: round(observed[measure] - expected[measure], 2) for measure in measures if measure in expected}
     if money is not None and money.of in found:
-        day = store.totals(incident.scope, start - DAY, start)
-        found[money.measure] = round(found[money.of] * day[money.measure] / max(day[money.of], 1), 2)
+        found[money.measure] = round(found[money.of] * _worth(store, incident, money), 2)
     return found
+
+
+def _worth(store: Store, incident: Incident, money: Loss) -> float:
+    """The average amount of an event in the hour before an incident, or in the day where the hour had few."""
+    for span in (HOUR, DAY):
+        before = store.totals(incident.scope, incident.started_at - span, incident.started_at)
+        if before[money.of] >= ENOUGH:
+            break
+    return before[money.measure] / max(before[money.of], 1)
 
 
 def is_due(incident: Incident, at: dt.datetime, since: dt.datetime | None) -> bool:
     """Whether the loss is told anew by a sweep at `at`, after one at `since`.
 
-    In the first hour by every sweep, then when the incident is a tenth older: the longer it lasts, the longer its loss
+    While it is young by every sweep, then when the incident is a tenth older: the longer it lasts, the longer its loss
     takes to tell, and the less one more minute changes.
     """
 
     def step(time: dt.datetime) -> int:
-        return int(math.log(max((time - incident.started_at) / HOUR, 1.0)) / math.log(OLDER))
+        return int(math.log(max((time - incident.started_at) / YOUNG, 1.0)) / math.log(OLDER))
 
-    return since is None or at - incident.started_at <= HOUR or step(since) < step(at)
+    return since is None or at - incident.started_at <= YOUNG or step(since) < step(at)
 
 
 def an_hour(incident: Incident, measure: str, at: dt.datetime) -> float | None:

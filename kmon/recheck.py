@@ -56,8 +56,9 @@ class Recheck:
         """What is said of the incident's monitor in each width; nothing where it has no events."""
         key = frozenset(incident.scope.items())
         if key not in self._joined:
-            own = scored[0].fleet
-            self._joined[key] = with_guest(own, self._store, self._config, incident.scope, masks=self._masks)
+            own, cube = scored[0].fleet, self._sweep.cube
+            joined = with_guest(own, self._store, self._config, incident.scope, masks=self._masks, cube=cube)
+            self._joined[key] = joined
         fleet = self._joined[key]
         return [guest_scored(one, fleet, incident.metric, self._config) for one in scored] if fleet else []
 

@@ -27,7 +27,7 @@ from kmon.errors import UsageError
 from kmon.explain import Cause, explain
 from kmon.fits import outlooks
 from kmon.gate import gate
-from kmon.impact import HOUR, an_hour, beginning, is_due, loss
+from kmon.impact import YOUNG, an_hour, beginning, is_due, loss
 from kmon.incidents import REOPENED, Decision, decide, severity_of
 from kmon.ledger import Anomaly, Delivery, Incident, Ledger, Severity, SweepRecord, open_ledger
 from kmon.partners import Partners
@@ -296,10 +296,11 @@ class Watch:
         incident, upto = decision.incident, None
         if decision.action in ("new", "reopened") or (decision.action in GOES_ON and is_due(incident, at, since)):
             upto = at
-        elif incident.quiet == 1 and at - incident.started_at > HOUR:  # it ends: what was not told since
+        elif incident.quiet == 1 and at - incident.started_at > YOUNG:  # it ends: what was not told since
             upto = incident.seen_at
         if upto is not None:
-            incident = replace(incident, impact=loss(self._store, references.config, incident, upto, references.masks))
+            told, masks = references.config, references.masks
+            incident = replace(incident, impact=loss(self._store, told, incident, upto, masks, self._cube))
         if decision.action in ("new", "reopened", *GOES_ON):
             incident = replace(incident, severity=self._severity(incident, at))
         return replace(decision, incident=self._addressed(incident))

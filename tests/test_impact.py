@@ -10,6 +10,8 @@ import polars as pl
 import pytest
 
 from kmon.config import Config
+from kmon.detect import cube
+from kmon.detect.cube import recall
 from kmon.impact import beginning, loss
 from kmon.ledger import Ledger
 from kmon.store import EmbeddedStore
@@ -76,6 +78,32 @@ def lost(store: EmbeddedStore, minutes: int, masks: Sequence[Mask] = (), **chang
 def dead(minutes: int, usual: pl.Expr | float = 8.0) -> pl.Expr:
     """No sessions of p1 in the last minutes; 72 a minute usually."""
     return pl.when(P1 & pl.col("today") & (pl.col("ago") <= minutes)).then(0.0).otherwise(usual)
+
+
+def test_the_loss_of_a_young_incident_in_a_large_fleet_is_told_by_what_the_sweep_has_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cube, "LARGE", 6)
+    monkeypatch.setattr(cube, "MANY", 5)
+    edge = pl.col("browser") == "edge"
+    ill = pl.when(edge & pl.col("today") & (pl.col("ago") <= 7)).then(1.0).otherwise(8.0)
+    young = replace(incident(), metric="sessions", scope={"browser": "edge"}, started_at=AT - 7 * MINUTE)
+    with shop(traffic(ill, minutes=240)) as store:
+        read = recall(store, config(), AT)
+        anew = loss(store, told(["sessions", "orders"]), young, AT)
+        monkeypatch.setattr(store, "windows", None)
+        assert loss(store, told(["sessions", "orders"]), young, AT, cube=read) == anew
+    assert anew["sessions"] == pytest.approx(-7 * 7 * 18, rel=0.1)
+
+
+@pytest.mark.parametrize(("busy", "worth"), [(8.0, 2.0), (2.0, 5.0)])
+def test_what_an_order_is_worth_is_told_by_the_hour_before_if_that_had_enough(busy: float, worth: float) -> None:
+    """In that hour there are two sessions for an order, in the three hours before it ten; nobody comes any more."""
+    share = pl.when(pl.col("ago") <= 70).then(0.5).otherwise(0.1)
+    settings = told(["orders"], measure="sessions", of="orders", critical=1)
+    with shop(traffic(dead(10, busy), share, minutes=250, days=[0])) as store:
+        found = loss(store, settings, replace(incident(), started_at=AT - 10 * MINUTE), AT)
+    assert found["sessions"] / found["orders"] == pytest.approx(worth, rel=0.1)
 
 
 def test_the_loss_agrees_with_what_the_incident_expected() -> None:

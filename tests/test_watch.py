@@ -17,7 +17,7 @@ from kmon import watch as watch_module
 from kmon.config import Config
 from kmon.detect import cube, expected_measures, expected_series, observe
 from kmon.errors import LedgerError, UsageError
-from kmon.impact import HOUR, loss
+from kmon.impact import YOUNG, loss
 from kmon.ledger import Incident, Ledger
 from kmon.store import EmbeddedStore
 from kmon.watch import Watch, prepare, run, show_scope
@@ -77,8 +77,8 @@ def test_the_loss_of_a_long_incident_is_told_now_and_then_and_at_its_end(
 ) -> None:
     told: dict[str, list[tuple[dt.timedelta, dict[str, float]]]] = {}
 
-    def noted(store: Any, settings: Any, incident: Incident, at: dt.datetime, masks: Any) -> dict[str, float]:
-        found = loss(store, settings, incident, at, masks)
+    def noted(store: Any, settings: Any, incident: Incident, at: dt.datetime, *read: Any) -> dict[str, float]:
+        found = loss(store, settings, incident, at, *read)
         told.setdefault(incident.id, []).append((at - incident.started_at, found))
         return found
 
@@ -89,9 +89,9 @@ def test_the_loss_of_a_long_incident_is_told_now_and_then_and_at_its_end(
     incident = next(one for one in ledger.incidents() if one.scope == {"partner": "p1"})
     ages = [age for age, _ in told[incident.id]]
     assert incident.status == "resolved"
-    assert [age for age in ages if age <= HOUR] == [n * MINUTE for n in range(ages[0] // MINUTE, 61)]
+    assert [age for age in ages if age <= YOUNG] == [n * MINUTE for n in range(ages[0] // MINUTE, 31)]
     assert all(after <= 1.1 * before + MINUTE for before, after in itertools.pairwise(ages))
-    assert len([age for age in ages if age > HOUR]) < 12
+    assert len([age for age in ages if age > YOUNG]) < 20
     assert ages[-1] == incident.seen_at - incident.started_at
     assert incident.impact == told[incident.id][-1][1]
     assert incident.impact["orders"] == pytest.approx(-36 * (ages[-1] / MINUTE), rel=0.1)

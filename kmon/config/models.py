@@ -234,7 +234,7 @@ class DetectorUse(Model):
 
 
 class Loss(Model):
-    """What an incident costs: the missing events of one measure, at what such an event was worth the day before."""
+    """What an incident costs: the missing events of one measure, at what such an event was worth before."""
 
     measure: Name
     """What they are worth, such as the amount of orders."""

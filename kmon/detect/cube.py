@@ -61,6 +61,8 @@ NAMED = 500
 """Values of a dimension that are asked for by name."""
 PIECE = dt.timedelta(minutes=30)
 """Of a span of a large fleet, read at once."""
+LEAVES = 10_000
+"""Combinations of dimensions with few values up to which a large fleet's cube has them all."""
 LATE = 1e-3
 """The share of what was read that may come late before everything is read again."""
 
@@ -101,32 +103,37 @@ class Cube:
         without: Sequence[dict[str, str]] = (),
         least: float = 1,
         among: pl.DataFrame | None = None,
+        cube: Cube | None = None,
         grain: dt.timedelta | None = None,
     ) -> Cube:
         """The base: monitors with `least` events today or on one of the days, for sweeps `until` then.
 
-        Only the events inside `scope` and outside all of the scopes `without`; only of the monitors `among` others.
-        `grain` is how fine today is, by default as sweeps at `as_of` need it.
+        Only the events inside `scope` and outside all of the scopes `without`; only of the monitors `among` others, and
+        then of another `cube` rather than of the store, what that has. `grain` is how fine today is, by default as
+        sweeps at `as_of` need it.
         """
         until = until or as_of
         late, oldest = store.late(), store.oldest() or as_of
         bin_, grain = bin_for(config.windows), grain or grain_for(as_of, [*config.windows, config.every])
         spans = _base_spans(store, config, as_of, until, oldest, grain)
-        sets = (*(tuple(grouping) for grouping in config.watch if grouping), ())
-        dimensions = [d for d in store.schema.dimensions if any(d in grouping for grouping in sets)]
+        watched = [tuple(grouping) for grouping in config.watch if grouping]
+        dimensions = [d for d in store.schema.dimensions if any(d in grouping for grouping in watched)]
         wanted = {measure for metric in config.metrics.values() for measure in metric.measures} | {EVENTS}
         measures = [m for m in store.schema.measures if m in wanted]
         sizes = {d: store.cardinality(d) for d in dimensions}
+        leaves = _leaves(store, sizes) if among is None else ()
+        sets = (*watched, *([leaves] if leaves else []), ())
         if among is None:
             read = {span.name: _cells(store, span, dimensions, measures, scope, without) for span in spans}
-            keys, room = Keys.of(sets, sizes, read.values(), least), (until - as_of) // grain
+            keys, room = Keys.of(sets, sizes, read.values(), least, leaves=bool(leaves)), (until - as_of) // grain
             tables = {
                 span.name: keys.summed(read.pop(span.name), measures, span.count, room if span.name == TODAY else 0)
                 for span in spans
             }
         else:
             keys = Keys.among(sets, sizes, among)
-            tables = {span.name: _asked(store, span, keys, among, measures, scope or {}, without) for span in spans}
+            asked = (keys, among, measures, scope or {}, without, cube)
+            tables = {span.name: _asked(store, span, *asked) for span in spans}
         days = {span.name: Day(span, tables[span.name]) for span in spans if span.name != TODAY}
         return cls(as_of, until, bin_, grain, keys, tables[TODAY], days, oldest, as_of, late)
 
@@ -200,12 +207,52 @@ class Cube:
         """Whether there is not one event of anybody in the window."""
         return not self.between(EVENTS, at - width, at, self.everything).any()
 
+    # ---- what is no monitor ------------------------------------------------------------------------------------------
+
+    def cells(
+        self,
+        store: Store,
+        span: Span,
+        dimensions: Sequence[str],
+        measures: Sequence[str],
+        where: Where,
+        without: Sequence[Where] = (),
+    ) -> pl.DataFrame | None:
+        """The cells of a span as `Store.cells` gives them, summed from the leaves; None where these do not tell them.
+
+        Without an `events_` above 0 there is no cell. What a scope of no known value has is nothing.
+        """
+        asked = {*dimensions, *where, *(dimension for scope in without for dimension in scope)}
+        told = self.keys.leaves and asked <= {*self.keys.sets[-2]} and {*measures} <= self.today.keys()
+        if not told or not self._reaches(span):
+            return None
+        first, last = self.keys.firsts[-3:-1]
+        leaves = self.monitors[first:last]
+        inside = _inside(store, leaves, where)
+        for scope in without:
+            inside &= ~_inside(store, leaves, scope)
+        leaves = leaves.filter(inside)
+        columns: dict[str, npt.NDArray[Any]] = {
+            "slot": np.repeat(np.arange(span.count, dtype=np.int32), leaves.height),
+            **{d: np.tile(leaves[d].to_numpy(), span.count) for d in dimensions},
+            **{m: self._slots(m, [span], np.flatnonzero(inside) + first).T.ravel() for m in {*measures, EVENTS}},
+        }
+        return pl.DataFrame(columns).filter(pl.col(EVENTS) > 0).select("slot", *dimensions, *measures)
+
+    def _reaches(self, span: Span) -> bool:
+        """Whether a span was read, in slots that can be put together to those of the span."""
+        today = span.name == TODAY
+        if not (self.start <= span.start and span.end <= self.end if today else self._has(span)):
+            return False
+        start, width = (self.start, self.grain) if today else (self.days[span.name].span.start, self.bin)
+        return not (span.start - start) % width and not span.width % width
+
     # ---- some monitors in full ---------------------------------------------------------------------------------------
 
     def watched(self, config: Config) -> Ints:
         """The rows of the monitors, of which everything together is one only where it is watched."""
-        rows = np.arange(self.monitors.height)
-        return rows if () in config.watch else np.setdiff1d(rows, self.everything)
+        rows = np.arange(self.keys.firsts[sum(map(bool, config.watch))])
+        return np.append(rows, self.everything) if () in config.watch else rows
 
     @functools.cached_property
     def everything(self) -> Ints:
@@ -363,13 +410,15 @@ def observe(
     without: Sequence[dict[str, str]] = (),
     least: float = 1,
     among: pl.DataFrame | None = None,
+    cube: Cube | None = None,
 ) -> Fleet:
     """Every monitor with `least` events today or on one of the days, or those `among` others, read anew.
 
-    Only the events inside `scope` and outside all of the scopes `without`. `outlooks` are what models forecast.
+    Only the events inside `scope` and outside all of the scopes `without`. `outlooks` are what models forecast, `cube`
+    is what there may be of those `among` others already.
     """
-    cube = Cube.read(store, config, at, scope=scope, without=without, least=least, among=among)
-    return cube.fleet(store, config, at, cube.watched(config), masks=masks, outlooks=outlooks)
+    read = Cube.read(store, config, at, scope=scope, without=without, least=least, among=among, cube=cube)
+    return read.fleet(store, config, at, read.watched(config), masks=masks, outlooks=outlooks)
 
 
 def _cells(
@@ -399,13 +448,15 @@ def _asked(
     measures: Sequence[str],
     scope: Mapping[str, str],
     without: Sequence[Where],
+    cube: Cube | None,
 ) -> dict[str, Floats]:
     """By measure: (slots, monitors), what a few monitors have; `among` are those of `keys`.
 
-    Those of a dimension with many values are asked for by name, all others in sums over it: either has few rows.
+    Those of a dimension with many values are asked for by name, all others in sums over it: either has few rows. What
+    `cube` has is not asked for.
     """
     tables: dict[str, Floats] = {m: np.zeros((span.count, keys.firsts[-1])) for m in measures}
-    many = frozenset(d for d in keys.sizes if store.cardinality(d) > MANY)
+    many = frozenset(d for d in keys.sizes if d not in scope and store.cardinality(d) > MANY)
     by_many: dict[frozenset[str], list[int]] = {}
     for number, grouping in enumerate(keys.sets):
         if len(keys.known[number]):
@@ -417,7 +468,9 @@ def _asked(
             **{d: named for d in asked if (named := _named(store, mine[d]))},
             **scope,
         }
-        cells = _cells(store, span, asked, measures, where, without, merged=True)
+        cells = cube.cells(store, span, asked, measures, where, without) if cube is not None else None
+        if cells is None:
+            cells = _cells(store, span, asked, measures, where, without, merged=True)
         for measure, table in keys.summed(cells, measures, span.count, sets=numbers).items():
             tables[measure] += table
     return tables
@@ -442,6 +495,26 @@ def _cut(span: Span, piece: dt.timedelta) -> Iterator[Span]:
     step = max(1, piece // span.width)
     for first in range(0, max(span.count, 1), step):
         yield replace(span, start=span.start + first * span.width, count=max(min(step, span.count - first), 0))
+
+
+def _leaves(store: Store, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The dimensions whose combinations are kept in a large fleet: those with fewest values, as far as they are few."""
+    if not is_large(store):
+        return ()
+    few = sorted((d for d in sizes if sizes[d] <= MANY), key=lambda d: sizes[d])
+    total = itertools.accumulate((sizes[d] for d in few), lambda product, size: product * max(size, 1))
+    kept = {d for d, product in zip(few, total, strict=True) if product <= LEAVES}
+    return tuple(d for d in sizes if d in kept)
+
+
+def _inside(store: Store, monitors: pl.DataFrame, scope: Where) -> npt.NDArray[np.bool_]:
+    """(monitors): whether each lies in a scope."""
+    inside = np.ones(monitors.height, dtype=bool)
+    for dimension, value in scope.items():
+        named = [value] if isinstance(value, str) else value
+        numbers = [number for name in named if (number := store.number(dimension, name)) is not None]
+        inside &= monitors[dimension].is_in(numbers).to_numpy()
+    return inside
 
 
 def _named(store: Store, numbers: pl.Series) -> list[str]:
@@ -469,13 +542,11 @@ def _sum(
     low, high = max(start / width, 0.0), min(end / width, float(len(table)))
     first, last = int(np.floor(low)), int(np.ceil(high))
     few = not isinstance(rows, slice) and 4 * len(rows) < table.shape[1]  # to pick many first would copy all of them
-    part = table[first:last, rows] if few else table[first:last]
-    found = part.sum(axis=0, dtype=np.float64)
-    if low > first:
-        found -= (low - first) * part[0]
-    if high < last:
-        found -= (last - high) * part[-1]
-    return np.asarray(found if few else found[rows])
+    shares = np.ones(max(last - first, 0), table.dtype)
+    shares[:1] -= low - first
+    shares[-1:] -= last - high
+    found = shares @ (table[first:last, rows] if few else table[first:last])  # several times as fast as to add them up
+    return np.asarray(found if few else found[rows], dtype=np.float64)
 
 
 def _busiest(table: Floats, slots: int) -> npt.NDArray[np.float64]:
@@ -494,6 +565,8 @@ class Keys:
     """By dimension: how many values it had; newer ones are in no monitor."""
     known: tuple[Ints, ...]
     """By set: the keys of its monitors, in ascending order; their rows follow one another."""
+    leaves: bool = False
+    """Whether the last set but one has every event, also those without a value: what is no monitor is a sum of it."""
 
     @classmethod
     def of(
@@ -502,24 +575,26 @@ class Keys:
         sizes: Mapping[str, int],
         parts: Iterable[pl.DataFrame],
         least: float,
+        *,
+        leaves: bool = False,
     ) -> Keys:
-        """The monitors that have `least` events in one of some `parts`; everything together always."""
-        empty = cls(sets, sizes, tuple(np.empty(0, dtype=np.int64) for _ in sets))
+        """The monitors that have `least` events in one of some `parts`; all leaves, and everything together, always."""
+        empty = cls(sets, sizes, tuple(np.empty(0, dtype=np.int64) for _ in sets), leaves)
         found: list[list[Ints]] = [[] for _ in sets]
         for cells in parts:
             events = cells[EVENTS].to_numpy()
             for number, grouping in enumerate(sets):
-                key = empty.key(cells, grouping)
-                found[number].append(_enough(key, events, empty.size(grouping), least if grouping else 1))
-        return cls(sets, sizes, tuple(np.unique(np.concatenate(each)) for each in found))
+                enough = 1 if not grouping or empty.is_of_leaves(number) else least
+                found[number].append(_enough(empty.key(cells, number), events, empty.size(grouping), enough))
+        return cls(sets, sizes, tuple(np.unique(np.concatenate(each)) for each in found), leaves)
 
     @classmethod
     def among(cls, sets: tuple[tuple[str, ...], ...], sizes: Mapping[str, int], monitors: pl.DataFrame) -> Keys:
         """The monitors that a cube of the same sets has."""
         empty = cls(sets, sizes, ())
         found = []
-        for number, grouping in enumerate(sets):
-            key = empty.key(monitors.filter(pl.col("set") == number), grouping)
+        for number in range(len(sets)):
+            key = empty.key(monitors.filter(pl.col("set") == number), number)
             found.append(np.unique(key[key >= 0]))
         return cls(sets, sizes, tuple(found))
 
@@ -536,15 +611,24 @@ class Keys:
             raise UsageError(message)
         return size
 
-    def key(self, cells: pl.DataFrame, grouping: Sequence[str]) -> Ints:
-        """Of each row; -1 where an event had no value in a dimension, or one that is new."""
+    def is_of_leaves(self, number: int) -> bool:
+        """Whether a set is that of the leaves."""
+        return self.leaves and number == len(self.sets) - 2
+
+    def key(self, cells: pl.DataFrame, number: int) -> Ints:
+        """Of each row in a set; -1 where an event had no value in a dimension, or one that is new.
+
+        Such a value is 0 in a leaf.
+        """
         key = np.zeros(cells.height, dtype=np.int64)
         missing = np.zeros(cells.height, dtype=bool)
-        for dimension in grouping:
+        for dimension in self.sets[number]:
             numbers, size = cells[dimension].to_numpy(), self.sizes[dimension]
-            key = key * (size + 1) + numbers
-            missing |= (numbers == 0) | (numbers > size)
-        key[missing] = -1
+            named = (numbers > 0) & (numbers <= size)
+            key = key * (size + 1) + np.where(named, numbers, 0)
+            missing |= ~named
+        if not self.is_of_leaves(number):
+            key[missing] = -1
         return key
 
     def summed(
@@ -569,7 +653,7 @@ class Keys:
             known = self.known[number]
             if not len(known) or (sets is not None and number not in sets):
                 continue
-            place = _places(self.key(cells, grouping), known, self.size(grouping))
+            place = _places(self.key(cells, number), known, self.size(grouping))
             index = np.where(place >= 0, slot * len(known) + place, -1)
             for measure, some in given.items():
                 mine = some if len(some) < cells.height else slice(None)
@@ -596,9 +680,9 @@ class Keys:
         """The rows of the monitors with these values, one for each set that groups by their dimensions."""
         cell = pl.DataFrame({dimension: [number] for dimension, number in numbers.items()})
         rows = []
-        for first, grouping, known in zip(self.firsts, self.sets, self.known, strict=False):
+        for number, (first, grouping, known) in enumerate(zip(self.firsts, self.sets, self.known, strict=False)):
             if set(grouping) == numbers.keys():
-                key = self.key(cell, grouping) if grouping else np.zeros(1, dtype=np.int64)
+                key = self.key(cell, number) if grouping else np.zeros(1, dtype=np.int64)
                 rows += [first + int(place) for place in _places(key, known, self.size(grouping)) if place >= 0]
         return rows
 

@@ -327,8 +327,12 @@ class Fleet:
         late = ((self.at - EPOCH) % self.bin) / self.bin
         return np.asarray((1 - late) * bins[:, :-1] + late * bins[:, 1:]) if late else bins[:, :-1]
 
+    def copy(self) -> Fleet:
+        """The same with counts of its own."""
+        return replace(self, values={measure: counts.copy() for measure, counts in self.values.items()})
+
     def minus(self, part: Fleet) -> Fleet:
-        """The same monitors without the events that `part` counted.
+        """The same monitors without the events that `part` counted, which are taken off where they are.
 
         What is left of a monitor is another series than the one that was forecast, so that it has no model any more.
         """
@@ -337,11 +341,10 @@ class Fleet:
             part.monitors.with_row_index("other"), on=keys, how="inner", nulls_equal=True
         )
         rows, others = found["row"].to_numpy(), found["other"].to_numpy()
-        values = {measure: mine.copy() for measure, mine in self.values.items()}
-        for measure, rest in values.items():
-            rest[rows] -= part.values[measure][others]
+        for measure, counts in self.values.items():
+            counts[rows] -= part.values[measure][others]
         models = {measure: left for measure, one in self.models.items() if (left := one.without(rows)) is not None}
-        return replace(self, values=values, models=models)
+        return replace(self, models=models)
 
 
 def thresholds(metric: Metric) -> dict[str, float | None]:

@@ -10,10 +10,11 @@ import polars as pl
 
 from kmon.config import Config
 from kmon.detect.calendar import Comparable
-from kmon.detect.cube import observe
+from kmon.detect.cube import Cube, observe
 from kmon.detect.fleet import Fleet, Mask, numbers_of
 from kmon.detect.sweeps import Scored
 from kmon.store import Store
+from kmon.store.schema import EVENTS
 
 
 def scope_of(store: Store, fleet: Fleet, row: int) -> dict[str, str]:
@@ -40,19 +41,24 @@ def with_guest(
     *,
     masks: Sequence[Mask] = (),
     without: Sequence[dict[str, str]] = (),
+    cube: Cube | None = None,
 ) -> Fleet | None:
     """The fleet and, as its last row, the monitor of `scope`, which no grouping set has; None where it has no events.
 
-    Only what lies outside all of the scopes `without` is counted for it.
+    Only what lies outside all of the scopes `without` is counted for it; `cube` is what the sweep has read.
     """
+    numbers = numbers_of(store, scope)
+    if len(numbers) < len(scope):
+        return None
     alone = config.model_copy(update={"watch": [list(scope)]})
-    own = observe(store, alone, fleet.at, masks=masks, scope=scope, without=without)
-    row = row_of(own, numbers_of(store, scope))
-    if row is None:
+    one = pl.DataFrame({"set": [0], **numbers}, schema={"set": pl.Int32, **dict.fromkeys(numbers, pl.UInt32)})
+    own = observe(store, alone, fleet.at, masks=masks, scope=scope, without=without, among=one, cube=cube)
+    row = row_of(own, numbers)
+    if row is None or not own.values[EVENTS][row].any():
         return None
     monitors = pl.concat([fleet.monitors, own.monitors[row]], how="diagonal")
     values = {measure: np.vstack([mine, own.values[measure][row]]) for measure, mine in fleet.values.items()}
-    usable = np.vstack([fleet.usable, own.usable[row]])
+    usable = np.vstack([fleet.usable, own.usable[row] & fleet.recorded])
     comparable = _together(fleet.comparable, fleet.monitors.height, own.comparable, row)
     return replace(fleet, monitors=monitors, values=values, usable=usable, comparable=comparable)
 

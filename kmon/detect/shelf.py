@@ -126,7 +126,7 @@ def _told(cube: Cube) -> dict[str, Any]:
     times = {key: getattr(cube, key).isoformat() for key in ("as_of", "until", "oldest", "end")}
     widths = {key: getattr(cube, key).total_seconds() for key in ("bin", "grain")}
     days = {name: [day.span.start.isoformat(), day.span.count] for name, day in cube.days.items()}
-    keys = {"sets": cube.keys.sets, "sizes": cube.keys.sizes}
+    keys = {"sets": cube.keys.sets, "sizes": cube.keys.sizes, "leaves": cube.keys.leaves}
     return {**times, **widths, "days": days, "measures": [*cube.today], "late": cube.late, "copy": cube.copy, **keys}
 
 
@@ -154,5 +154,6 @@ def _read(where: Path, told: dict[str, Any]) -> Cube:
         for name, (start, count) in told["days"].items()
     }
     today = {m: _table(where, f"today.{i}.npy", "r+") for i, m in enumerate(measures)}
-    keys = Keys(sets, told["sizes"], tuple(np.array(_table(where, f"set.{i}.npy")) for i in range(len(sets))))
+    known = tuple(np.array(_table(where, f"set.{i}.npy")) for i in range(len(sets)))
+    keys = Keys(sets, told["sizes"], known, told["leaves"])
     return Cube(**times, bin=bin_, grain=grain, keys=keys, today=today, days=days, late=told["late"], copy=told["copy"])

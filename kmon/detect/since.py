@@ -1,6 +1,6 @@
 """What was to be expected of a monitor since some time, by what was known then.
 
-    before `start`   today's bins tell the level, as in a sweep at that time
+    before its bin   today's bins tell the level, as in a sweep at that time
     from then on     the other days tell how it would have gone on; today's bins tell nothing
 
 An incident outlasts the references of a sweep, which look back two hours: what it costs is told by this.
@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from kmon.clock import floor
 from kmon.config import Config
 from kmon.config.bins import bin_for
 from kmon.detect.calendar import Calendar
+from kmon.detect.cube import Cube
 from kmon.detect.expect import AFTER, NEAR, RECENT, expect
 from kmon.detect.fleet import DAY, DAYS, Mask
 from kmon.detect.series import leave_unlike, unspoilt
@@ -38,17 +40,19 @@ def expected_since(
     end: dt.datetime,
     *,
     masks: Sequence[Mask] = (),
+    cube: Cube | None = None,
 ) -> dict[str, float]:
     """What was to be expected of some measures of one monitor in all of [start, end).
 
     The expectation of a sweep (`kmon.detect.expect`), bin by bin: the level is that of the bins before `start`, the
     shape that of the other days, comparable ones first and none inside `masks`. A measure of which too little is known
-    is left out. One question to the store.
+    is left out. One question to the store, or none where `cube` has it.
     """
     bin_ = bin_for(config.windows)
-    n = -((start - end) // bin_)
-    along = Calendar(config, store).along(where, [start + (i + 1) * bin_ for i in range(n)], DAYS)
-    begin, oldest = start - RECENT * bin_, store.oldest() or start
+    within = floor(start, bin_)
+    n = -((within - end) // bin_)
+    along = Calendar(config, store).along(where, [within + (i + 1) * bin_ for i in range(n)], DAYS)
+    begin, oldest = within - RECENT * bin_, store.oldest() or start
     spans, later = [Span("today", begin, RECENT, bin_)], {}
     for days in DAYS:
         first, count = begin - days * DAY, RECENT + n + AFTER
@@ -57,9 +61,11 @@ def expected_since(
             low, high = min(0, int(shifts.min())), max(0, int(shifts.max()))
             spans.append(Span(f"day{days}", first + low * bin_, count + high - low, bin_))
             later[days] = shifts - low
-    rows = store.windows(spans, [()], where, measures=set(measures))
+    rows = _sums(store, cube, spans, where, measures)
     starts = np.array([span.start + i * bin_ for span in spans for i in range(span.count)], dtype=object)
-    part = (end - start) / bin_ - (n - 1)  # of the last bin
+    part = np.ones(n)  # of each bin
+    part[:1] -= (start - within) / bin_
+    part[-1:] -= (within + n * bin_ - end) / bin_
     found = {}
     for measure in measures:
         known = unspoilt(starts, bin_, masks, where) & (starts >= oldest).astype(bool)
@@ -71,8 +77,20 @@ def expected_since(
         like = {days: along.like[days] for days in later}
         levels = expect(_input(parts, later, like, n, bin_.total_seconds()), "count").level
         if n and np.isfinite(levels).all():
-            found[measure] = float(levels[:-1].sum() + part * levels[-1])
+            found[measure] = float(levels @ part)
     return found
+
+
+def _sums(
+    store: Store, cube: Cube | None, spans: Sequence[Span], where: Where, measures: Sequence[str]
+) -> pl.DataFrame:
+    """`slot`, over all spans in their order, and the measures of all that match `where`."""
+    firsts = np.cumsum([0, *(span.count for span in spans[:-1])])
+    cells = [None if cube is None else cube.cells(store, span, [], measures, where) for span in spans]
+    there = [c.with_columns(pl.col("slot") + n) for c, n in zip(cells, firsts, strict=True) if c is not None]
+    if len(there) < len(spans):
+        return store.windows(spans, [()], where, measures=set(measures))
+    return pl.concat(there).group_by("slot").agg(pl.col(measures).sum())
 
 
 def _input(

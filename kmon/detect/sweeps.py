@@ -213,13 +213,13 @@ def sweep(
     known = calibrations or {}
     watched = cube.watched(config)
     wanted = cube.rows_of(store, [*keep, *(one.scope for one in outlooks)])
-    kept = np.intersect1d(np.union1d(wanted, cube.common), watched)
+    kept = _among(watched, np.union1d(wanted, cube.common))
     rates = {width: false_discovery_rate(config, width) for width in widths}
     asked = {name: _asked(metric, judges) for name, metric in config.metrics.items()}
     sums = Sums(cube, at, watched, asked, max(widths, default=dt.timedelta(0)), Calendar(config, store))
     picks = {width: pick(sums, width, asked, keep=kept, rate=rate) for width, rate in rates.items()}
     laps.end("choose")
-    touched = np.intersect1d(cube.rows_of(store, [mask.scope for mask in masks]), watched)
+    touched = _among(watched, cube.rows_of(store, [mask.scope for mask in masks]))
     chosen = np.unique(np.concatenate([kept, touched, *(one.rows for of in picks.values() for one in of.values())]))
     fleet = cube.fleet(store, config, at, chosen, masks=masks, outlooks=outlooks)
     found: list[Scored] = []
@@ -238,6 +238,11 @@ def sweep(
     flagged = tuple(s.scores.filter((pl.col("p_value") <= families[s.width].cutoff) & pl.col("notable")) for s in found)
     laps.end("silence")
     return Sweep(at, tuple(found), families, len(watched), flagged, _tails(found, families), cube, laps.seconds)
+
+
+def _among(watched: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Those of a few rows that are watched."""
+    return rows[np.isin(rows, watched)]
 
 
 def _silence(

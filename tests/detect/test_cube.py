@@ -8,12 +8,14 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from kmon.detect import Fleet, cube, observe
 from kmon.detect.cube import Cube, Keys, recall
 from kmon.errors import UsageError
 from kmon.sources import Move
-from kmon.store import Commit, EmbeddedStore
+from kmon.store import Commit, EmbeddedStore, Span
+from kmon.store.sql import Where
 from kmon.store.upkeep import Upkeep
 from tests.detect.worlds import AT, DAY, MINUTE, add, config, shop, traffic
 
@@ -175,3 +177,95 @@ def test_keys_are_their_combinations() -> None:
 def test_too_many_combinations_are_told() -> None:
     with pytest.raises(UsageError, match="too many combinations of a, b, c to watch them all"):
         Keys((("a", "b", "c"),), dict.fromkeys("abc", 10**7), ()).size(("a", "b", "c"))
+
+
+# ---- leaves of a large fleet ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[EmbeddedStore, Cube]]:
+    """A fleet whose partners are many; one event in six has no browser."""
+    monkeypatch.setattr(cube, "LARGE", 6)
+    monkeypatch.setattr(cube, "MANY", 5)
+    some = pl.int_range(pl.len()) % 6 == 0
+    with shop(traffic(4.0).with_columns(browser=pl.when(~some).then("browser"))) as opened:
+        yield opened, recall(opened, config(), AT - MINUTE)
+
+
+HOUR_BEFORE = Span("today", AT - 61 * MINUTE, 12, 5 * MINUTE)
+YESTERDAY = Span("day1", AT - DAY - 60 * MINUTE, 15, 5 * MINUTE)
+
+
+@pytest.mark.parametrize("span", [HOUR_BEFORE, YESTERDAY])
+@pytest.mark.parametrize(
+    ("dimensions", "where", "without"),
+    [
+        ([], {}, []),
+        (["country"], {"browser": "edge"}, []),
+        (["browser", "country"], {}, [{"browser": "edge"}, {"browser": "safari", "country": "SE"}]),
+        ([], {"browser": ["edge", "chrome"], "country": "DE"}, []),
+        (["country"], {"browser": "never seen"}, []),
+    ],
+)
+def test_leaves_tell_what_the_store_would(
+    large: tuple[EmbeddedStore, Cube], span: Span, dimensions: list[str], where: Where, without: list[Where]
+) -> None:
+    store, found = large
+    asked = (dimensions, ["sessions", "orders"], where, without)
+    told = found.cells(store, span, *asked)
+    assert told is not None
+    keys = ["slot", *dimensions]
+    assert_frame_equal(
+        told.group_by(keys).sum(), store.cells([span], *asked, merged=True), check_row_order=False, check_dtypes=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("span", "dimensions", "measures", "where"),
+    [
+        (HOUR_BEFORE, ["partner"], ["sessions"], {}),
+        (HOUR_BEFORE, [], ["sessions"], {"partner": "p1"}),
+        (HOUR_BEFORE, [], ["amount"], {}),
+        (Span("today", AT - 61 * MINUTE, 122, MINUTE / 2), [], ["sessions"], {}),
+        (Span("today", AT - 61 * MINUTE, 13, 5 * MINUTE), [], ["sessions"], {}),
+        (Span("day1", AT - DAY - 61 * MINUTE, 12, 5 * MINUTE), [], ["sessions"], {}),
+        (Span("day7", AT - 7 * DAY, 1, 5 * MINUTE), [], ["sessions"], {}),
+    ],
+)
+def test_leaves_do_not_tell_what_they_do_not_have(
+    large: tuple[EmbeddedStore, Cube], span: Span, dimensions: list[str], measures: list[str], where: Where
+) -> None:
+    store, found = large
+    assert found.cells(store, span, dimensions, measures, where) is None
+
+
+def test_a_small_fleet_has_no_leaves(store: EmbeddedStore) -> None:
+    found = recall(store, config(), AT - MINUTE)
+    assert found.monitors.height == len(found.watched(config()))
+    assert found.cells(store, HOUR_BEFORE, [], ["sessions"], {}) is None
+
+
+def test_leaves_are_no_monitors(large: tuple[EmbeddedStore, Cube]) -> None:
+    _, found = large
+    for settings in (config(), config(watch=config().watch[1:])):
+        rows = found.watched(settings)
+        assert set(found.monitors[rows]["set"]) == {*range(5), *([6] if () in settings.watch else [])}
+    assert found.monitors.height > len(rows)
+
+
+@pytest.mark.parametrize("scope", [{"browser": "edge"}, {"country": "SE"}, {"partner": "p1"}])
+def test_a_part_is_the_same_of_leaves_as_of_the_store(
+    large: tuple[EmbeddedStore, Cube], scope: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, found = large
+    asked, read = store.cells, []
+    monkeypatch.setattr(store, "cells", lambda *given, **how: read.append(given) or asked(*given, **how))
+    among = found.monitors[found.watched(config())].filter(pl.col("partner").is_null())
+    of_leaves, anew = (
+        observe(store, config(), AT - MINUTE, scope=scope, among=among, cube=one) for one in (found, None)
+    )
+    assert of_leaves.monitors.equals(anew.monitors)
+    for measure, values in anew.values.items():
+        assert np.array_equal(of_leaves.values[measure], values)
+    assert anew.values["sessions"].any()
+    assert len(read) == 2 * (1 + ("partner" in scope))

@@ -15,7 +15,7 @@ import pytest
 from kmon.config import Config
 from kmon.detect import Shelf, cube, observe, read_ahead, sweep
 from kmon.detect.cube import Cube, recall
-from kmon.store import EmbeddedStore
+from kmon.store import EmbeddedStore, Span
 from tests.detect.worlds import AT, MINUTE, add, config, shop, traffic
 
 
@@ -49,6 +49,21 @@ def test_another_process_goes_on_where_the_last_one_was(store: EmbeddedStore, tm
     assert again is not None
     assert again.end == AT - 3 * MINUTE
     assert again.monitors.equals(first.monitors)
+
+
+def test_the_leaves_of_a_large_fleet_are_kept(
+    store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cube, "LARGE", 6)
+    first = recall(store, config(), AT - 10 * MINUTE)
+    shelf(tmp_path, store).put(first)
+    taken = shelf(tmp_path, store).take(first.as_of)
+    assert taken is not None
+    assert taken.keys.leaves
+    asked = Span("today", AT - 40 * MINUTE, 6, 5 * MINUTE), ["country"], ["sessions"], {"browser": "edge"}
+    there, again = (one.cells(store, *asked) for one in (first, taken))
+    assert there is not None
+    assert there.equals(again)
 
 
 def test_a_sweep_reads_only_what_is_new(store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
