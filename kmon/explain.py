@@ -94,8 +94,8 @@ def explain(
     ]
     roots = _Roots(store, config, rest, known, masks)
     causes: list[Cause] = []
-    _keep_significant(pending)
     _forget_settled(pending, sweep, config, store)
+    _keep_significant(pending)
     while (found := _next(pending, roots, known, alone=len(causes) >= MOST)) is not None:
         holder, row = found
         alone = len(causes) >= MOST

@@ -165,21 +165,27 @@ def test_what_is_certain_and_small_is_looked_into(where: pl.Expr, to: float, sco
         assert explain(seen, config(), store, known=scopes) == []  # an open incident is rechecked by itself
 
 
-def test_what_overlaps_a_new_normal_is_no_cause_and_what_lies_beside_it_is() -> None:
-    """p1 sells mostly in edge, whose conversion is another for good; in SE something else broke."""
-    changed = AT - 12 * MINUTE
-    plain = config()
-    settled = config(calendar={"shifts": [{"name": "another edge", "at": changed, "scope": {"browser": "edge"}}]})
+@pytest.mark.parametrize(
+    ("ago", "labelled", "beside", "scopes"),
+    [
+        (8, False, 0.5, [{"browser": "edge"}]),
+        (8, True, 0.5, []),
+        (12, True, 0.02, [{"country": "SE"}]),
+    ],
+)
+def test_what_overlaps_a_new_normal_is_no_cause_and_what_lies_beside_it_is(
+    ago: int, labelled: bool, beside: float, scopes: list[dict[str, str]]
+) -> None:
+    """p1 sells mostly in edge, whose conversion is another for good; in SE something else may break."""
+    changed = AT - ago * MINUTE
+    shift = {"name": "another edge", "at": changed, "scope": {"browser": "edge"}}
+    settings = config(calendar={"shifts": [shift] if labelled else []})
     before = [Mask({"browser": "edge"}, AT - 150 * MINUTE, changed)]
     mostly = pl.when(P1 & EDGE).then(60.0).otherwise(8.0)
-    lost = pl.when(EDGE & pl.col("today") & (pl.col("ago") <= 12)).then(0.1).otherwise(0.5)
-    with shop(traffic(mostly, lost)) as store:
-        found = sweep(store, plain, AT, masks=before)
-        assert {"partner": "p1"} in [c.scope for c in explain(found, plain, store, masks=before)]
-        assert explain(sweep(store, settled, AT, masks=before), settled, store, masks=before) == []
-    with shop(traffic(mostly, pl.when(SE & NEXT).then(0.02).otherwise(lost))) as store:
-        causes = explain(sweep(store, settled, AT, masks=before), settled, store, masks=before)
-    assert [c.scope for c in causes] == [{"country": "SE"}]
+    lost = pl.when(EDGE & pl.col("today") & (pl.col("ago") <= ago)).then(0.1).otherwise(0.5)
+    with shop(traffic(mostly, pl.when(SE & NEXT).then(beside).otherwise(lost))) as store:
+        causes = explain(sweep(store, settings, AT, masks=before), settings, store, masks=before)
+    assert [c.scope for c in causes] == scopes
 
 
 def test_one_dimension_is_searched_no_further_than_its_values() -> None:

@@ -25,7 +25,6 @@ from kmon.detect.models import STEP, at_bins
 from kmon.detect.quantiles import nearest_edges, value_of
 from kmon.errors import UsageError
 from kmon.store import Span, Store
-from kmon.store.schema import EVENTS
 
 Floats = npt.NDArray[np.float64]
 DAYS = (1, 2, 7, 14, 21, 28)
@@ -40,8 +39,6 @@ LAG = dt.timedelta(minutes=2)
 """What a rate's numerator may come later than its denominator: an order after its session."""
 MANY = 10.0
 """Events in a bin, from which on one without any is a gap of the source."""
-CONSIDERABLE = 0.2
-"""The share of a monitor's events from which on an incident in a part of it spoils it as its own reference."""
 TODAY = "today"
 
 
@@ -378,7 +375,6 @@ def assembled(
     store: Store,
     sets: Sequence[Sequence[str]],
     oldest: dt.datetime,
-    masks: Sequence[Mask] = (),
     outlooks: Sequence[Outlook] = (),
 ) -> Fleet:
     """The fleet of what was read, without what must not serve as a reference.
@@ -387,12 +383,11 @@ def assembled(
     forecast.
     """
     starts = slot_starts(spans)
-    recorded = _recorded(events, spans, bin_) & (starts >= _naive(oldest))
+    recorded = _recorded(events, spans, bin_) & (starts >= naive(oldest))
     usable = np.broadcast_to(recorded, (monitors.height, len(starts))).copy()
     _forget_before(usable, store, monitors, sets, starts)
-    unknown = {m: starts < _naive(since) for m in store.schema.measures if (since := store.schema.known_from(m))}
+    unknown = {m: starts < naive(since) for m in store.schema.measures if (since := store.schema.known_from(m))}
     fleet = Fleet(at, bin_, tuple(spans), monitors, values, usable, recorded, unknown)
-    _mask(fleet, store, masks)
     return replace(fleet, models=_models(fleet, store, outlooks)) if outlooks else fleet
 
 
@@ -439,7 +434,8 @@ def _recorded(events: Floats, spans: Sequence[Span], bin_: dt.timedelta) -> npt.
     return np.concatenate(found)
 
 
-def _naive(time: dt.datetime) -> np.datetime64:
+def naive(time: dt.datetime) -> np.datetime64:
+    """As the store has times: UTC without a zone."""
     return np.datetime64(time.astimezone(dt.UTC).replace(tzinfo=None), "us")
 
 
@@ -454,45 +450,13 @@ def _forget_before(
     for number, grouping in enumerate(sets):
         if (since := store.schema.known_from(*grouping)) is not None:
             rows = (monitors["set"] == number).to_numpy()
-            usable[np.ix_(rows, starts < _naive(since))] = False
+            usable[np.ix_(rows, starts < naive(since))] = False
 
 
 def slot_starts(spans: Sequence[Span]) -> npt.NDArray[np.datetime64]:
     """Where each slot begins, over all spans in their order; UTC without a zone."""
-    starts = [_naive(span.start + i * span.width) for span in spans for i in range(span.count)]
+    starts = [naive(span.start + i * span.width) for span in spans for i in range(span.count)]
     return np.array(starts, "datetime64[us]")
-
-
-def _mask(fleet: Fleet, store: Store, masks: Sequence[Mask]) -> None:
-    """Take the slots that a known incident touches from the references of the monitors that it weighs on.
-
-    Those are the ones inside its scope, and the wider ones of which it is a considerable part.
-    """
-    starts = slot_starts(fleet.spans)
-    widths = np.array([span.width for span in fleet.spans for _ in range(span.count)], "timedelta64[us]")
-    for mask in masks:
-        end = mask.resolved_at or fleet.at
-        touched = np.flatnonzero((starts < _naive(end)) & (starts + widths > _naive(mask.started_at)))
-        numbers = numbers_of(store, mask.scope)
-        if not len(touched) or len(numbers) < len(mask.scope):
-            continue
-        inside = np.full(fleet.monitors.height, numbers.keys() <= set(fleet.monitors.columns))
-        around = np.ones(fleet.monitors.height, dtype=bool)
-        for dimension in (d for d in fleet.monitors.columns if d != "set"):
-            column = fleet.monitors[dimension]
-            same = (column == numbers.get(dimension, 0)).fill_null(value=False).to_numpy()  # 0 is no value's number
-            inside &= same | (dimension not in numbers)
-            around &= same | column.is_null().to_numpy()
-        events, own = fleet.values[EVENTS].sum(axis=1), inside & around
-        if around.any():
-            part = events[own].sum() if own.any() else _events(store, mask.scope, fleet.spans)
-            inside |= around & (part >= CONSIDERABLE * np.maximum(events, 1.0))
-        fleet.usable[np.ix_(inside, touched)] = False
-
-
-def _events(store: Store, scope: dict[str, str], spans: Sequence[Span]) -> float:
-    """How many a scope has in all `spans`; it may be one that no grouping set has."""
-    return sum(store.totals(scope, span.start, span.end)[EVENTS] for span in spans)
 
 
 def numbers_of(store: Store, scope: Mapping[str, str]) -> dict[str, int]:

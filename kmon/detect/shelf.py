@@ -25,7 +25,8 @@ import numpy as np
 import structlog
 
 from kmon.config import Config
-from kmon.detect.cube import Cube, Day, Keys
+from kmon.detect.cube import Cube, Day
+from kmon.detect.keys import Keys
 from kmon.store import Span, Store
 from kmon.store.schema import ID
 

@@ -11,7 +11,8 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from kmon.detect import Fleet, cube, observe
-from kmon.detect.cube import Cube, Keys, recall
+from kmon.detect.cube import Cube, recall
+from kmon.detect.keys import Keys
 from kmon.errors import UsageError
 from kmon.sources import Move
 from kmon.store import Commit, EmbeddedStore, Span

@@ -171,6 +171,12 @@ def test_the_usual_volume_counts_too() -> None:
         ({"country": "SE", "browser": "edge"}, {"country": "SE"}, 2),  # which no set has: a third of it
         ({"country": "SE", "browser": "edge"}, {}, 0),
         ({"country": "SE", "browser": "edge"}, {"country": "DE"}, 0),
+        ({"country": "SE"}, {"partner": "p2"}, 2),  # a third of it is across, which is watched
+        ({"partner": "p2"}, {"country": "SE"}, 0),
+        ({"country": "SE"}, {"partner": "p2", "browser": "edge"}, 2),  # as of p2 and of edge, if not of both
+        ({"country": "SE", "browser": "edge"}, {"partner": "p2", "browser": "edge"}, 2),
+        ({"country": "SE", "browser": "edge"}, {"partner": "p2", "browser": "chrome"}, 0),
+        ({"country": "SE", "browser": "edge"}, {"partner": "p2"}, 0),  # a ninth of it
         ({}, {"partner": "p2"}, 2),
     ],
 )
@@ -217,7 +223,7 @@ def test_the_bin_in_which_history_begins_is_no_reference() -> None:
 def test_what_is_taken_away_is_taken_once(store: EmbeddedStore, seen: Fleet) -> None:
     first = observe(store, config(), AT, scope={"partner": "p0"})
     second = observe(store, config(), AT, scope={"country": "SE"}, without=[{"partner": "p0"}])
-    left = seen.minus(first).minus(second)
+    left = seen.copy().minus(first).minus(second)
     everything = row(left, store, {})
     rest = store.totals({"partner": ["p1", "p2", "p3", "p4", "p5"], "country": ["DE", "US"]}, AT - FIVE, AT)
     assert left.total("sessions", FIVE)[everything] == rest["sessions"]
