@@ -7,8 +7,9 @@ The most telling anomaly says where to look. The leaves there (`kmon.leaves`) sa
 nothing there, or nothing more than in the anomaly, the anomaly names the cause itself. What is no longer abnormal
 without the cause was explained by it, be it its parent, its child or a scope that only overlaps it.
 
-At last what is certain and too small to be an anomaly is looked into: it may be all that the watched monitors show of
-something large where no grouping set looks.
+What is certain, and has changed by just too little to be an anomaly, may be the whole of which an anomaly is a part. At
+last the rest of what is certain and too small is looked into: it may be all that the watched monitors show of something
+large where no grouping set looks.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ LOYALTY = 1.2
 """Factor on the evidence of a scope that is already an open incident, so that its name does not flap."""
 FAINT = 3
 """Of what is certain and too small to be an anomaly, the most telling ones of a metric that are looked into."""
+NEARLY = 0.7
+"""Of an anomaly's change, which that of a larger scope must be to account for it."""
 APART = 200
 """Values of a dimension with many that are told apart: those with the most telling anomalies."""
 MOST = 25
@@ -284,7 +287,22 @@ def _next(
     holder, row = best
     if holder.scored.apart or holder.scope(row) in known:
         return best
+    row = _whole(holder, row, known)
     return holder, roots.of(holder, row) or row
+
+
+def _whole(holder: _Pending, row: Row, known: Sequence[Scope]) -> Row:
+    """What an anomaly is a part of and tells more, though it has changed by just too little itself; or the anomaly."""
+    scope = holder.scope(row)
+    same = holder.faint.filter(
+        pl.col("metric") == row["metric"],
+        pl.col("direction") == row["direction"],
+        pl.col("effect").abs() >= NEARLY * abs(row["effect"]),
+        pl.col("evidence") > row["evidence"],
+    )
+    around = [one for one in same.iter_rows(named=True) if holder.scope(one).items() < scope.items()]
+    certain = [one for one in around if holder.is_still_certain(one)]
+    return max((row, *certain), key=lambda one: _rank(holder, one, known))
 
 
 def _hidden(pending: Sequence[_Pending], roots: _Roots, known: Sequence[Scope]) -> tuple[_Pending, Row] | None:

@@ -7,6 +7,7 @@ import pytest
 
 from kmon.config import Config
 from kmon.detect import sweep
+from kmon.detect.guests import scope_of
 from kmon.explain import Cause, explain
 from kmon.store import EmbeddedStore
 from tests.detect.worlds import AT, MINUTE, NEXT, Mask, config, shop, traffic
@@ -141,6 +142,21 @@ def test_an_open_incident_keeps_its_name() -> None:
     with shop(traffic(conversion=uneven)) as store:
         seen = sweep(store, config(), AT)
         assert [c.scope for c in explain(seen, config(), store, [known])] == [known]
+
+
+@pytest.mark.parametrize(("to", "scope"), [(0.385, {"partner": "p1"}), (0.45, {"partner": "p1", "country": "SE"})])
+def test_parts_of_what_falls_by_just_too_little_are_told_as_the_whole(to: float, scope: dict[str, str]) -> None:
+    """An outage that began one or two minutes ago: by chance a part has fallen by more than the whole."""
+    falls = pl.when(P1 & SE & NEXT).then(0.31).when(P1 & NEXT).then(to).otherwise(0.5)
+    with shop(traffic(30.0, falls)) as store:
+        seen = sweep(store, config(), AT)
+        flagged = [
+            scope_of(store, s.fleet, n) for s, f in zip(seen.scored, seen.flagged, strict=True) for n in f["row"]
+        ]
+        assert {"partner": "p1", "country": "SE"} in flagged
+        assert {"partner": "p1"} not in flagged
+        causes = explain(seen, config(), store)
+    assert [c.scope for c in causes] == [scope]
 
 
 def test_without_anomalies_nothing_is_read() -> None:

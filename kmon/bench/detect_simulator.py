@@ -9,9 +9,9 @@ of it but what the events tell.
 A true incident counts as *detectable* if an optimal test would need less than 12 minutes: ln(1/alpha) over the
 Kullback-Leibler divergence a minute (Lorden 1971), alpha being one false alarm a day per 100,000 monitors that are
 looked at every minute. It is found if an incident whose scope contains its scope, or lies in it, fires while it lasts;
-an incident that belongs to none of the true ones is false. What is only information (a campaign) counts as neither, nor
-does what is told of the pipeline while a partition lags: that is right, and is nobody's outage. An alert about a
-holiday is false.
+an incident that belongs to none of the true ones is false, also where it is only information. What informs of a
+campaign counts as neither, nor does what is told of the pipeline while a partition lags: that is right, and is nobody's
+outage. What is told of a holiday is false.
 """
 
 from __future__ import annotations
@@ -219,19 +219,22 @@ def compared(
     """What became of the true incidents, for which an optimal test needs `bounds` minutes, and the false alerts."""
     of_data = [i for i in fired if i.metric == PIPELINE]
     of_traffic = [i for i in fired if i.metric != PIPELINE]
-    found = [_found(t, bound, of_traffic) for t, bound in bounds.items()]
+    found = [Found(t, bound, tuple(_of(t, of_traffic))) for t, bound in bounds.items()]
     lags = [i for t in truth if t.kind == "lagging_partition" for i in _during(t, of_data)]
-    right = {i.id for i in (*lags, *(i for one in found for i in one.incidents))}
-    return found, [i for i in fired if i.severity != "info" and i.id not in right]
+    welcome = [i for i in of_traffic if i.severity == "info"]
+    campaigns = [i for t in truth if t.kind == "campaign" for i in _of(t, welcome)]
+    right = {i.id for i in (*lags, *campaigns, *(i for one in found for i in one.incidents))}
+    return found, [i for i in fired if i.id not in right]
 
 
 def _during(truth: SimulatedIncident, incidents: Sequence[Incident]) -> list[Incident]:
     return [i for i in incidents if truth.start <= i.detected_at <= truth.end + AFTERWARDS]
 
 
-def _found(truth: SimulatedIncident, bound: float, incidents: Sequence[Incident]) -> Found:
+def _of(truth: SimulatedIncident, incidents: Sequence[Incident]) -> list[Incident]:
+    """Those that belong to it, in the order in which they fired."""
     mine = [i for i in _during(truth, incidents) if related(i.scope, truth.scope)]
-    return Found(truth, bound, tuple(sorted(mine, key=lambda i: i.detected_at)))
+    return sorted(mine, key=lambda i: i.detected_at)
 
 
 def _bound(calm: Simulation, one: SimulatedIncident) -> float:

@@ -45,7 +45,10 @@ P1, EDGE = {"partner": "p1"}, {"browser": "edge"}
         (fired(P1, after=45), False, True),
         (fired(P1, after=-1), False, True),
         (fired({"partner": "p2"}), False, True),
-        (fired({"partner": "p2"}, severity="info"), False, False),  # nobody was told
+        (fired({"partner": "p2"}, severity="info"), False, True),
+        (fired({"partner": "p3"}, severity="info"), False, False),  # a campaign
+        (fired({"partner": "p3"}), False, True),
+        (fired({"country": "FI"}, severity="info"), False, True),
         (fired({"country": "FI"}), False, True),  # it is a holiday there
         (fired({}, metric=PIPELINE), False, False),  # a partition lags
         (fired({}, metric=PIPELINE, after=25), False, True),
@@ -54,6 +57,7 @@ P1, EDGE = {"partner": "p1"}, {"browser": "edge"}
 def test_what_belongs_to_a_true_incident_and_what_is_false(alert: Incident, belongs: bool, false: bool) -> None:
     outage = true("partner_outage", P1)
     harmless = [true("holiday", {"country": "FI"}), true("lagging_partition", {"partition": "1"}, 0, 8)]
+    harmless.append(true("campaign", {"partner": "p3", "channel": "email"}))
     (found,), wrong = compared([outage, *harmless], {outage: 2.0}, [alert])
     assert list(found.incidents) == ([alert] if belongs else [])
     assert wrong == ([alert] if false else [])
