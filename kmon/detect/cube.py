@@ -216,17 +216,19 @@ class Cube:
     ) -> pl.DataFrame | None:
         """The cells of a span as `Store.cells` gives them, summed from the leaves; None where these do not tell them.
 
-        Without an `events_` above 0 there is no cell. What a scope of no known value has is nothing.
+        Without an event there is no cell. The leaves do not tell apart the values that are newer than they are.
         """
-        asked = {*dimensions, *where, *(dimension for scope in without for dimension in scope)}
+        scopes = [_numbered(store, scope) for scope in (where, *without)]
+        named = {(dimension, number) for scope in scopes for dimension, numbers in scope.items() for number in numbers}
+        asked = {*dimensions, *(dimension for scope in (where, *without) for dimension in scope)}
         told = self.keys.leaves and asked <= {*self.keys.sets[-2]} and {*measures} <= self.today.keys()
-        if not told or not self._reaches(span):
+        if not told or not self._reaches(span) or any(number > self.keys.sizes[d] for d, number in named):
             return None
         first, last = self.keys.firsts[-3:-1]
         leaves = self.monitors[first:last]
-        inside = _inside(store, leaves, where)
-        for scope in without:
-            inside &= ~_inside(store, leaves, scope)
+        inside, *outside = (_inside(leaves, scope) for scope in scopes)
+        for one in outside:
+            inside &= ~one
         leaves = leaves.filter(inside)
         columns: dict[str, npt.NDArray[Any]] = {
             "slot": np.repeat(np.arange(span.count, dtype=np.int32), leaves.height),
@@ -509,12 +511,16 @@ def _leaves(store: Store, sizes: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(d for d in sizes if d in kept)
 
 
-def _inside(store: Store, monitors: pl.DataFrame, scope: Where) -> npt.NDArray[np.bool_]:
+def _numbered(store: Store, scope: Where) -> dict[str, list[int]]:
+    """A scope with the store's numbers of its values, as far as it has seen them."""
+    values = {d: [value] if isinstance(value, str) else value for d, value in scope.items()}
+    return {d: [n for one in named if (n := store.number(d, one)) is not None] for d, named in values.items()}
+
+
+def _inside(monitors: pl.DataFrame, scope: Mapping[str, Sequence[int]]) -> npt.NDArray[np.bool_]:
     """(monitors): whether each lies in a scope."""
     inside = np.ones(monitors.height, dtype=bool)
-    for dimension, value in scope.items():
-        named = [value] if isinstance(value, str) else value
-        numbers = [number for name in named if (number := store.number(dimension, name)) is not None]
+    for dimension, numbers in scope.items():
         inside &= monitors[dimension].is_in(numbers).to_numpy()
     return inside
 

@@ -82,8 +82,7 @@ def _common(
 
     if (exact := part(grouping, [*added])) is not None:
         return exact
-    rows = keys.places(own, grouping)
-    if rows is not None and {*grouping} <= scope.keys():
+    if {*grouping} <= scope.keys() and (rows := keys.places(own, grouping)) is not None:
         return events() / np.maximum(count(rows), 1.0)
     found = np.ones(own.height)
     for dimension in added:

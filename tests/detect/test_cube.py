@@ -240,6 +240,19 @@ def test_leaves_do_not_tell_what_they_do_not_have(
     assert found.cells(store, span, dimensions, measures, where) is None
 
 
+def test_leaves_do_not_tell_apart_what_is_newer(large: tuple[EmbeddedStore, Cube]) -> None:
+    store, found = large
+    new = traffic(4.0, days=[0], minutes=1).with_columns(browser=pl.lit("brave"))
+    add(store, new)
+    found.advance(store, AT)
+    span = Span("today", AT - MINUTE, 1, MINUTE)
+    assert found.cells(store, span, [], ["sessions"], {"browser": "brave"}) is None
+    assert found.cells(store, span, [], ["sessions"], {}, [{"browser": "brave"}]) is None
+    everything = found.cells(store, span, [], ["sessions"], {})
+    assert everything is not None
+    assert everything["sessions"].sum() == store.totals({}, AT - MINUTE, AT)["sessions"]
+
+
 def test_a_small_fleet_has_no_leaves(store: EmbeddedStore) -> None:
     found = recall(store, config(), AT - MINUTE)
     assert found.monitors.height == len(found.watched(config()))
