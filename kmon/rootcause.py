@@ -37,8 +37,8 @@ MOST = 10
 """Causes told apart in one search."""
 ALIKE = 0.75
 """Everything changed if the rest did by this share (on the log scale) of what the most telling scope did."""
-DOUBT = 1.0
-"""Standard deviations by which the rest may have changed more than it seems: few events tell little of how much."""
+DOUBT = 0.5
+"""Nats by which the rest may speak against that, a standard deviation: few events tell little of how much."""
 HALF = 0.5
 """Events that a scope is expected to show at least: what was never seen may still be seen."""
 TINY = 1e-9
@@ -232,9 +232,13 @@ class _Cube:
         rest = self.take(~self.inside(scope))
         if not rest.height:
             return True
-        _, effects = _gains(rest, np.arange(rest.height), np.zeros(rest.height, dtype=np.int64), 1)
-        doubt = DOUBT / np.sqrt(min(rest.observed.sum(), rest.expected.sum()) + HALF)
-        return bool(effects[0] * np.sign(scope.effect) + doubt >= ALIKE * abs(scope.effect))
+        observed, expected = rest.observed.sum(), rest.expected.sum()
+        exposure = None if rest.exposure is None else rest.exposure.sum()
+        alike = expected * np.exp(ALIKE * scope.effect)
+        if exposure is not None:
+            alike = min(alike, exposure * (1 - TINY))
+        further = (observed - alike) * scope.effect >= 0
+        return bool(further or _divergence(observed, alike, exposure) <= DOUBT)
 
     def _rising(self, floor: float) -> Iterator[_Scope]:
         """The whole, then scopes by breadth, each with a higher gain than any before it but the whole."""

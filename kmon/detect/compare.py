@@ -27,6 +27,9 @@ EDGE = 3.0
 PAIRED = 1.5
 """Times what chance says that a rate varies by at most, where its numerator is a part of its denominator. Beyond that
 few sessions in a window say little of its orders: a rise is one of as many as usual."""
+TWICE = 2.0
+"""Times what is expected, from which on a rate is judged as if its numerator came by itself, too: some of the orders of a
+window are of sessions before it, and may be as many as there are sessions now."""
 LAST = 6
 """Bins that tell the usual exposure."""
 GROWTH = 1.25
@@ -188,7 +191,9 @@ class _Now:
         few, many = np.minimum(np.ceil(self.value / unit), trials), np.minimum(self.value, most)
         lower, _ = tails.beta_binomial(few, trials, null, self._spread(expected, trials, unit))
         _, upper = tails.beta_binomial(many, most, null, self._spread(expected, most))
-        return lower, upper
+        usual = null * most
+        _, free = tails.negative_binomial(many, usual, (expected.noise - 1) / np.maximum(usual, 1e-9) + expected.drift)
+        return lower, np.where(many >= TWICE * usual, np.fmax(upper, free), upper)
 
     def _excess(self, expected: Expectation, unit: float = 1.0) -> Floats:
         """Relative variance of a count beyond that of independent events of `unit` each."""
