@@ -97,15 +97,17 @@ def test_a_known_cause_stays_unless_another_tells_clearly_more(kind, nearly, kno
 
 
 @pytest.mark.parametrize(
-    ("seen", "told"),
+    ("seen", "rest", "told"),
     [
-        (0, {}),  # of so few events that is as much as can be said
-        (4, {"country": "SE"}),
+        (0, 4.0, {}),  # of so few events that is as much as can be said
+        (0, 1.6, {}),
+        (4, 4.0, {"country": "SE"}),
+        (2, 1.6, {"country": "SE"}),
     ],
 )
-def test_a_small_rest_is_alike_unless_it_says_otherwise(seen, told):
+def test_a_small_rest_is_alike_unless_it_says_otherwise(seen, rest, told):
     leaves = pl.DataFrame(
-        {"country": ["SE", "DE", "FI"], "observed": [0.0, seen / 2, seen / 2], "expected": [60.0, 2.0, 2.0]}
+        {"country": ["SE", "DE", "FI"], "observed": [0.0, seen / 2, seen / 2], "expected": [60.0, rest / 2, rest / 2]}
     )
     assert found(leaves, ["country"]) == [(told, "down")]
 

@@ -122,6 +122,17 @@ def test_one_monitor_that_is_hardly_known_borrows_calm_from_the_fleet() -> None:
     assert found["p_value"] < 1e-3
 
 
+@pytest.mark.parametrize(("orders", "least", "most"), [(32, 1e-6, 1e-2), (24, 1e-4, 1e-1)])
+def test_as_many_orders_as_sessions_may_be_those_of_sessions_before(orders: int, least: float, most: float) -> None:
+    """Of 32 sessions 12 would buy: of its binomial there cannot be 32, of orders that come by themselves there can."""
+    assert least < scores(shares("rate", orders, 32, 0.39))["p_value"] < most
+
+
+def test_a_rate_that_rises_from_little_is_as_certain_as_ever() -> None:
+    """Errors: of a thousand events usually ten."""
+    assert scores(shares("rate", 100, 1000, 0.01))["p_value"] < 1e-40
+
+
 @pytest.mark.parametrize("kind", ["count", "rate", "mean"])
 def test_the_band_holds_normal_windows(kind: str) -> None:
     rng = np.random.default_rng(4)
