@@ -254,7 +254,8 @@ def _counts(given: References) -> Expectation:
     own = np.where(flat, 1.0, today / np.maximum(before, 1e-9))
     profile = _weighted([s.profile for s in shapes], weights, m, RECENT + AFTER)
     trace = np.where(flat[:, None], alone.rate[:, None], own[:, None] * profile[:, :RECENT])
-    residuals = [(recent - trace, trace)]
+    of_days = np.where(flat, 0.0, own * (_shares(weights, m)[: len(given.days)] ** 2).sum(axis=0))
+    residuals = [((recent - trace) / np.sqrt(1 + of_days * _kept(1.0, given))[:, None], trace)]
     near = max(int(given.near), 1)
     kept = np.sqrt(1 - 1 / (2 * near + 1))  # the bin itself is a part of its mean
     for (day, _), s in zip(given.days, shapes, strict=False):  # a forecast has no residuals
@@ -262,7 +263,7 @@ def _counts(given: References) -> Expectation:
         residuals.append(((day - smooth) / kept, smooth))
     off, mean = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
     noise, floor, phi = _noise(off, mean, mean**2, given.company)
-    wander = noise * _at_width(given, recent - trace, trace, floor, phi)
+    wander = noise * _at_width(given, recent - trace, trace, floor, phi, of_days)
     noise = floor * noise
 
     volume = around * np.maximum(used, 1) + np.nansum(recent, axis=1)
@@ -497,8 +498,21 @@ def _robust_mean(
     return own
 
 
-def _at_width(given: References, off: Floats, mean: Floats, floor: float, phi: float) -> float:
-    """The fleet's `phi` of windows as long as this one, from past ones around the recent level."""
+def _kept(bins: float, given: References) -> float:
+    """What a day, smoothed, keeps of its variance by chance in a window of so many `bins`: from 0 to 1."""
+    size = 2 * int(given.near) + 1
+    whole = max(round(bins), 1)
+    weights = np.convolve(np.ones(whole), np.full(size, 1 / size))
+    return float((weights**2).sum() / whole * min(bins, 1.0))
+
+
+def _at_width(given: References, off: Floats, mean: Floats, floor: float, phi: float, of_days: Floats) -> float:
+    """The fleet's `phi` of windows as long as this one, from past ones around the recent level.
+
+    That level has chance of its own, by the other days: `of_days` times what a window's would be, were they not
+    smoothed. It is counted where the window is expected, and must not pass for what today's level wanders.
+    """
+    width = given.bins
     if given.bins < 1:
         past = given.previous[0]
         each = _stretched(mean, past.shape[1], given.bins) * given.bins
@@ -507,8 +521,9 @@ def _at_width(given: References, off: Floats, mean: Floats, floor: float, phi: f
         known = np.isfinite(off).any(axis=0)
         off, mean = off[:, known], mean[:, known]
         join = max(1, min(round(given.bins), off.shape[1] // 3))
-        off, mean = _joined(off, join), _joined(mean, join)
+        off, mean, width = _joined(off, join), _joined(mean, join), float(join)
         kept = 1 - 1 / max(off.shape[1], 2)  # the level was fitted to the same bins
+    off = off / np.sqrt(1 + of_days * _kept(width, given))[:, None]
     off, mean = off[given.company], mean[given.company]
     telling = np.isfinite(off) & (mean >= 3)
     return overdispersion(
