@@ -28,8 +28,8 @@ PAIRED = 1.5
 """Times what chance says that a rate varies by at most, where its numerator is a part of its denominator. Beyond that
 few sessions in a window say little of its orders: a rise is one of as many as usual."""
 TWICE = 2.0
-"""Times what is expected, from which on a rate is judged as if its numerator came by itself, too: some orders of a window
-are of sessions before it, and all may be as many as the sessions in it."""
+"""Times what is expected, from which on a rate is judged as if its numerator came by itself, too: some orders of a
+window are of sessions before it, and all may be as many as the sessions in it."""
 LAST = 6
 """Bins that tell the usual exposure."""
 GROWTH = 1.25
