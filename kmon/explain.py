@@ -287,12 +287,15 @@ def _next(
     holder, row = best
     if holder.scored.apart or holder.scope(row) in known:
         return best
-    row = _whole(holder, row, known)
+    row = _whole(holder, row, known, roots.rest.causes)
     return holder, roots.of(holder, row) or row
 
 
-def _whole(holder: _Pending, row: Row, known: Sequence[Scope]) -> Row:
-    """What an anomaly is a part of and tells more, though it has changed by just too little itself; or the anomaly."""
+def _whole(holder: _Pending, row: Row, known: Sequence[Scope], causes: Sequence[Scope]) -> Row:
+    """What an anomaly is a part of and tells more, though it has changed by just too little itself; or the anomaly.
+
+    What a known cause has a part in may have changed for that reason.
+    """
     scope = holder.scope(row)
     same = holder.faint.filter(
         pl.col("metric") == row["metric"],
@@ -301,8 +304,13 @@ def _whole(holder: _Pending, row: Row, known: Sequence[Scope]) -> Row:
         pl.col("evidence") > row["evidence"],
     )
     around = [one for one in same.iter_rows(named=True) if holder.scope(one).items() < scope.items()]
-    certain = [one for one in around if holder.is_still_certain(one)]
-    return max((row, *certain), key=lambda one: _rank(holder, one, known))
+    apart = [one for one in around if all(_apart(holder.scope(one), cause) for cause in causes)]
+    return max((row, *apart), key=lambda one: _rank(holder, one, known))
+
+
+def _apart(one: Scope, other: Scope) -> bool:
+    """Whether two scopes have nothing in common."""
+    return any(other.get(dimension, value) != value for dimension, value in one.items())
 
 
 def _hidden(pending: Sequence[_Pending], roots: _Roots, known: Sequence[Scope]) -> tuple[_Pending, Row] | None:

@@ -301,8 +301,11 @@ class Watch:
         if upto is not None:
             told, masks = references.config, references.masks
             incident = replace(incident, impact=loss(self._store, told, incident, upto, masks, self._cube))
-        if decision.action in ("new", "reopened", *GOES_ON):
+        if upto == at:
             incident = replace(incident, severity=self._severity(incident, at))
+        elif decision.action in GOES_ON and self._config.incidents.money is not None:  # its loss is of another age
+            before = next((i.severity for i in references.incidents if i.id == incident.id), incident.severity)
+            incident = replace(incident, severity=before)
         return replace(decision, incident=self._addressed(incident))
 
     def _severity(self, incident: Incident, at: dt.datetime) -> Severity:

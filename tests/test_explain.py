@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from kmon.config import Config
-from kmon.detect import sweep
+from kmon.detect import cube, sweep
 from kmon.detect.guests import scope_of
 from kmon.explain import Cause, explain
 from kmon.store import EmbeddedStore
@@ -157,6 +157,31 @@ def test_parts_of_what_falls_by_just_too_little_are_told_as_the_whole(to: float,
         assert {"partner": "p1"} not in flagged
         causes = explain(seen, config(), store)
     assert [c.scope for c in causes] == [scope]
+
+
+def test_a_whole_that_fell_with_a_known_cause_names_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody buys of p0, of which Sweden has much; and in one browser of p1 there."""
+    much = pl.when(pl.col("partner") == "p0").then(66.0).otherwise(8.0)
+    gone = (pl.col("partner") == "p0") | (P1 & SE & (pl.col("browser") == "chrome"))
+    with shop(traffic(much, rate(gone, 0.0))) as store:
+        found = explained(store, config())
+    assert [c.scope for c in found][:1] == [{"partner": "p0"}]
+    assert {"country": "SE"} not in [c.scope for c in found]
+
+
+@pytest.mark.parametrize(
+    "causes", [[{"partner": "p0"}], [{"browser": "edge"}, {"browser": "safari"}]], ids=["partner", "browsers"]
+)
+def test_causes_of_a_large_fleet_are_those_of_a_small_one(
+    causes: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = pl.any_horizontal(*(pl.col(d) == value for scope in causes for d, value in scope.items()))
+    for large in (False, True):
+        if large:
+            monkeypatch.setattr(cube, "LARGE", 6)
+            monkeypatch.setattr(cube, "MANY", 5)
+        with shop(traffic(rate(gone, 0.1, 8.0))) as store:
+            assert [c.scope for c in explained(store, config())] == causes
 
 
 def test_without_anomalies_nothing_is_read() -> None:

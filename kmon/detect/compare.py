@@ -191,8 +191,9 @@ class _Now:
         few, many = np.minimum(np.ceil(self.value / unit), trials), np.minimum(self.value, most)
         lower, _ = tails.beta_binomial(few, trials, null, self._spread(expected, trials, unit))
         _, upper = tails.beta_binomial(many, most, null, self._spread(expected, most))
-        usual = null * most
-        _, free = tails.negative_binomial(many, usual, (expected.noise - 1) / np.maximum(usual, 1e-9) + expected.drift)
+        usual = np.maximum(null * most, 1e-9)
+        excess = (expected.noise - 1) / usual + expected.drift * (1 - null) / np.maximum(null, 1e-9)
+        _, free = tails.negative_binomial(many, usual, excess)
         return lower, np.where(many >= TWICE * usual, np.fmax(upper, free), upper)
 
     def _excess(self, expected: Expectation, unit: float = 1.0) -> Floats:

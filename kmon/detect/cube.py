@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -118,7 +119,7 @@ class Cube:
         measures = [m for m in store.schema.measures if m in wanted]
         sizes = {d: store.cardinality(d) for d in dimensions}
         leaves = _leaves(store, sizes) if among is None else ()
-        sets = (*watched, *([leaves] if leaves else []), ())
+        sets = (*watched, (), *([leaves] if leaves else []))
         if among is None:
             read = {span.name: _cells(store, span, dimensions, measures, scope, without) for span in spans}
             keys, room = Keys.of(sets, sizes, read.values(), least, leaves=bool(leaves)), (until - as_of) // grain
@@ -221,19 +222,20 @@ class Cube:
         scopes = [_numbered(store, scope) for scope in (where, *without)]
         named = {(dimension, number) for scope in scopes for dimension, numbers in scope.items() for number in numbers}
         asked = {*dimensions, *(dimension for scope in (where, *without) for dimension in scope)}
-        told = self.keys.leaves and asked <= {*self.keys.sets[-2]} and {*measures} <= self.today.keys()
+        told = self.keys.leaves and asked <= {*self.keys.sets[-1]} and {*measures} <= self.today.keys()
         if not told or not self._reaches(span) or any(number > self.keys.sizes[d] for d, number in named):
             return None
-        first, last = self.keys.firsts[-3:-1]
+        first, last = self.keys.firsts[-2:]
         leaves = self.monitors[first:last]
         inside, *outside = (_inside(leaves, scope) for scope in scopes)
         for one in outside:
             inside &= ~one
-        leaves = leaves.filter(inside)
+        rows = np.flatnonzero(inside) + first
+        rows = rows[self._slots(EVENTS, [span], rows).any(axis=1)]
         columns: dict[str, npt.NDArray[Any]] = {
-            "slot": np.repeat(np.arange(span.count, dtype=np.int32), leaves.height),
-            **{d: np.tile(leaves[d].to_numpy(), span.count) for d in dimensions},
-            **{m: self._slots(m, [span], np.flatnonzero(inside) + first).T.ravel() for m in {*measures, EVENTS}},
+            "slot": np.repeat(np.arange(span.count, dtype=np.int32), len(rows)),
+            **{d: np.tile(leaves[d].to_numpy()[rows - first], span.count) for d in dimensions},
+            **{m: self._slots(m, [span], rows).T.ravel() for m in {*measures, EVENTS}},
         }
         return pl.DataFrame(columns).filter(pl.col(EVENTS) > 0).select("slot", *dimensions, *measures)
 
@@ -255,7 +257,7 @@ class Cube:
     @functools.cached_property
     def everything(self) -> Ints:
         """The row of all events together, which is there unless the cube is of some monitors only."""
-        return np.flatnonzero((self.monitors["set"] == len(self.keys.sets) - 1).to_numpy())
+        return np.flatnonzero((self.monitors["set"] == self.keys.sets.index(())).to_numpy())
 
     @property
     def common(self) -> Ints:
@@ -506,7 +508,7 @@ def _leaves(store: Store, sizes: Mapping[str, int]) -> tuple[str, ...]:
     if not is_large(store):
         return ()
     few = sorted((d for d in sizes if sizes[d] <= MANY), key=lambda d: sizes[d])
-    total = itertools.accumulate((sizes[d] for d in few), lambda product, size: product * max(size, 1))
+    total = itertools.accumulate((sizes[d] + 1 for d in few), operator.mul)  # 0 stands for no value
     kept = {d for d, product in zip(few, total, strict=True) if product <= LEAVES}
     return tuple(d for d in sizes if d in kept)
 

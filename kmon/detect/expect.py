@@ -41,6 +41,8 @@ SHORT = 300.0
 """Seconds of the bins that LEVEL_DRIFT is of; it grows with time, as a random walk."""
 FEW = 5.0
 """Events of other days below which they tell no shape."""
+OWN = 1.5
+"""Events a bin from which on the chance that other days lend to a level is taken off: of fewer it is not well known."""
 PRIOR = 20.0
 """Events, or bins, that what is usual in the fleet weighs against a monitor's own."""
 ALIKE = 40.0
@@ -254,15 +256,16 @@ def _counts(given: References) -> Expectation:
     own = np.where(flat, 1.0, today / np.maximum(before, 1e-9))
     profile = _weighted([s.profile for s in shapes], weights, m, RECENT + AFTER)
     trace = np.where(flat[:, None], alone.rate[:, None], own[:, None] * profile[:, :RECENT])
-    of_days = np.where(flat, 0.0, own * (_shares(weights, m)[: len(given.days)] ** 2).sum(axis=0))
-    residuals = [((recent - trace) / np.sqrt(1 + of_days * _kept(1.0, given))[:, None], trace)]
+    certain = ~flat & (own * before >= OWN * np.maximum(spread, 1e-9))
+    of_days = np.where(certain, own * (_shares(weights, m)[: len(given.days)] ** 2).sum(axis=0), 0.0)
+    residuals = [(recent - trace, trace, trace * (1 + of_days * _kept(1.0, given))[:, None])]
     near = max(int(given.near), 1)
     kept = np.sqrt(1 - 1 / (2 * near + 1))  # the bin itself is a part of its mean
     for (day, _), s in zip(given.days, shapes, strict=False):  # a forecast has no residuals
         smooth = s.profile if given.near >= 1 else np.where(s.used[:, None] > 0, _smooth(day, near), np.nan)
-        residuals.append(((day - smooth) / kept, smooth))
-    off, mean = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
-    noise, floor, phi = _noise(off, mean, mean**2, given.company)
+        residuals.append(((day - smooth) / kept, smooth, smooth))
+    off, mean, chance = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
+    noise, floor, phi = _noise(off, chance, mean**2, given.company)
     wander = noise * _at_width(given, recent - trace, trace, floor, phi, of_days)
     noise = floor * noise
 
@@ -523,11 +526,11 @@ def _at_width(given: References, off: Floats, mean: Floats, floor: float, phi: f
         join = max(1, min(round(given.bins), off.shape[1] // 3))
         off, mean, width = _joined(off, join), _joined(mean, join), float(join)
         kept = 1 - 1 / max(off.shape[1], 2)  # the level was fitted to the same bins
-    off = off / np.sqrt(1 + of_days * _kept(width, given))[:, None]
-    off, mean = off[given.company], mean[given.company]
+    chance = mean * (1 + of_days * _kept(width, given))[:, None]
+    off, mean, chance = off[given.company], mean[given.company], chance[given.company]
     telling = np.isfinite(off) & (mean >= 3)
     return overdispersion(
-        off[telling] ** 2 / kept, floor * mean[telling], mean[telling] ** 2, most=1.0, guess=phi, weight=5 * PRIOR
+        off[telling] ** 2 / kept, floor * chance[telling], mean[telling] ** 2, most=1.0, guess=phi, weight=5 * PRIOR
     )
 
 

@@ -30,7 +30,7 @@ class Keys:
     known: tuple[Ints, ...]
     """By set: the keys of its monitors, in ascending order; their rows follow one another."""
     leaves: bool = False
-    """Whether the last set but one has every event, also those without a value: what is no monitor is a sum of it."""
+    """Whether the last set, after that of everything together, has every event: what is no monitor is a sum of it."""
 
     @classmethod
     def of(
@@ -42,14 +42,20 @@ class Keys:
         *,
         leaves: bool = False,
     ) -> Keys:
-        """The monitors that have `least` events in one of some `parts`; all leaves, and everything together, always."""
+        """The monitors that have `least` events in one of some `parts`; everything together always.
+
+        Of the leaves all that there can be: the others would be missed where one of them comes later.
+        """
         empty = cls(sets, sizes, tuple(np.empty(0, dtype=np.int64) for _ in sets), leaves)
         found: list[list[Ints]] = [[] for _ in sets]
         for cells in parts:
             events = cells[EVENTS].to_numpy()
             for number, grouping in enumerate(sets):
-                enough = 1 if not grouping or empty.is_of_leaves(number) else least
-                found[number].append(_enough(empty.key(cells, number), events, empty.size(grouping), enough))
+                if not empty.is_of_leaves(number):
+                    enough = least if grouping else 1
+                    found[number].append(_enough(empty.key(cells, number), events, empty.size(grouping), enough))
+        if leaves:
+            found[-1] = [np.arange(empty.size(sets[-1]))]
         return cls(sets, sizes, tuple(np.unique(np.concatenate(each)) for each in found), leaves)
 
     @classmethod
@@ -77,7 +83,7 @@ class Keys:
 
     def is_of_leaves(self, number: int) -> bool:
         """Whether a set is that of the leaves."""
-        return self.leaves and number == len(self.sets) - 2
+        return self.leaves and number == len(self.sets) - 1
 
     def key(self, cells: pl.DataFrame, number: int) -> Ints:
         """Of each row in a set; -1 where an event had no value in a dimension, or one that is new.

@@ -4,7 +4,8 @@
     around it            what the scope has of them
     across it            what both have in common: exactly, where that is a watched monitor; else about so much
 
-Who is across a broken browser has its own fall, too small to be told, and then a rise that nobody has to hear of.
+Who is across a broken browser has its own fall, too small to be told, and when that is over a rise that nobody has to
+hear of. While it lasts all are judged by what they have: a browser is across everybody, and may be broken for hours.
 """
 
 from __future__ import annotations
@@ -41,23 +42,30 @@ def mask(fleet: Fleet, keys: Keys, count: Count, store: Store, masks: Sequence[M
         def events(scope: Mapping[str, str] = one.scope) -> float:
             return sum(store.totals(scope, span.start, span.end)[EVENTS] for span in fleet.spans)
 
-        weight = shares(fleet.monitors, keys, numbers, count, events)
+        weight = shares(fleet.monitors, keys, numbers, count, events, across=one.resolved_at is not None)
         fleet.usable[np.ix_(weight >= CONSIDERABLE, touched)] = False
 
 
 def shares(
-    monitors: pl.DataFrame, keys: Keys, scope: Mapping[str, int], count: Count, events: Callable[[], float]
+    monitors: pl.DataFrame,
+    keys: Keys,
+    scope: Mapping[str, int],
+    count: Count,
+    events: Callable[[], float],
+    *,
+    across: bool = True,
 ) -> Floats:
     """(monitors): about what part of the events of each lies in a scope, which has as many as `events` says.
 
-    Of what is across the scope, and has no watched monitor in common with it, each value that the scope adds counts as
-    often as with that one of the monitor's own values with which it is most frequent.
+    Without `across` it is 0 of what neither is inside the scope nor around it. Of what is across the scope, and has no
+    watched monitor in common with it, each value that the scope adds counts as often as with that one of the monitor's
+    own values with which it is most frequent.
     """
     found = np.zeros(monitors.height)
     for number, grouping in enumerate(keys.sets):
         same = [pl.col("set") == number, *(pl.col(d) == scope[d] for d in grouping if d in scope)]
         mine = np.flatnonzero(monitors.select(pl.all_horizontal(same).fill_null(value=False)).to_series().to_numpy())
-        if len(mine):
+        if len(mine) and (across or scope.keys() <= {*grouping} or {*grouping} <= scope.keys()):
             inside = scope.keys() <= {*grouping}
             found[mine] = 1.0 if inside else _common(monitors[mine], grouping, scope, keys, count, events)
     return found

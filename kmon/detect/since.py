@@ -85,11 +85,13 @@ def _sums(
     store: Store, cube: Cube | None, spans: Sequence[Span], where: Where, measures: Sequence[str]
 ) -> pl.DataFrame:
     """`slot`, over all spans in their order, and the measures of all that match `where`."""
-    firsts = np.cumsum([0, *(span.count for span in spans[:-1])])
-    cells = [None if cube is None else cube.cells(store, span, [], measures, where) for span in spans]
-    there = [c.with_columns(pl.col("slot") + n) for c, n in zip(cells, firsts, strict=True) if c is not None]
-    if len(there) < len(spans):
-        return store.windows(spans, [()], where, measures=set(measures))
+    there, first = [], 0
+    for span in spans:
+        cells = None if cube is None else cube.cells(store, span, [], measures, where)
+        if cells is None:
+            return store.windows(spans, [()], where, measures=set(measures))
+        there.append(cells.with_columns(pl.col("slot") + first))
+        first += span.count
     return pl.concat(there).group_by("slot").agg(pl.col(measures).sum())
 
 

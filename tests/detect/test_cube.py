@@ -12,6 +12,7 @@ from polars.testing import assert_frame_equal
 
 from kmon.detect import Fleet, cube, observe
 from kmon.detect.cube import Cube, recall
+from kmon.detect.guests import row_of
 from kmon.detect.keys import Keys
 from kmon.errors import UsageError
 from kmon.sources import Move
@@ -253,6 +254,27 @@ def test_leaves_do_not_tell_apart_what_is_newer(large: tuple[EmbeddedStore, Cube
     assert everything["sessions"].sum() == store.totals({}, AT - MINUTE, AT)["sessions"]
 
 
+def test_a_combination_that_is_new_is_in_the_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cube, "LARGE", 6)
+    monkeypatch.setattr(cube, "MANY", 5)
+    both = (pl.col("country") == "SE") & (pl.col("browser") == "edge")
+    with shop(traffic(pl.when(both & ((pl.col("ago") > 3) | ~pl.col("today"))).then(0.0).otherwise(4.0))) as store:
+        found = recall(store, config(), AT - MINUTE)
+        scope = {"country": "SE", "browser": "edge"}
+        told = found.cells(store, Span("today", AT - 3 * MINUTE, 2, MINUTE), [], ["sessions"], scope)
+        assert told is not None
+        assert told["sessions"].sum() == store.totals(scope, AT - 3 * MINUTE, AT - MINUTE)["sessions"] > 0
+
+
+def test_a_cause_is_taken_off_everything(large: tuple[EmbeddedStore, Cube]) -> None:
+    store, found = large
+    whole = found.fleet(store, config(), AT - MINUTE, found.watched(config()))
+    part = observe(store, config(), AT - MINUTE, scope={"country": "SE"}, among=whole.monitors, cube=found)
+    everything = row_of(whole, {})
+    rest = whole.copy().minus(part).total("sessions", 5 * MINUTE)[everything]
+    assert rest == store.totals({"country": ["DE", "US"]}, AT - 6 * MINUTE, AT - MINUTE)["sessions"]
+
+
 def test_a_small_fleet_has_no_leaves(store: EmbeddedStore) -> None:
     found = recall(store, config(), AT - MINUTE)
     assert found.monitors.height == len(found.watched(config()))
@@ -263,7 +285,7 @@ def test_leaves_are_no_monitors(large: tuple[EmbeddedStore, Cube]) -> None:
     _, found = large
     for settings in (config(), config(watch=config().watch[1:])):
         rows = found.watched(settings)
-        assert set(found.monitors[rows]["set"]) == {*range(5), *([6] if () in settings.watch else [])}
+        assert set(found.monitors[rows]["set"]) == {*range(5), *([5] if () in settings.watch else [])}
     assert found.monitors.height > len(rows)
 
 
@@ -279,6 +301,7 @@ def test_a_part_is_the_same_of_leaves_as_of_the_store(
         observe(store, config(), AT - MINUTE, scope=scope, among=among, cube=one) for one in (found, None)
     )
     assert of_leaves.monitors.equals(anew.monitors)
+    assert of_leaves.monitors.filter(pl.all_horizontal(pl.exclude("set").is_null())).height == 1
     for measure, values in anew.values.items():
         assert np.array_equal(of_leaves.values[measure], values)
     assert anew.values["sessions"].any()

@@ -171,7 +171,7 @@ def test_the_usual_volume_counts_too() -> None:
         ({"country": "SE", "browser": "edge"}, {"country": "SE"}, 2),  # which no set has: a third of it
         ({"country": "SE", "browser": "edge"}, {}, 0),
         ({"country": "SE", "browser": "edge"}, {"country": "DE"}, 0),
-        ({"country": "SE"}, {"partner": "p2"}, 2),  # a third of it is across, which is watched
+        ({"country": "SE"}, {"partner": "p2"}, 2),  # a third of it lies across, which is watched
         ({"partner": "p2"}, {"country": "SE"}, 0),
         ({"country": "SE"}, {"partner": "p2", "browser": "edge"}, 2),  # as of p2 and of edge, if not of both
         ({"country": "SE", "browser": "edge"}, {"partner": "p2", "browser": "edge"}, 2),
