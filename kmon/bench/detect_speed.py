@@ -66,7 +66,7 @@ def _sized(name: str, size: float, options: Options, limit: float | None) -> Ite
             shelf = Shelf.of(work / "cubes", store, config)
             cube, base = _timed(lambda: Base.at(store, config, begin, LEAST).read(store, config))
             shelf.put(cube)
-            yield told(f"{name}: monitors", cube.monitors.height, "", f"of {partners:,} partners")
+            yield told(f"{name}: monitors", len(cube.watched(config)), "", f"of {partners:,} partners")
             yield told(f"{name}: the base, twice an hour and ahead", base, "s", _memory(cube))
             yield told(f"{name}: the bare scan", scan, "s", "grouping sets of 5 minutes and the same a day before")
             watch = Watch(config, store, ledger, shelf=shelf)

@@ -86,7 +86,8 @@ class Cube:
     """Events that had come late to the store by then."""
     copy: str = ""
     """Which copy on a shelf its tables are, if any."""
-    _usual: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
+    usuals: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict, repr=False)
+    """What `usual` has found so far, by measure."""
 
     @classmethod
     def read(
@@ -188,12 +189,12 @@ class Cube:
 
         Of fewer bins than all, as there are shops that have just opened.
         """
-        if measure not in self._usual:
+        if measure not in self.usuals:
             each = self.bin // self.grain
             today = _busiest(self.today[measure][: RECENT * each], FINE * each) * each
             days = (_busiest(day.values[measure], FINE) for day in self.days.values())
-            self._usual[measure] = np.max([today, *days], axis=0)
-        return self._usual[measure]
+            self.usuals[measure] = np.max([today, *days], axis=0)
+        return self.usuals[measure]
 
     @functools.cached_property
     def lot(self) -> Ints:

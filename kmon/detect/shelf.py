@@ -112,6 +112,7 @@ def _tables(cube: Cube) -> dict[str, Any]:
     tables = {f"today.{i}.npy": cube.today[m] for i, m in enumerate(measures)}
     for name, day in cube.days.items():
         tables |= {f"{name}.{i}.npy": day.values[m] for i, m in enumerate(measures)}
+    tables |= {f"usual.{i}.npy": cube.usual(m) for i, m in enumerate(measures)}
     return tables | {f"set.{i}.npy": known for i, known in enumerate(cube.keys.known)}
 
 
@@ -157,4 +158,6 @@ def _read(where: Path, told: dict[str, Any]) -> Cube:
     today = {m: _table(where, f"today.{i}.npy", "r+") for i, m in enumerate(measures)}
     known = tuple(np.array(_table(where, f"set.{i}.npy")) for i in range(len(sets)))
     keys = Keys(sets, told["sizes"], known, told["leaves"])
-    return Cube(**times, bin=bin_, grain=grain, keys=keys, today=today, days=days, late=told["late"], copy=told["copy"])
+    usuals = {m: np.array(_table(where, f"usual.{i}.npy")) for i, m in enumerate(measures)}
+    late, copy = told["late"], told["copy"]
+    return Cube(**times, bin=bin_, grain=grain, keys=keys, today=today, days=days, late=late, copy=copy, usuals=usuals)

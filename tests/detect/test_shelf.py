@@ -66,6 +66,18 @@ def test_the_leaves_of_a_large_fleet_are_kept(
     assert there.equals(again)
 
 
+def test_what_is_usual_is_not_reckoned_again(
+    store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = recall(store, config(), AT - 10 * MINUTE)
+    shelf(tmp_path, store).put(first)
+    taken = shelf(tmp_path, store).take(first.as_of)
+    assert taken is not None
+    monkeypatch.setattr(cube, "_busiest", None)
+    assert np.array_equal(taken.usual("sessions"), first.usual("sessions"))
+    assert first.usual("sessions").any()
+
+
 def test_a_sweep_reads_only_what_is_new(store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sweep(store, config(), AT - MINUTE)
     assert before.cube is not None
