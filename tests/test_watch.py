@@ -97,6 +97,25 @@ def test_the_loss_of_a_long_incident_is_told_now_and_then_and_at_its_end(
     assert incident.impact["orders"] == pytest.approx(-36 * (ages[-1] / MINUTE), rel=0.1)
 
 
+def test_the_severity_of_an_old_incident_is_told_anew_with_its_loss_only(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss is of another age in between, and would seem less an hour."""
+    settings = config(incidents={"impact": ["orders"], "money": {"measure": "sessions", "of": "orders", "critical": 1}})
+    with shop(traffic(ill("p1", 70), minutes=200), settings) as store:
+        watch = Watch(settings, store, ledger, deliver=False)
+        for ago in range(66, 25, -1):
+            watch.look(AT - ago * MINUTE)
+        (before,) = ledger.incidents()
+        monkeypatch.setattr(watch_module, "is_due", lambda *_: False)
+        monkeypatch.setattr(watch_module, "severity_of", lambda *_: "warning")
+        watch.look(AT - 25 * MINUTE)
+        (after,) = ledger.incidents()
+    assert after.seen_at > before.seen_at
+    assert (before.severity, after.severity) == ("critical", "critical")
+    assert after.impact == before.impact
+
+
 def test_names_come_back_as_they_are(look: Look, ledger: Ledger) -> None:
     with shop(traffic(ill(EVIL, 6), partners=NAMES)) as store:
         (incident,) = look(store, 0)["new"]

@@ -189,6 +189,23 @@ def test_a_known_incident_is_no_reference(
     assert (clean[0] - masked[0], clean[1] - masked[1]) == ((0, lost) if ago else (lost, 0))
 
 
+@pytest.mark.parametrize("scope", [{"partner": "p2"}, {"partner": "p2", "browser": "edge"}])
+def test_what_lies_across_an_incident_keeps_its_references_while_that_lasts(
+    store: EmbeddedStore, scope: dict[str, str]
+) -> None:
+    """Everybody lies across a broken browser; after two hours of it nobody's counts could be judged."""
+    clean, lasting, over = (
+        usable(observe(store, config(), AT, masks=masks), store, scope)
+        for masks in (
+            (),
+            (Mask({"country": "SE"}, AT - 50 * MINUTE),),
+            (Mask({"country": "SE"}, AT - 50 * MINUTE, AT),),
+        )
+    )
+    assert lasting == clean
+    assert over[0] < clean[0]
+
+
 @pytest.mark.parametrize(("began", "judged"), [(50, True), (130, False)])
 def test_a_count_waits_for_a_clean_bin_of_today(store: EmbeddedStore, began: int, judged: bool) -> None:
     """Other days alone would take a holiday for an outage; a rate is none the worse for it."""
