@@ -42,7 +42,8 @@ SHORT = 300.0
 FEW = 5.0
 """Events of other days below which they tell no shape."""
 OWN = 1.5
-"""Events a bin from which on the chance that other days lend to a level is taken off: of fewer it is not well known."""
+"""Events a bin from which on the chance that other days lend to a level is taken off: of fewer it is not well known,
+nor of hours that no neighbours smooth, where an event may be a large order."""
 PRIOR = 20.0
 """Events, or bins, that what is usual in the fleet weighs against a monitor's own."""
 ALIKE = 40.0
@@ -256,7 +257,7 @@ def _counts(given: References) -> Expectation:
     own = np.where(flat, 1.0, today / np.maximum(before, 1e-9))
     profile = _weighted([s.profile for s in shapes], weights, m, RECENT + AFTER)
     trace = np.where(flat[:, None], alone.rate[:, None], own[:, None] * profile[:, :RECENT])
-    certain = ~flat & (own * before >= OWN * np.maximum(spread, 1e-9))
+    certain = ~flat & (own * before >= OWN * np.maximum(spread, 1e-9)) & (given.near >= 1)
     of_days = np.where(certain, own * (_shares(weights, m)[: len(given.days)] ** 2).sum(axis=0), 0.0)
     residuals = [(recent - trace, trace, trace * (1 + of_days * _kept(1.0, given))[:, None])]
     near = max(int(given.near), 1)
