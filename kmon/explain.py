@@ -27,7 +27,7 @@ from kmon.config.bins import RECENT, bin_for
 from kmon.detect import Cube, Family, Fleet, Mask, Scored, Sweep, observe
 from kmon.detect.fleet import numbers_of
 from kmon.detect.guests import guest_scored, row_of, scope_of, with_guest
-from kmon.leaves import Leaves, read_leaves
+from kmon.leaves import Leaves, disjoint, read_leaves
 from kmon.store import Store
 
 Scope = dict[str, str]
@@ -304,13 +304,8 @@ def _whole(holder: _Pending, row: Row, known: Sequence[Scope], causes: Sequence[
         pl.col("evidence") > row["evidence"],
     )
     around = [one for one in same.iter_rows(named=True) if holder.scope(one).items() < scope.items()]
-    apart = [one for one in around if all(_apart(holder.scope(one), cause) for cause in causes)]
-    return max((row, *apart), key=lambda one: _rank(holder, one, known))
-
-
-def _apart(one: Scope, other: Scope) -> bool:
-    """Whether two scopes have nothing in common."""
-    return any(other.get(dimension, value) != value for dimension, value in one.items())
+    others = [one for one in around if all(disjoint(holder.scope(one), cause) for cause in causes)]
+    return max((row, *others), key=lambda one: _rank(holder, one, known))
 
 
 def _hidden(pending: Sequence[_Pending], roots: _Roots, known: Sequence[Scope]) -> tuple[_Pending, Row] | None:

@@ -58,7 +58,7 @@ class Leaves:
 
     def without(self, store: Store, scope: Mapping[str, str]) -> Leaves:
         """The leaves outside a scope."""
-        if any(self.region.get(d, value) != value for d, value in scope.items()):
+        if disjoint(self.region, scope):
             return self
         numbers = numbers_of(store, self._own(scope))
         inside = [pl.col(d).eq_missing(pl.lit(n, pl.UInt32)) for d, n in numbers.items()]
@@ -83,6 +83,11 @@ class Leaves:
     def _own(self, scope: Mapping[str, str]) -> dict[str, str]:
         """What a scope says beyond the region."""
         return {d: value for d, value in scope.items() if d not in self.region}
+
+
+def disjoint(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two scopes have nothing in common."""
+    return any(other.get(dimension, value) != value for dimension, value in one.items())
 
 
 def read_leaves(

@@ -159,7 +159,7 @@ def test_parts_of_what_falls_by_just_too_little_are_told_as_the_whole(to: float,
     assert [c.scope for c in causes] == [scope]
 
 
-def test_a_whole_that_fell_with_a_known_cause_names_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_that_fell_with_a_known_cause_names_nothing() -> None:
     """Nobody buys of p0, of which Sweden has much; and in one browser of p1 there."""
     much = pl.when(pl.col("partner") == "p0").then(66.0).otherwise(8.0)
     gone = (pl.col("partner") == "p0") | (P1 & SE & (pl.col("browser") == "chrome"))

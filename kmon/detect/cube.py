@@ -137,7 +137,7 @@ class Cube:
 
     @functools.cached_property
     def monitors(self) -> pl.DataFrame:
-        """A row a monitor: `set`, then the dimensions as numbers; everything together comes last."""
+        """A row a monitor: `set`, then the dimensions as numbers; everything together, then the leaves, come last."""
         return self.keys.monitors()
 
     @property
@@ -242,11 +242,14 @@ class Cube:
 
     def _reaches(self, span: Span) -> bool:
         """Whether a span was read, in slots that can be put together to those of the span."""
-        today = span.name == TODAY
-        if not (self.start <= span.start and span.end <= self.end if today else self._has(span)):
+        if not (self.start <= span.start and span.end <= self.end if span.name == TODAY else self._has(span)):
             return False
-        start, width = (self.start, self.grain) if today else (self.days[span.name].span.start, self.bin)
+        start, width = self._grid(span.name)
         return not (span.start - start) % width and not span.width % width
+
+    def _grid(self, name: str) -> tuple[dt.datetime, dt.timedelta]:
+        """Where the table of today or of a day begins, and how wide its slots are."""
+        return (self.start, self.grain) if name == TODAY else (self.days[name].span.start, self.bin)
 
     # ---- some monitors in full ---------------------------------------------------------------------------------------
 
@@ -317,9 +320,8 @@ class Cube:
         """(rows, slots of `spans`)"""
         parts = []
         for span in spans:
-            today = span.name == TODAY
-            table = self.today[measure] if today else self.days[span.name].values[measure]
-            start, width = (self.start, self.grain) if today else (self.days[span.name].span.start, self.bin)
+            table = self.today[measure] if span.name == TODAY else self.days[span.name].values[measure]
+            start, width = self._grid(span.name)
             first, join = (span.start - start) // width, span.width // width
             part = table[first : first + span.count * join, rows].astype(np.float64)
             parts.append(part.reshape(span.count, join, len(rows)).sum(axis=1) if join > 1 else part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,11 +103,14 @@ class Keys:
 
     def places(self, cells: pl.DataFrame, dimensions: Collection[str]) -> Ints | None:
         """The row of the monitor with the values of each of `cells`, -1 where it is none; None without such a set."""
+        return next(self._rows(cells, dimensions), None)
+
+    def _rows(self, cells: pl.DataFrame, dimensions: Collection[str]) -> Iterator[Ints]:
+        """The same by each set of monitors that groups by these dimensions, in whatever order."""
         for number, (first, grouping) in enumerate(zip(self.firsts, self.sets, strict=False)):
             if {*grouping} == {*dimensions} and not self.is_of_leaves(number):
                 place = _places(self.key(cells, number), self.known[number], self.size(grouping))
-                return np.where(place >= 0, first + place, -1)
-        return None
+                yield np.where(place >= 0, first + place, -1)
 
     def summed(
         self,
@@ -156,13 +159,8 @@ class Keys:
 
     def rows_of(self, numbers: Mapping[str, int]) -> list[int]:
         """The rows of the monitors with these values, one for each set that groups by their dimensions."""
-        cell = pl.DataFrame({dimension: [number] for dimension, number in numbers.items()})
-        rows = []
-        for number, (first, grouping, known) in enumerate(zip(self.firsts, self.sets, self.known, strict=False)):
-            if set(grouping) == numbers.keys():
-                key = self.key(cell, number) if grouping else np.zeros(1, dtype=np.int64)
-                rows += [first + int(place) for place in _places(key, known, self.size(grouping)) if place >= 0]
-        return rows
+        cell = pl.DataFrame({"set": [0], **{dimension: [number] for dimension, number in numbers.items()}})
+        return [int(row) for (row,) in self._rows(cell, numbers.keys()) if row >= 0]
 
 
 def _enough(key: Ints, events: Floats, size: int, least: float) -> Ints:
