@@ -98,6 +98,7 @@ def explain(
     roots = _Roots(store, config, rest, known, masks)
     causes: list[Cause] = []
     _forget_settled(pending, sweep, config, store)
+    _forget_ended(pending, sweep, config, store, masks)
     _keep_significant(pending)
     while (found := _next(pending, roots, known, alone=len(causes) >= MOST)) is not None:
         holder, row = found
@@ -135,6 +136,25 @@ def _forget_settled(pending: Sequence[_Pending], sweep: Sweep, config: Config, s
             rest.take_away(sweep.scored[0].fleet, shift.scope, rows)
             for holder in pending:
                 holder.judge_again(rest, but=shift.scope)
+
+
+def _forget_ended(
+    pending: Sequence[_Pending], sweep: Sweep, config: Config, store: Store, masks: Sequence[Mask]
+) -> None:
+    """Drop what is abnormal only because its window reaches back into an incident that is over, and lies across it.
+
+    What is inside such an incident is left: it may have come back.
+    """
+    for mask in masks:
+        until = mask.resolved_at
+        if until is None or until > sweep.at or not mask.scope:
+            continue
+        reaching = [p for p in pending if sweep.at - p.scored.width < until]
+        if rows := [row for p in reaching for row in p.still_asked()]:
+            rest = _Rest(store, config, sweep.cube)
+            rest.take_away(sweep.scored[0].fleet, mask.scope, rows)
+            for holder in reaching:
+                holder.judge_again(rest, but=mask.scope)
 
 
 class _Rest:

@@ -27,14 +27,21 @@ RECENT = bins.RECENT
 """Bins before the end of the window, today and of each day."""
 AFTER = 6
 """Bins after the end of the window, of each day but today."""
+LEAST = 3
+"""Recent bins below which today's level is not told by them."""
 HALF_LIFE = 9.0
 """Bins after which a count tells half as much of today's level."""
 NEAR = 2
 """Bins before and after the window's time of day that are the same time of day,"""
 SAME_TIME = 1800.0
 """as far as they lie within so many seconds of it."""
-LEVEL_DRIFT = 0.01
-"""Relative variance of a monitor's level between the recent bins and the window: bounds what a large count tells."""
+LEVEL_DRIFT = (0.003, 0.01)
+"""Relative variance of a monitor's level between the recent bins and the window, at least and at most: bounds what a
+large count tells. In between it is what the recent bins wander, in WANDERED of them, EXTRAPOLATED times."""
+WANDERED = 3
+EXTRAPOLATED = 2.0
+"""What lies ahead of the recent bins is further from their mean than they are: a random walk of `n` steps lies n / 6
+about its mean, by variance, and its end n / 3."""
 TREND = 0.04
 """Relative variance by which a count without another day moves within its window and the 12 bins before."""
 SHORT = 300.0
@@ -66,6 +73,10 @@ ROBUST = 4.0
 """Squared residuals, in variances, count up to this: what is abnormal must not pass for noise."""
 WILD = 2.0
 """Times the fleet's noise that a monitor's own must be, to be believed without the fleet."""
+BATCH = 4.0
+"""Times the fleet's event, from which on a monitor's are batches: not single ones that came together by chance."""
+EMPTY = 0.2
+"""Share of a batch that there is at most in the bins beside it."""
 BURST = 16.0
 """The same where events come in bursts: a line of an invoice never comes alone."""
 _USUAL = float(stats.chi2.cdf(ROBUST, 3) + ROBUST * stats.chi2.sf(ROBUST, 1))
@@ -93,8 +104,8 @@ class Expectation:
     """Degrees of freedom of the noise of a mean, which is its own monitor's alone."""
     names: tuple[str, ...] = ()
     """Of the days: ``day1``, ...; ``model`` for what was forecast."""
-    unit: float = 1.0
-    """What one event adds to a count or to a rate's numerator: 1, a typical amount of money, or a lot of lines."""
+    unit: Floats | float = 1.0
+    """What one event adds to a count or to a rate's numerator: 1, a typical amount of money, a lot of lines, a batch."""
 
 
 def overdispersion(
@@ -188,11 +199,12 @@ class References:
             tuple(names),
         )
 
-    def over(self, unit: float, exposure: float = 1.0) -> References:
-        """With all values in units of `unit`, and exposures of `exposure`."""
+    def over(self, unit: Floats, exposure: Floats | float = 1.0) -> References:
+        """With all values in units of `unit`, and exposures of `exposure`, each monitor's own."""
+        value_unit, exposure_unit = np.reshape(unit, (-1, 1)), np.reshape(exposure, (-1, 1))
 
         def each(pair: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
-            return pair[0] / unit, pair[1] / exposure
+            return pair[0] / value_unit, pair[1] / exposure_unit
 
         days, model = (tuple(map(each, pairs)) for pairs in (self.days, self.model))
         return replace(self, recent=each(self.recent), days=days, previous=each(self.previous), model=model)
@@ -204,10 +216,48 @@ def expect(windows: pl.DataFrame, kind: str) -> Expectation:
         references = References.of(windows, kind)
         if kind == "mean":
             return _means(references)
-        unit = _unit(references, kind)
+        unit = _units(references, kind)
         found = _counts(references.over(unit)) if kind == "count" else _rates(references.over(unit, unit))
         level = unit * found.level if kind == "count" else found.level
         return replace(found, level=level, noise=unit * found.noise, volume=unit * found.volume, unit=unit)
+
+
+def _units(given: References, kind: str) -> Floats:
+    """What one event of each monitor adds: as in the whole fleet, or a batch where it sends many events at once."""
+    usual, own = _unit(given, kind), _batches(given, kind)
+    return np.where(own >= BATCH * usual, own, usual)
+
+
+def _batches(given: References, kind: str) -> Floats:
+    """How many events each monitor sends at once, where most come in one or two bins with next to none beside them.
+
+    The median batch, weighted by its events; less than 1 where most events come in longer runs, as at the edges of an
+    outage. Of a rate, those of a numerator that do not come with their denominator.
+    """
+    share: Floats | float = 0.0
+    if kind == "rate":
+        hits, trials, other_hits, other_trials = _pools(given)
+        share = np.clip((hits + other_hits) / np.maximum(trials + other_trials, 1e-9), 0.0, 1.0)[:, None]
+    each, weight = [], []
+    for value, exposure in (given.recent, *given.days):
+        events, usual = np.nan_to_num(value), share * np.nan_to_num(exposure)
+        chance, off = (events + usual, events - usual) if kind == "rate" else (events, events)
+        near = np.lib.stride_tricks.sliding_window_view(np.pad(events, ((0, 0), (2, 2))), 5, axis=1).max(axis=2)
+        full = np.pad(events > EMPTY * near, ((0, 0), (1, 2)))
+        before, now, then, after = (full[:, i : i + events.shape[1]] for i in range(4))
+        one, two = now & ~before & ~then, now & then & ~before & ~after
+        ends = np.pad(two, ((0, 0), (1, 0)))[:, :-1]
+        size, moved, held = (
+            part + np.where(two, np.pad(part, ((0, 0), (0, 1)))[:, 1:], 0.0) for part in (events, off, chance)
+        )
+        each.append(np.where(one | two, moved**2 / np.maximum(held, 1e-9), 0.0))
+        weight.append(np.where(ends, 0.0, size))
+    sizes, weights = np.concatenate(each, axis=1), np.concatenate(weight, axis=1)
+    order = np.argsort(sizes, axis=1)
+    sizes, weights = (np.take_along_axis(part, order, axis=1) for part in (sizes, weights))
+    summed = np.cumsum(weights, axis=1)
+    middle = np.minimum((summed < summed[:, -1:] / 2).sum(axis=1), sizes.shape[1] - 1)
+    return np.asarray(np.take_along_axis(sizes, middle[:, None], axis=1)[:, 0])
 
 
 def _unit(given: References, kind: str) -> float:
@@ -268,6 +318,8 @@ def _counts(given: References) -> Expectation:
     off, mean, chance = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
     noise, floor, phi = _noise(off, chance, mean**2, given.company)
     wander = noise * _at_width(given, recent - trace, trace, floor, phi, of_days)
+    walked = _at_width(replace(given, bins=float(WANDERED)), recent - trace, trace, floor, phi, of_days)
+    moves = np.clip(EXTRAPOLATED * walked, *LEVEL_DRIFT)
     noise = floor * noise
 
     volume = around * np.maximum(used, 1) + np.nansum(recent, axis=1)
@@ -288,7 +340,7 @@ def _counts(given: References) -> Expectation:
     moved = ((today - level) ** 2 - base) / level**2  # a holiday moves some, and them far
     moved = np.where(given.unlike, np.fmax(moved, LOOSE), moved)
     prior, counted = 1 / np.maximum(steady, moved), effective * today
-    discount = 1 / (1 + effective * level * LEVEL_DRIFT * given.bin / SHORT)
+    discount = 1 / (1 + effective * level * moves * given.bin / SHORT)
     share = discount * effective * level / (prior + discount * effective * level)
     factor = usual * (prior + discount * counted) / (prior + discount * effective * level)
     drift = 1 / (prior + discount * counted) + np.where(alike, shaped, 1.0) / (around + 0.5)
@@ -333,7 +385,7 @@ class _Shape:
         covered = good @ kernel
         around = events @ kernel
         both = (good[:, :RECENT] & now) * decay
-        used = ((covered >= kernel.sum() / 2) & ((both > 0).sum(axis=1) >= 3)).astype(float)
+        used = ((covered >= kernel.sum() / 2) & ((both > 0).sum(axis=1) >= LEAST)).astype(float)
         before = (events[:, :RECENT] * both).sum(axis=1)
         today = (np.where(now, recent, 0.0) * both).sum(axis=1)
         used *= (before + around >= FEW) | (today < 4 * FEW)  # a day on which it was closed tells no shape
@@ -607,12 +659,13 @@ def _trust(now: tuple[Floats, Floats], days: tuple[Floats, Floats], forecast: tu
 
 
 def _pools(given: References) -> tuple[Floats, Floats, Floats, Floats]:
-    """Value and exposure of all recent bins, and of the same of all days."""
-    m = len(given.recent[0])
+    """Value and exposure of all recent bins, and of the same of all days; of too few recent bins only without a day."""
     value, exposure = (np.nansum(part, axis=1) for part in given.recent)
     others = [[np.nansum(part, axis=1) for part in day] for day in given.days]
-    zero = np.zeros(m)
-    return value, exposure, sum((o[0] for o in others), zero), sum((o[1] for o in others), zero)
+    zero = np.zeros(len(value))
+    other_value, other_exposure = (sum((o[i] for o in others), zero) for i in range(2))
+    told = (np.isfinite(given.recent[1]).sum(axis=1) >= LEAST) | (other_exposure == 0)
+    return np.where(told, value, 0.0), np.where(told, exposure, 0.0), other_value, other_exposure
 
 
 def _share_residuals(
