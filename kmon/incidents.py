@@ -64,8 +64,8 @@ def decide(
         if match is None:
             decisions.append(Decision("new", _new(config, at, cause), "no open incident explains it", cause))
             continue
-        if _contains(match.scope, cause.scope) and recheck(match) != "abnormal":
-            continue  # an echo of what is nearly over: if it lasts, it is an incident when that one is resolved
+        if _is_nearly_over(at, cause, match, recheck):
+            continue  # an echo: if it lasts, it joins or is an incident of its own once that one is resolved
         before = taken.get(match.id, Decision("joined", match, "same cause as an open incident", cause))
         taken[match.id] = replace(before, incident=_join(config, at, before.incident, cause), cause=cause)
     decisions += [decision for decision in taken.values() if decision.action == "reopened"]
@@ -164,6 +164,16 @@ def _match(
         if belongs:
             return incident
     return None
+
+
+def _is_nearly_over(at: dt.datetime, cause: Cause, match: Incident, recheck: Callable[[Incident], Verdict]) -> bool:
+    """Whether the incident that a cause belongs to is over by its shortest windows, and accounts for the cause.
+
+    The long ones reach back into it for as long as they are: they must not keep it open.
+    """
+    if _contains(match.scope, cause.scope):
+        return recheck(match) != "abnormal"
+    return match.scope == cause.scope and at - cause.window < match.seen_at and recheck(match) == "normal"
 
 
 def _echo(config: Config, at: dt.datetime, cause: Cause, ended: Sequence[Incident]) -> bool:

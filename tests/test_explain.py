@@ -193,8 +193,8 @@ def test_without_anomalies_nothing_is_read() -> None:
 @pytest.mark.parametrize(
     ("where", "to", "scopes"),
     [
-        (SE & EDGE, 0.2, [{"country": "SE", "browser": "edge"}]),  # a quarter of each is gone, and no set has both
-        (SE, 5.0, []),  # as much in all of the country is what demand does
+        (SE & EDGE, 1.5, [{"country": "SE", "browser": "edge"}]),  # a fifth of each is gone, and no set has both
+        (SE, 5.6, []),  # as much in all of the country is what demand does
     ],
 )
 def test_what_is_certain_and_small_is_looked_into(where: pl.Expr, to: float, scopes: list[dict[str, str]]) -> None:
@@ -227,6 +227,17 @@ def test_what_overlaps_a_new_normal_is_no_cause_and_what_lies_beside_it_is(
     with shop(traffic(mostly, pl.when(SE & NEXT).then(beside).otherwise(lost))) as store:
         causes = explain(sweep(store, settings, AT, masks=before), settings, store, masks=before)
     assert [c.scope for c in causes] == scopes
+
+
+@pytest.mark.parametrize(("ended", "told"), [(None, True), (2, False), (6, True)])
+def test_what_lies_across_an_incident_that_is_over_is_not_told(ended: int | None, *, told: bool) -> None:
+    """Edge was broken in a window that reaches back into it: p1, which has half of its sessions there, is not."""
+    masks = [] if ended is None else [Mask({"browser": "edge"}, AT - 30 * MINUTE, AT - ended * MINUTE)]
+    lost = pl.when(P1 & EDGE & NEXT).then(0.02).otherwise(0.5)
+    with shop(traffic(pl.when(P1 & EDGE).then(16.0).otherwise(8.0), lost)) as store:
+        causes = explain(sweep(store, config(), AT, masks=masks), config(), store, masks=masks)
+    assert any(child.scope == {"partner": "p1"} for cause in causes for child in cause.children) is told
+    assert all(cause.scope.get("browser") == "edge" for cause in causes)
 
 
 def test_one_dimension_is_searched_no_further_than_its_values() -> None:

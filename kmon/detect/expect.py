@@ -27,8 +27,6 @@ RECENT = bins.RECENT
 """Bins before the end of the window, today and of each day."""
 AFTER = 6
 """Bins after the end of the window, of each day but today."""
-LEAST = 3
-"""Recent bins below which today's level is not told by them."""
 HALF_LIFE = 9.0
 """Bins after which a count tells half as much of today's level."""
 NEAR = 2
@@ -105,7 +103,7 @@ class Expectation:
     names: tuple[str, ...] = ()
     """Of the days: ``day1``, ...; ``model`` for what was forecast."""
     unit: Floats | float = 1.0
-    """What one event adds to a count or to a rate's numerator: 1, a typical amount of money, a lot of lines, a batch."""
+    """What one event adds to a count or a rate's numerator: 1, a typical amount of money, a lot of lines, a batch."""
 
 
 def overdispersion(
@@ -385,7 +383,7 @@ class _Shape:
         covered = good @ kernel
         around = events @ kernel
         both = (good[:, :RECENT] & now) * decay
-        used = ((covered >= kernel.sum() / 2) & ((both > 0).sum(axis=1) >= LEAST)).astype(float)
+        used = ((covered >= kernel.sum() / 2) & ((both > 0).sum(axis=1) >= 3)).astype(float)
         before = (events[:, :RECENT] * both).sum(axis=1)
         today = (np.where(now, recent, 0.0) * both).sum(axis=1)
         used *= (before + around >= FEW) | (today < 4 * FEW)  # a day on which it was closed tells no shape
@@ -659,13 +657,12 @@ def _trust(now: tuple[Floats, Floats], days: tuple[Floats, Floats], forecast: tu
 
 
 def _pools(given: References) -> tuple[Floats, Floats, Floats, Floats]:
-    """Value and exposure of all recent bins, and of the same of all days; of too few recent bins only without a day."""
+    """Value and exposure of all recent bins, and of the same of all days."""
+    m = len(given.recent[0])
     value, exposure = (np.nansum(part, axis=1) for part in given.recent)
     others = [[np.nansum(part, axis=1) for part in day] for day in given.days]
-    zero = np.zeros(len(value))
-    other_value, other_exposure = (sum((o[i] for o in others), zero) for i in range(2))
-    told = (np.isfinite(given.recent[1]).sum(axis=1) >= LEAST) | (other_exposure == 0)
-    return np.where(told, value, 0.0), np.where(told, exposure, 0.0), other_value, other_exposure
+    zero = np.zeros(m)
+    return value, exposure, sum((o[0] for o in others), zero), sum((o[1] for o in others), zero)
 
 
 def _share_residuals(

@@ -156,6 +156,64 @@ def test_overdispersion_of_little_is_what_was_guessed(squares: list[float], foun
     assert overdispersion(np.array(squares), ones, ones, most=1.0, guess=0.1) == pytest.approx(found)
 
 
+@pytest.mark.parametrize(("wander", "low", "high"), [(0.0, 0.0, 0.003), (0.3, 0.015, 0.1)])
+def test_a_level_is_trusted_as_far_as_levels_of_the_fleet_have_stayed(wander: float, low: float, high: float) -> None:
+    rng = np.random.default_rng(4)
+    walk = np.exp(np.cumsum(rng.normal(0, wander / 5, (300, BINS)), axis=1))
+    given = windows("count", np.full(300, 5e3), rng.poisson(5e3 * walk[:, :RECENT]), day1=rng.poisson(5e3, (300, BINS)))
+    assert low < np.median(expect(given, "count").drift) < high
+
+
+# ---- events that come at once ----------------------------------------------------------------------------------------
+
+ONCE = np.arange(BINS) % 12 == 3
+"""A bin of each hour."""
+
+
+def sender(batch: float, now: float, width: float = 300.0) -> pl.DataFrame:
+    """Twenty monitors with half an event a bin, of which the first one sends `batch` events every hour instead."""
+    given = fleet(0.5, width=width)
+    return change(given, 0, value=now, recent_value=ONCE[:RECENT] * batch, day1_value=ONCE * batch)
+
+
+@pytest.mark.parametrize(
+    ("width", "now", "low"),
+    [
+        (60.0, 30, 1e-4),  # at a minute of the hour at which it has sent nothing before
+        (3600.0, 0, 0.02),
+        (3600.0, 90, 1e-3),
+    ],
+)
+def test_a_batch_is_one_event(width: float, now: float, low: float) -> None:
+    given = sender(30, now, width)
+    scored = Compare(min_volume=1).score(given)
+    assert expect(given, "count").unit == pytest.approx([30, *[1] * 19], abs=0.5)
+    assert scored["p_value"][0] > low
+    assert Compare().score(change(fleet(0.5, width=60.0), 0, value=30))["p_value"][0] < 1e-12
+
+
+def test_orders_that_come_at_once_are_one_order() -> None:
+    """Sessions come one by one, the orders of an hour in one bin: none in three quarters of an hour says nothing."""
+    orders, size = ONCE * 24.0, np.full(20, 27.0)
+    steady = windows("rate", np.full(20, 18.0), np.full((20, RECENT), 2.0), 3.0, width=2700.0, exposure=size, day1=2.0)
+    given = change(steady, 0, value=0, recent_value=orders[:RECENT], day1_value=orders)
+    assert expect(given, "rate").unit == pytest.approx([18, *[1] * 19], abs=4)
+    assert Compare().score(given)["p_value"][0] > 0.01
+    together = change(given, 0, recent_exposure=orders[:RECENT] * 1.5, day1_exposure=orders * 1.5)
+    assert expect(together, "rate").unit == pytest.approx(np.ones(20))  # each has its session
+
+
+@pytest.mark.parametrize("level", [0.05, 0.3, 1, 3, 30])
+@pytest.mark.parametrize("there", [np.ones(BINS), ~np.isin(np.arange(BINS), range(9, 14)), np.arange(BINS) > 12])
+def test_single_events_are_no_batches(level: float, there: npt.NDArray[np.float64]) -> None:
+    """By chance where the level wanders, at the edges of an outage, and where the shop opens."""
+    rng = np.random.default_rng(7)
+    mean = level * rng.lognormal(0, 0.2, (3000, 2 * BINS)) * np.tile(there, 2)
+    today, day = rng.poisson(mean[:, :RECENT]), rng.poisson(mean[:, BINS:])
+    unit = expect(windows("count", np.full(3000, level), today, day1=day), "count").unit
+    assert np.mean(unit > 1.5 * np.median(unit)) < 0.02
+
+
 # ---- events that are sums --------------------------------------------------------------------------------------------
 
 
