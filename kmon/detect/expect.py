@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from scipy import stats
+from scipy import special, stats
 
 from kmon.config import bins
 
@@ -598,17 +598,18 @@ def _joined(values: Floats, join: int) -> Floats:
 
 
 def _rates(given: References) -> Expectation:
-    hits, trials, other_hits, other_trials = _pools(given)
-    of_days = other_hits, other_trials
-    shares = [np.nansum(exposure, axis=1) for _, exposure in given.days]
+    hits, trials, _, _ = _pools(given)
+    days = _RateDays.of(given, hits, trials)
+    other_hits, other_trials = days.hits, days.trials
+    shares = list(days.shares)
     for value, exposure in given.model:
         forecast = np.nansum(value, axis=1), np.nansum(exposure, axis=1)
-        trust = _trust((hits, trials), of_days, forecast)
+        trust = _trust((hits, trials), (other_hits, other_trials), forecast)
         other_hits, other_trials = other_hits + trust * forecast[0], other_trials + trust * forecast[1]
         shares.append(trust * forecast[1])
     of_all = [float(total[given.company].sum()) for total in (hits, other_hits, trials, other_trials)]
     fleet = float(np.clip(sum(of_all[:2]) / max(sum(of_all[2:]), 1.0), 1e-6, 1 - 1e-6))
-    off, size, square = _share_residuals(given, hits, trials, *of_days)
+    off, size, square = _share_residuals(given, hits, trials, days)
     noise, floor, phi = _noise(off, size, square, given.company)
     wander, noise = noise * phi, max(floor, _unpaired(given, hits, trials)) * noise
     volume = trials + other_trials
@@ -622,10 +623,109 @@ def _rates(given: References) -> Expectation:
     own = np.fmax(np.where(given.unlike, 1 / PRIOR, steady), (moved - base) / variance)
     prior = np.where(other_trials > 0, 1 / (own + 1 / (other_trials + PRIOR)), PRIOR)
     discount = 1 / (1 + trials * steady / 2)
-    level = np.clip((prior * usual + discount * hits) / (prior + discount * trials), 1e-6, 1 - 1e-6)
-    drift = 1 / (prior + discount * trials) + wander
+    level = (prior * usual + discount * hits) / (prior + discount * trials)
+    level = np.clip(special.expit(special.logit(np.clip(level, 1e-6, 1 - 1e-6)) + days.moved), 1e-6, 1 - 1e-6)
+    drift = 1 / (prior + discount * trials) + level * (1 - level) * days.unsure + wander
     weights = _shares(shares, len(trials))
     return Expectation(level, noise, drift, volume, np.asarray(volume >= PRIOR), weights, names=given.names)
+
+
+@dataclass(frozen=True)
+class _RateDays:
+    """What the other days say of a rate: its usual level in the recent bins, and how it moves from there to the window.
+
+    The move is one of log odds, a monitor's own shrunk to the fleet's (as in `_shaped`): a conversion that is higher in
+    the evening is so every evening. Days count by how well each tells today's recent bins (as in `_skill`).
+    """
+
+    hits: Floats
+    """In all bins, those at the window's time of day as if they were of the level before."""
+    trials: Floats
+    shares: Floats
+    """(days, monitors): the trials that each day brings."""
+    levels: tuple[tuple[Floats, Floats], ...]
+    """Of each day the rate before the window's time of day, and from then on."""
+    begin: int
+    """The bin that is the first of that time."""
+    moved: Floats
+    """By how much the log odds are higher at the window's time of day than before."""
+    unsure: Floats
+    """Variance of that."""
+
+    @classmethod
+    def of(cls, given: References, hits: Floats, trials: Floats) -> _RateDays:
+        begin, end = max(int(RECENT - given.bins - given.near), 1), RECENT + max(int(given.near), 1)
+        parts = [
+            [np.nansum(part[:, where], axis=1) for where in (slice(begin), slice(begin, end)) for part in day]
+            for day in given.days
+        ]
+        if not parts:
+            zero = np.zeros(len(hits))
+            return cls(zero, zero, np.zeros((0, len(hits))), (), begin, zero, zero)
+        before_hits, before, near_hits, near = np.array(parts).swapaxes(0, 1)  # (days, monitors) each
+        weights = _rate_skill(before_hits, before, hits, trials, given.company)
+        moved, unsure = _rate_moves(
+            *((weights * part).sum(axis=0) for part in (before_hits, before, near_hits, near)), given.company
+        )
+        late_hits, late = (np.array([np.nansum(day[i][:, begin:], axis=1) for day in given.days]) for i in range(2))
+        back = special.expit(_log_odds(late_hits, late) - moved)
+        counted = before_hits + np.where(moved == 0, late_hits, late * back)
+        shares = weights * (before + late)
+        rates = tuple((h + 0.5) / (n + 1) for h, n in ((before_hits, before), (late_hits, late)))
+        return cls(
+            hits=(weights * counted).sum(axis=0),
+            trials=shares.sum(axis=0),
+            shares=shares,
+            levels=tuple(zip(*rates, strict=True)),
+            begin=begin,
+            moved=moved,
+            unsure=unsure,
+        )
+
+
+def _log_odds(hits: Floats, trials: Floats) -> Floats:
+    """Of a rate, hardly biased where there are few (Haldane 1956; Anscombe 1956)."""
+    return np.asarray(np.log((hits + 0.5) / (np.maximum(trials - hits, 0.0) + 0.5)))
+
+
+def _rate_skill(
+    day_hits: Floats, day_trials: Floats, hits: Floats, trials: Floats, company: npt.NDArray[np.int64]
+) -> Floats:
+    """(days, monitors): 1 for the day that tells today's recent bins best, less for the others; by chance alone 1."""
+    now, usual = (hits + 0.5) / (trials + 1), (day_hits + 0.5) / (day_trials + 1)
+    variance = np.maximum(usual * (1 - usual), 1e-9)
+    chance = 1 / np.maximum(trials, 1.0) + 1 / np.maximum(day_trials, 1.0)
+    size = 1 / chance
+    error = (now - usual) ** 2 / variance - chance
+    known = size[:, company]
+    fleet = (known * error[:, company]).sum(axis=1, keepdims=True) / np.maximum(known.sum(axis=1, keepdims=True), 1e-9)
+    fleet = np.maximum(fleet, 0.0)
+    own = np.maximum((size * error + PRIOR * fleet) / (size + PRIOR), 0.0) + LIKELY + chance
+    return np.asarray(own.min(axis=0) / own)
+
+
+def _rate_moves(
+    before_hits: Floats, before: Floats, near_hits: Floats, near: Floats, company: npt.NDArray[np.int64]
+) -> tuple[Floats, Floats]:
+    """How far the log odds of each monitor are higher at the window's time of day than before, and the variance of it.
+
+    Its own is shrunk to the fleet's by as much as those of monitors differ beyond chance (empirical Bayes).
+    """
+    moved = _log_odds(near_hits, near) - _log_odds(before_hits, before)
+    rate = (before_hits + near_hits + 0.5) / (before + near + 1)
+    variance = np.maximum(rate * (1 - rate), 1e-6)
+    chance = (1 / (before + 1) + 1 / (near + 1)) / variance
+    usual = float(np.clip(before_hits[company].sum() / max(before[company].sum(), 1.0), 1e-6, 1 - 1e-6))
+    telling = _of(company, np.minimum(before, near) * usual * (1 - usual) >= FEW)
+    if not len(telling):
+        return np.zeros_like(moved), np.zeros_like(moved)
+    weight = 1 / (chance[telling] + DIFFER)
+    fleet, sure = float((weight * moved[telling]).sum() / weight.sum()), float(1 / weight.sum())
+    fleet *= fleet**2 / (fleet**2 + sure)  # next to nothing is nothing
+    square = (moved[telling] - fleet) ** 2
+    differ = overdispersion(square, chance[telling], np.ones(len(telling)), most=1.0, weight=5 * PRIOR)
+    own = differ / (differ + chance)
+    return fleet + own * (moved - fleet), own * chance + sure
 
 
 def _unpaired(given: References, hits: Floats, trials: Floats) -> float:
@@ -665,17 +765,15 @@ def _pools(given: References) -> tuple[Floats, Floats, Floats, Floats]:
     return value, exposure, sum((o[0] for o in others), zero), sum((o[1] for o in others), zero)
 
 
-def _share_residuals(
-    given: References, hits: Floats, trials: Floats, other_hits: Floats, other_trials: Floats
-) -> tuple[Floats, Floats, Floats]:
-    """Hits beyond the level of today or of the days, bin by bin; their binomial variance; that times the trials."""
-    parts = []
-    for (value, exposure), (total, size) in [
-        (given.recent, (hits, trials)),
-        *((day, (other_hits, other_trials)) for day in given.days),
-    ]:
-        level = ((total + 0.5) / (size + 1))[:, None]
-        parts.append((value - exposure * level, exposure * level * (1 - level), exposure**2 * level * (1 - level)))
+def _share_residuals(given: References, hits: Floats, trials: Floats, days: _RateDays) -> tuple[Floats, Floats, Floats]:
+    """Hits beyond the level of today or of a day, bin by bin; their binomial variance; that times the trials."""
+    today = ((hits + 0.5) / (trials + 1))[:, None]
+    later = np.arange(RECENT + AFTER) >= days.begin
+    levels = [today, *(np.where(later, after[:, None], before[:, None]) for before, after in days.levels)]
+    parts = [
+        (value - exposure * level, exposure * level * (1 - level), exposure**2 * level * (1 - level))
+        for (value, exposure), level in zip((given.recent, *given.days), levels, strict=True)
+    ]
     off, variance, square = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
     return off, variance, square
 

@@ -335,6 +335,46 @@ def test_a_rate_pools_today_and_the_other_days(kind: str, recent: float, days: f
     assert expected(given).level == pytest.approx(level, rel=0.12)
 
 
+def rates(size: int, today: npt.ArrayLike, now: float, width: float = 300.0, **days: npt.ArrayLike) -> pl.DataFrame:
+    """A hundred monitors with `size` trials a bin, of which these shares are hits: of each bin, or of all."""
+    rng = np.random.default_rng(8)
+    before = rng.binomial(size, np.broadcast_to(today, BINS)[:RECENT], (100, RECENT))
+    known = {name: rng.binomial(size, np.broadcast_to(share, BINS), (100, BINS)) for name, share in days.items()}
+    trials = int(size * width / 300)
+    exposure = np.full(100, float(trials))
+    return windows("rate", rng.binomial(trials, now, 100), before, size, width=width, exposure=exposure, **known)
+
+
+EVENING = np.linspace(0.2, 0.4, BINS)
+"""A rate that rises with the hours; 0.36 in the window."""
+
+
+@pytest.mark.parametrize(("size", "rel"), [(300, 0.05), (20, 0.1)])
+def test_a_rate_has_the_shape_of_the_other_days(size: int, rel: float) -> None:
+    given = rates(size, EVENING, 0.36, day1=EVENING, day7=EVENING)
+    assert expect(given, "rate").level.mean() == pytest.approx(0.36, rel=rel)
+    assert Compare().score(given)["p_value"].min() > 1e-5
+
+
+def test_a_rate_that_does_not_rise_as_it_does_every_day_has_fallen() -> None:
+    step = np.where(np.arange(BINS) < RECENT - 2, 0.2, 0.4)
+    assert Compare().score(rates(2000, step, 0.2, day1=step, day7=step))["p_value"].max() < 1e-4
+
+
+@pytest.mark.parametrize(("size", "width"), [(300, 300.0), (3, 300.0), (300, 3600.0), (30, 3600.0)])
+def test_a_rate_without_a_shape_gets_none(size: int, width: float) -> None:
+    given = rates(size, 0.2, 0.2, width, day1=0.2)
+    found = expect(given, "rate")
+    assert found.level.mean() == pytest.approx(0.2, rel=0.03)
+    assert np.median(found.drift) < 1.8 * (1 / (54 * size) + 1e-4)  # what all of their bins tell, and LIKELY
+
+
+def test_a_day_that_is_like_today_tells_a_rate() -> None:
+    found = expect(rates(300, 0.2, 0.2, day1=0.2, day7=0.6), "rate")
+    assert found.level.mean() == pytest.approx(0.2, rel=0.02)
+    assert found.weights.mean(axis=1) == pytest.approx([1, 0], abs=0.01)
+
+
 @pytest.mark.parametrize(("size", "known", "low", "high"), [(0.2, False, 0.15, 0.3), (1.0, True, 0.02, 0.2)])
 def test_a_rate_that_is_hardly_known_is_the_fleets(size: float, known: bool, low: float, high: float) -> None:
     """Of a few sessions nobody bought anything: that is no rate of zero."""
