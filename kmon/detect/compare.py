@@ -196,11 +196,11 @@ class _Now:
         _, free = tails.negative_binomial(many, usual, excess)
         return lower, np.where(many >= TWICE * usual, np.fmax(upper, free), upper)
 
-    def _excess(self, expected: Expectation, unit: float = 1.0) -> Floats:
+    def _excess(self, expected: Expectation, unit: Floats | float = 1.0) -> Floats:
         """Relative variance of a count beyond that of independent events of `unit` each."""
         return (expected.noise - unit) / np.maximum(expected.level, 1e-9) + expected.drift
 
-    def _spread(self, expected: Expectation, trials: Floats, unit: float = 1.0) -> Floats:
+    def _spread(self, expected: Expectation, trials: Floats, unit: Floats | float = 1.0) -> Floats:
         """Correlation within a window of `trials` of `unit` each, which gives it the noise and drift expected."""
         n = np.maximum(trials, 1.0)
         own = (expected.noise / unit - 1) / n + expected.drift

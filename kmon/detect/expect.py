@@ -664,9 +664,8 @@ class _RateDays:
             return cls(zero, zero, np.zeros((0, len(hits))), (), begin, zero, zero)
         before_hits, before, near_hits, near = np.array(parts).swapaxes(0, 1)  # (days, monitors) each
         weights = _rate_skill(before_hits, before, hits, trials, given.company)
-        moved, unsure = _rate_moves(
-            *((weights * part).sum(axis=0) for part in (before_hits, before, near_hits, near)), given.company
-        )
+        mean = [(weights * part).sum(axis=0) for part in (before_hits, before, near_hits, near)]
+        moved, unsure = _rate_moves((mean[0], mean[1]), (mean[2], mean[3]), given.company)
         late_hits, late = (np.array([np.nansum(day[i][:, begin:], axis=1) for day in given.days]) for i in range(2))
         back = special.expit(_log_odds(late_hits, late) - moved)
         counted = before_hits + np.where(moved == 0, late_hits, late * back)
@@ -705,18 +704,19 @@ def _rate_skill(
 
 
 def _rate_moves(
-    before_hits: Floats, before: Floats, near_hits: Floats, near: Floats, company: npt.NDArray[np.int64]
+    before: tuple[Floats, Floats], near: tuple[Floats, Floats], company: npt.NDArray[np.int64]
 ) -> tuple[Floats, Floats]:
     """How far the log odds of each monitor are higher at the window's time of day than before, and the variance of it.
 
+    `before` and `near` are the hits and trials of the other days.
+
     Its own is shrunk to the fleet's by as much as those of monitors differ beyond chance (empirical Bayes).
     """
-    moved = _log_odds(near_hits, near) - _log_odds(before_hits, before)
-    rate = (before_hits + near_hits + 0.5) / (before + near + 1)
-    variance = np.maximum(rate * (1 - rate), 1e-6)
-    chance = (1 / (before + 1) + 1 / (near + 1)) / variance
-    usual = float(np.clip(before_hits[company].sum() / max(before[company].sum(), 1.0), 1e-6, 1 - 1e-6))
-    telling = _of(company, np.minimum(before, near) * usual * (1 - usual) >= FEW)
+    moved = _log_odds(*near) - _log_odds(*before)
+    rate = (before[0] + near[0] + 0.5) / (before[1] + near[1] + 1)
+    chance = (1 / (before[1] + 1) + 1 / (near[1] + 1)) / np.maximum(rate * (1 - rate), 1e-6)
+    usual = float(np.clip(before[0][company].sum() / max(before[1][company].sum(), 1.0), 1e-6, 1 - 1e-6))
+    telling = _of(company, np.minimum(before[1], near[1]) * usual * (1 - usual) >= FEW)
     if not len(telling):
         return np.zeros_like(moved), np.zeros_like(moved)
     weight = 1 / (chance[telling] + DIFFER)
