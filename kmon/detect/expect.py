@@ -667,10 +667,9 @@ class _RateDays:
         mean = [(weights * part).sum(axis=0) for part in (before_hits, before, near_hits, near)]
         moved, unsure = _rate_moves((mean[0], mean[1]), (mean[2], mean[3]), given.company)
         late_hits, late = (np.array([np.nansum(day[i][:, begin:], axis=1) for day in given.days]) for i in range(2))
-        back = special.expit(_log_odds(late_hits, late) - moved)
-        counted = before_hits + np.where(moved == 0, late_hits, late * back)
-        shares = weights * (before + late)
         rates = tuple((h + 0.5) / (n + 1) for h, n in ((before_hits, before), (late_hits, late)))
+        counted = before_hits + late_hits * special.expit(special.logit(rates[1]) - moved) / rates[1]
+        shares = weights * (before + late)
         return cls(
             hits=(weights * counted).sum(axis=0),
             trials=shares.sum(axis=0),
