@@ -84,11 +84,17 @@ Row = dict[str, Any]
 
 
 def explain(
-    sweep: Sweep, config: Config, store: Store, known: Sequence[Scope] = (), masks: Sequence[Mask] = ()
+    sweep: Sweep,
+    config: Config,
+    store: Store,
+    known: Sequence[Scope] = (),
+    masks: Sequence[Mask] = (),
+    over: Sequence[tuple[Scope, dt.datetime]] = (),
 ) -> list[Cause]:
     """The causes of a sweep's anomalies, the most telling first.
 
-    `known` are the scopes of open incidents, `masks` what the sweep masked. Reads the store, where there are any.
+    `known` are the scopes of open incidents, `masks` what the sweep masked, and `over` the scopes of incidents that are
+    over, or nearly, with the time at which they were last seen. Reads the store, where there are any.
     """
     pairs = zip(sweep.scored, sweep.flagged, strict=True)
     rest = _Rest(store, config, sweep.cube)
@@ -98,7 +104,7 @@ def explain(
     roots = _Roots(store, config, rest, known, masks)
     causes: list[Cause] = []
     _forget_settled(pending, sweep, config, store)
-    _forget_ended(pending, sweep, config, store, masks)
+    _forget_over(pending, sweep, config, store, over)
     _keep_significant(pending)
     while (found := _next(pending, roots, known, alone=len(causes) >= MOST)) is not None:
         holder, row = found
@@ -107,7 +113,7 @@ def explain(
         first = holder.child(row)
         explained = [c for p in pending for c in (p.take(scope) if alone else p.explain(row, scope))]
         if not alone and not holder.scored.apart:
-            rest.take_away(holder.fleet, scope, [row for p in pending for row in p.still_asked()])
+            rest.take_away(holder.fleet, scope, [row for p in pending for row in p.still_asked()], row["metric"])
             explained += [c for p in pending for c in p.judge_again()]
         keys = ("metric", "direction", "observed", "expected", "lower", "upper", "p_value", "effect", "evidence")
         causes.append(
@@ -138,23 +144,24 @@ def _forget_settled(pending: Sequence[_Pending], sweep: Sweep, config: Config, s
                 holder.judge_again(rest, but=shift.scope)
 
 
-def _forget_ended(
-    pending: Sequence[_Pending], sweep: Sweep, config: Config, store: Store, masks: Sequence[Mask]
+def _forget_over(
+    pending: Sequence[_Pending],
+    sweep: Sweep,
+    config: Config,
+    store: Store,
+    over: Sequence[tuple[Scope, dt.datetime]],
 ) -> None:
     """Drop what is abnormal only because its window reaches back into an incident that is over, and lies across it.
 
     What is inside such an incident is left: it may have come back.
     """
-    for mask in masks:
-        until = mask.resolved_at
-        if until is None or until > sweep.at or not mask.scope:
-            continue
-        reaching = [p for p in pending if sweep.at - p.scored.width < until]
-        if rows := [row for p in reaching for row in p.still_asked()]:
+    for scope, seen in over:
+        reaching = [p for p in pending if sweep.at - p.scored.width < seen]
+        if any(not scope.items() <= p.scope(row).items() for p in reaching for row in p.rows()):
             rest = _Rest(store, config, sweep.cube)
-            rest.take_away(sweep.scored[0].fleet, mask.scope, rows)
+            rest.take_away(sweep.scored[0].fleet, scope, [row for p in reaching for row in p.still_asked()])
             for holder in reaching:
-                holder.judge_again(rest, but=mask.scope)
+                holder.judge_again(rest, but=scope)
 
 
 class _Rest:
@@ -166,15 +173,26 @@ class _Rest:
         self._fleet: Fleet | None = None
         self._taken = 0
         self._asked = pl.DataFrame()
+        self._alone: list[frozenset[str]] = []
 
-    def take_away(self, whole: Fleet, scope: Scope, rows: Sequence[int]) -> None:
+    def take_away(self, whole: Fleet, scope: Scope, rows: Sequence[int], metric: str | None = None) -> None:
         """Remove the events of one more scope from the monitors in some rows; none is taken away twice.
 
-        The others keep them: they are not asked for any more, and tell what is usual with them or without.
+        The others keep them: they are not asked for any more, and tell what is usual with them or without. `metric` is
+        what changed in the scope, if known.
         """
         self._fleet = self._fleet or whole
         self.causes.append(scope)
+        metrics = self._config.metrics
+        cause = metrics[metric] if metric is not None and metrics[metric].kind != "count" else None
+        same = {name for name, m in metrics.items() if cause is not None and m.parts == (cause.volume, None)}
+        self._alone.append(frozenset(same))
         self._asked = whole.monitors[np.unique(np.array(rows, dtype=np.int64))]
+
+    @property
+    def untouched(self) -> frozenset[str]:
+        """The metrics that no cause has changed: where a conversion fell there are as many sessions as before."""
+        return frozenset.intersection(*self._alone) if self._alone else frozenset()
 
     @property
     def fleet(self) -> Fleet | None:
@@ -244,13 +262,16 @@ class _Pending:
 
         `rest` is another fleet to judge them in.
         """
-        if self.scored.apart or not self.flagged.height or (fleet := (rest or self._rest).fleet) is None:
+        known = rest or self._rest
+        if self.scored.apart or not self.flagged.height or (fleet := known.fleet) is None:
             return []
         gone = []
         for (metric,), part in self.flagged.group_by("metric", maintain_order=True):
             again = self.scored.again(fleet, str(metric), part["row"].to_list(), self._config)
             same = again["notable"] & (again["direction"] == part["direction"])
-            still = same & (again["p_value"] <= self.family.cutoff)
+            still = same & (again["p_value"] <= self.family.reach)
+            if metric in known.untouched:
+                still |= part["direction"] == "down"
             gone.append(part.select("metric", "row").with_columns(gone=~still))
         marked = self.flagged.join(pl.concat(gone), on=["metric", "row"], how="left", maintain_order="left")
         inside = [but is not None and but.items() <= self.scope(row).items() for row in self.rows()]
@@ -271,7 +292,7 @@ class _Pending:
         if (fleet := self._rest.fleet) is None:
             return True
         (again,) = self.scored.again(fleet, row["metric"], [row["row"]], self._config).to_dicts()
-        return bool(again["p_value"] <= self.family.cutoff and again["direction"] == row["direction"])
+        return bool(again["p_value"] <= self.family.reach and again["direction"] == row["direction"])
 
     def _remove(self, which: pl.Series) -> list[Child]:
         removed = [self.child(row) for row in self.flagged.filter(which).iter_rows(named=True)]

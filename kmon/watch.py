@@ -251,7 +251,9 @@ class Watch:
             keep=[*known, *keep],
         )
         self._cube = sweep.cube
-        return sweep, explain(sweep, told.config, self._store, known, told.masks), told
+        others = [i for i in told.incidents if i.metric != PIPELINE and (i.quiet or not _open_at(i, at))]
+        over = [(i.scope, i.seen_at) for i in others if i.seen_at <= at]
+        return sweep, explain(sweep, told.config, self._store, known, told.masks, over), told
 
     def _newest_unjudged(self, last: SweepRecord | None) -> tuple[dt.datetime | None, str]:
         mark = self._store.watermark(self._config.events.lateness, self._config.events.idle)

@@ -229,13 +229,23 @@ def test_what_overlaps_a_new_normal_is_no_cause_and_what_lies_beside_it_is(
     assert [c.scope for c in causes] == scopes
 
 
+def test_a_fall_of_conversion_explains_no_missing_sessions() -> None:
+    """Edge sells nothing, in which p1 has four fifths of its sessions; and p1 has no sessions any more."""
+    gone = pl.when(P1 & NEXT).then(0.0).otherwise(pl.when(P1 & EDGE).then(32.0).otherwise(pl.when(P1).then(4.0)))
+    with shop(traffic(pl.coalesce(gone, pl.lit(8.0)), rate(EDGE, 0.02))) as store:
+        causes = {frozenset(c.scope.items()): c.metric for c in explained(store, config())}
+    assert causes[frozenset({"partner": "p1"}.items())] == "sessions"
+    assert frozenset({"browser": "edge"}.items()) in causes
+
+
 @pytest.mark.parametrize(("ended", "told"), [(None, True), (2, False), (6, True)])
 def test_what_lies_across_an_incident_that_is_over_is_not_told(ended: int | None, *, told: bool) -> None:
     """Edge was broken in a window that reaches back into it: p1, which has half of its sessions there, is not."""
-    masks = [] if ended is None else [Mask({"browser": "edge"}, AT - 30 * MINUTE, AT - ended * MINUTE)]
+    over = [] if ended is None else [({"browser": "edge"}, AT - ended * MINUTE)]
+    masks = [Mask(scope, AT - 30 * MINUTE, seen) for scope, seen in over]
     lost = pl.when(P1 & EDGE & NEXT).then(0.02).otherwise(0.5)
     with shop(traffic(pl.when(P1 & EDGE).then(16.0).otherwise(8.0), lost)) as store:
-        causes = explain(sweep(store, config(), AT, masks=masks), config(), store, masks=masks)
+        causes = explain(sweep(store, config(), AT, masks=masks), config(), store, masks=masks, over=over)
     assert any(child.scope == {"partner": "p1"} for cause in causes for child in cause.children) is told
     assert all(cause.scope.get("browser") == "edge" for cause in causes)
 

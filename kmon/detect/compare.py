@@ -54,7 +54,7 @@ class Compare:
     """Least observed or expected count in a window, or least denominator of a rate or mean, to judge it."""
     min_effect: float = 0.3
     """Least relative fall of a rate or mean worth telling."""
-    min_fall: float = 0.4
+    min_fall: float = 0.35
     """Least relative fall of a count worth telling: demand falls by a third for harmless reasons, such as a holiday."""
     min_rise: float = 1.0
     """Least relative rise worth telling."""

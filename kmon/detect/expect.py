@@ -12,6 +12,7 @@ may still lie from that comes from the residuals of past bins, by moments, each 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,8 @@ RECENT = bins.RECENT
 """Bins before the end of the window, today and of each day."""
 AFTER = 6
 """Bins after the end of the window, of each day but today."""
+LATELY = 3.0
+"""The last bins, those of the window among them, tell no noise: what has begun in them must not hide itself."""
 HALF_LIFE = 9.0
 """Bins after which a count tells half as much of today's level."""
 NEAR = 2
@@ -307,7 +310,10 @@ def _counts(given: References) -> Expectation:
     trace = np.where(flat[:, None], alone.rate[:, None], own[:, None] * profile[:, :RECENT])
     certain = ~flat & (own * before >= OWN * np.maximum(spread, 1e-9)) & (given.near >= 1)
     of_days = np.where(certain, own * (_shares(weights, m)[: len(given.days)] ** 2).sum(axis=0), 0.0)
-    residuals = [(recent - trace, trace, trace * (1 + of_days * _kept(1.0, given))[:, None])]
+    earlier = _earlier(recent, given)
+    if given.bins < LATELY:
+        trace = trace * _ratio(earlier, trace)
+    residuals = [(earlier - trace, trace, trace * (1 + of_days * _kept(1.0, given))[:, None])]
     near = max(int(given.near), 1)
     kept = np.sqrt(1 - 1 / (2 * near + 1))  # the bin itself is a part of its mean
     for (day, _), s in zip(given.days, shapes, strict=False):  # a forecast has no residuals
@@ -315,8 +321,8 @@ def _counts(given: References) -> Expectation:
         residuals.append(((day - smooth) / kept, smooth, smooth))
     off, mean, chance = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
     noise, floor, phi = _noise(off, chance, mean**2, given.company)
-    wander = noise * _at_width(given, recent - trace, trace, floor, phi, of_days)
-    walked = _at_width(replace(given, bins=float(WANDERED)), recent - trace, trace, floor, phi, of_days)
+    wander = noise * _at_width(given, earlier - trace, trace, floor, phi, of_days)
+    walked = _at_width(replace(given, bins=float(WANDERED)), earlier - trace, trace, floor, phi, of_days)
     moves = np.clip(EXTRAPOLATED * walked, *LEVEL_DRIFT)
     noise = floor * noise
 
@@ -477,6 +483,18 @@ def _shaped(window: Floats, usual: Floats, chance: Floats, fit: npt.NDArray[np.i
     return usual + own * (window - usual), own
 
 
+def _earlier(recent: Floats, given: References) -> Floats:
+    """The recent bins but for those of LATELY, which are not known any more."""
+    lately = max(math.ceil(LATELY - given.bins), 0)
+    return np.where(np.arange(RECENT) < RECENT - lately - given.bins, recent, np.nan)
+
+
+def _ratio(values: Floats, usual: Floats) -> Floats:
+    """(monitors, 1): all known values, as a multiple of the usual ones; 1 where there are none."""
+    total, size = np.nansum(values, axis=1), np.where(np.isfinite(values), usual, 0.0).sum(axis=1)
+    return np.where(size > 0, total / np.maximum(size, 1e-9), 1.0)[:, None]
+
+
 def _weighted(parts: Sequence[Floats], weights: Sequence[Floats], m: int, columns: int | None = None) -> Floats:
     """The weighted mean over the days that have it; 0 without any."""
     total = np.zeros(m if columns is None else (m, columns))
@@ -570,7 +588,8 @@ def _at_width(given: References, off: Floats, mean: Floats, floor: float, phi: f
     if given.bins < 1:
         past = given.previous[0]
         each = _stretched(mean, past.shape[1], given.bins) * given.bins
-        off, mean, kept = past - each, each, 1.0
+        last = min(round(LATELY / given.bins) - 1, past.shape[1] // 2)
+        off, mean, kept = (past - each)[:, : past.shape[1] - last], each[:, : past.shape[1] - last], 1.0
     else:
         known = np.isfinite(off).any(axis=0)
         off, mean = off[:, known], mean[:, known]
@@ -609,10 +628,11 @@ def _rates(given: References) -> Expectation:
         shares.append(trust * forecast[1])
     of_all = [float(total[given.company].sum()) for total in (hits, other_hits, trials, other_trials)]
     fleet = float(np.clip(sum(of_all[:2]) / max(sum(of_all[2:]), 1.0), 1e-6, 1 - 1e-6))
-    off, size, square = _share_residuals(given, hits, trials, days)
+    off, size, square = _share_residuals(given, days)
     noise, floor, phi = _noise(off, size, square, given.company)
     wander, noise = noise * phi, max(floor, _unpaired(given, hits, trials)) * noise
     volume = trials + other_trials
+    hits, other_hits = np.minimum(hits, trials), np.minimum(other_hits, other_trials)
     hits, trials, other_hits, other_trials = (x / noise for x in (hits, trials, other_hits, other_trials))
     usual = (other_hits + PRIOR * fleet) / (other_trials + PRIOR)
     variance = usual * (1 - usual)
@@ -667,7 +687,7 @@ class _RateDays:
         mean = [(weights * part).sum(axis=0) for part in (before_hits, before, near_hits, near)]
         moved, unsure = _rate_moves((mean[0], mean[1]), (mean[2], mean[3]), given.company)
         late_hits, late = (np.array([np.nansum(day[i][:, begin:], axis=1) for day in given.days]) for i in range(2))
-        rates = tuple((h + 0.5) / (n + 1) for h, n in ((before_hits, before), (late_hits, late)))
+        rates = _share(before_hits, before), _share(late_hits, late)
         counted = before_hits + late_hits * special.expit(special.logit(rates[1]) - moved) / rates[1]
         shares = weights * (before + late)
         return cls(
@@ -679,6 +699,11 @@ class _RateDays:
             moved=moved,
             unsure=unsure,
         )
+
+
+def _share(hits: Floats, trials: Floats) -> Floats:
+    """Of hits among trials, never 0 or 1: also where orders of sessions before make more of them than there are."""
+    return np.asarray((np.minimum(hits, trials) + 0.5) / (trials + 1))
 
 
 def _log_odds(hits: Floats, trials: Floats) -> Floats:
@@ -764,14 +789,15 @@ def _pools(given: References) -> tuple[Floats, Floats, Floats, Floats]:
     return value, exposure, sum((o[0] for o in others), zero), sum((o[1] for o in others), zero)
 
 
-def _share_residuals(given: References, hits: Floats, trials: Floats, days: _RateDays) -> tuple[Floats, Floats, Floats]:
+def _share_residuals(given: References, days: _RateDays) -> tuple[Floats, Floats, Floats]:
     """Hits beyond the level of today or of a day, bin by bin; their binomial variance; that times the trials."""
-    today = ((hits + 0.5) / (trials + 1))[:, None]
+    value, exposure = (_earlier(part, given) for part in given.recent)
+    today = _share(np.nansum(value, axis=1), np.nansum(exposure, axis=1))[:, None]
     later = np.arange(RECENT + AFTER) >= days.begin
     levels = [today, *(np.where(later, after[:, None], before[:, None]) for before, after in days.levels)]
     parts = [
         (value - exposure * level, exposure * level * (1 - level), exposure**2 * level * (1 - level))
-        for (value, exposure), level in zip((given.recent, *given.days), levels, strict=True)
+        for (value, exposure), level in zip(((value, exposure), *given.days), levels, strict=True)
     ]
     off, variance, square = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
     return off, variance, square

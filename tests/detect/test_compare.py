@@ -32,10 +32,10 @@ def shares(kind: str, value: float, size: float = 1000, share: float = 0.1, **ch
 @pytest.mark.parametrize(
     ("kind", "now", "params", "notable"),
     [
-        ("count", 64, {}, False),  # -35 %: demand
+        ("count", 66, {}, False),  # -32 %: demand
         ("count", 38, {}, True),  # -60 %
-        ("count", 55, {}, False),  # -44 %, but by chance alone it might be less than two fifths
-        ("count", 64, {"min_fall": 0.2}, True),
+        ("count", 58, {}, False),  # -40 %, but by chance alone it might be a third
+        ("count", 66, {"min_fall": 0.2}, True),
         ("count", 180, {}, False),  # not yet twice as much
         ("count", 230, {}, True),
         ("rate", 80, {}, False),  # 10 % to 8 %

@@ -141,6 +141,21 @@ def test_a_past_outage_that_nobody_marked_hides_no_new_one() -> None:
     assert Compare().score(ill)["p_value"][0] < 1e-6
 
 
+@pytest.mark.parametrize("kind", ["count", "rate"])
+def test_a_fall_that_goes_on_does_not_hide_itself(kind: str) -> None:
+    """Of ten minutes: what has fallen is no noise of the monitor that fell."""
+    rng = np.random.default_rng(9)
+    size = 2000.0 if kind == "rate" else 1.0
+    recent, day = (
+        rng.binomial(2000, 0.4, (20, n)) if kind == "rate" else rng.poisson(800, (20, n)) for n in (RECENT, BINS)
+    )
+    given = windows(kind, np.full(20, 800.0), recent, size, day1=day)
+    fallen = np.where(np.arange(RECENT) >= RECENT - 3, 0.55, 1) * recent[0]
+    before, after = (expected(one) for one in (given, change(given, 0, value=440, recent_value=fallen)))
+    assert after.noise < 1.5 * before.noise
+    assert Compare().score(change(given, 0, value=440, recent_value=fallen))["p_value"][0] < 1e-8
+
+
 @pytest.mark.parametrize("excess", [0.0, 0.02, 0.3])
 def test_overdispersion_is_found_by_moments_and_robustly(excess: float) -> None:
     rng = np.random.default_rng(3)
@@ -369,6 +384,14 @@ def test_a_rate_without_a_shape_gets_none(size: int, width: float) -> None:
     assert np.median(found.drift) < 1.8 * (1 / (54 * size) + 1e-4)  # what all of their bins tell, and LIKELY
 
 
+def test_a_rate_of_more_orders_than_sessions_is_the_least_sure() -> None:
+    """Orders come in bunches of three hours' sessions: with none of eleven nothing is wrong."""
+    bunches = np.where(np.arange(BINS) % 9 == 4, 12.0, 0.0)
+    steady = windows("rate", np.full(20, 7.0), np.full((20, RECENT), 0.7), 1.0, exposure=np.full(20, 10.0), day1=0.7)
+    given = change(steady, 0, value=0, exposure=11, recent_value=bunches[:RECENT], day1_value=bunches)
+    assert Compare().score(given)["p_value"][0] > 1e-3
+
+
 def test_a_day_that_is_like_today_tells_a_rate() -> None:
     found = expect(rates(300, 0.2, 0.2, day1=0.2, day7=0.6), "rate")
     assert found.level.mean() == pytest.approx(0.2, rel=0.02)
@@ -440,7 +463,7 @@ def test_normal_sums_of_money_are_not_flagged_too_often(
 ) -> None:
     p = Compare(min_volume=0, tolerance=0).score(sums(level, vary, days, width, long=long, seed=seed))["p_value"]
     assert not [alpha for alpha in (0.1, 0.01) if too_often(p, alpha)]
-    assert (p <= 0.001).mean() <= 0.002
+    assert (p <= 0.001).mean() <= 0.003
 
 
 @pytest.mark.parametrize(("share", "size"), [(0.02, 10), (0.05, 20), (0.1, 5), (0.3, 10)])
@@ -510,7 +533,7 @@ def test_a_monitor_that_varies_in_a_calm_fleet_is_not_flagged_each_night(level: 
         Compare(tolerance=0).score(pl.concat([wild[n : n + 200], calm[200:]]))["p_value"][:200]
         for n in range(0, 4000, 200)
     )
-    assert (p <= 1e-3).mean() <= 0.01
+    assert (p <= 1e-3).mean() <= 0.012
     assert (p <= 1e-5).mean() <= 0.002
 
 
