@@ -554,6 +554,9 @@ def jobs_run(
     _summary({"job": run.job, "status": run.status, "notebook": run.notebook}, format)
 
 
+_OF_A_DAY = ("alerts", "labelled_false", "labelled_right", "unlabelled", "pipeline_incidents")
+
+
 @app.command()
 def status(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output = "table") -> None:
     """How far the data is, and how kmon itself is."""
@@ -564,6 +567,9 @@ def status(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output
         show.print_json(found)
         return
     show.facts({key.replace("_", " "): value for key, value in found["summary"].items()})
+    if found["alerts_by_day"]:
+        week = [(show.clock(day["until"]), *(day[key] for key in _OF_A_DAY)) for day in found["alerts_by_day"]]
+        show.table(["24 hours until (UTC)", *(key.replace("_", " ") for key in _OF_A_DAY)], week, title="\nalerts")
     tiers = [(t, v["rows"], v["events"], v["bytes"]) for t, v in found["tiers"].items()]
     raw = found["raw_events"]
     tiers.append(("raw_events", raw["rows"], raw["rows"], raw["bytes"]))
