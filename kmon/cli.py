@@ -636,6 +636,10 @@ def bench(
         Optional[Path],
         typer.Option(exists=True, file_okay=False, help="Folder of public data sets; default KMON_DATA."),
     ] = None,
+    reference_days: Annotated[
+        Optional[list[int]],
+        typer.Option("--reference-day", min=1, max=28, help="With history so many days ago, for detect-speed; repeat."),
+    ] = None,
     format: Annotated[
         Literal["table", "json", "markdown"], typer.Option("--format", "-f", help="For people, programs or docs.")
     ] = "table",
@@ -650,7 +654,8 @@ def bench(
 
     arguments.known("benchmark", name, bench_.BENCHES)
     with show.progress(f"bench {name}") as (bar, task):
-        options = bench_.Options(scale, minutes, repeats, rivals, data, say=lambda text: bar.update(task, note=text))
+        days = tuple(sorted(set(reference_days or [1])))
+        options = bench_.Options(scale, minutes, repeats, rivals, data, days, lambda text: bar.update(task, note=text))
         rows = bench_.BENCHES[name](options)
     bench_.print_rows(rows, format, f"kmon bench {name}: {bench_.machine()}")
 

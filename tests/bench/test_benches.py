@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from kmon.bench import BENCHES, Options, latency
+from kmon.bench import BENCHES, Options, detect_speed, latency
 from kmon.bench.stream import PARTITIONS, TOPIC
 from tests.command import kmon_json
 from tests.conftest import ROOT
@@ -56,6 +56,16 @@ def test_soak_loses_and_doubles_nothing(broker):
     found = values(BENCHES["soak"](TINY))
     assert found["events lost or doubled"] == 0
     assert found["resident memory, last third"] > 0
+
+
+@pytest.mark.parametrize("days", [(1,), (1, 2, 7)])
+def test_a_sweep_is_timed_with_the_reference_days_that_are_asked_for(days):
+    options = dataclasses.replace(TINY, days=days)
+    rows = list(detect_speed._sized("tiny", 0.001, options, None))
+    found = values(rows)
+    assert found["tiny: monitors"] > 100
+    assert found["tiny: a sweep, median"] > 0
+    assert f"references of {', '.join(map(str, days))} days ago" in rows[0].note
 
 
 def test_nothing_is_left_of_a_benchmark_that_is_ended(broker, tmp_path):
