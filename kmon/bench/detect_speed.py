@@ -69,7 +69,7 @@ def _sized(name: str, size: float, options: Options, limit: float | None) -> Ite
             shelf = Shelf.of(work / "cubes", store, config)
             cube, base = _timed(lambda: Base.at(store, config, begin, LEAST).read(store, config))
             shelf.put(cube)
-            days = f"references of {', '.join(f'{day}' for day in options.days)} days ago"
+            days = f"with day {', '.join(f'-{day}' for day in options.days)}"
             yield told(f"{name}: monitors", len(cube.watched(config)), "", f"of {partners:,} partners; {days}")
             yield told(f"{name}: the base, twice an hour and ahead", base, "s", _memory(cube))
             yield told(f"{name}: the bare scan", scan, "s", "grouping sets of 5 minutes and the same a day before")
