@@ -554,6 +554,9 @@ def jobs_run(
     _summary({"job": run.job, "status": run.status, "notebook": run.notebook}, format)
 
 
+_OF_A_DAY = ("alerts", "labelled_false", "labelled_right", "unlabelled", "pipeline_incidents")
+
+
 @app.command()
 def status(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output = "table") -> None:
     """How far the data is, and how kmon itself is."""
@@ -564,6 +567,9 @@ def status(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output
         show.print_json(found)
         return
     show.facts({key.replace("_", " "): value for key, value in found["summary"].items()})
+    if found["alerts_by_day"]:
+        week = [(show.clock(day["until"]), *(day[key] for key in _OF_A_DAY)) for day in found["alerts_by_day"]]
+        show.table(["24 hours until (UTC)", *(key.replace("_", " ") for key in _OF_A_DAY)], week, title="\nalerts")
     tiers = [(t, v["rows"], v["events"], v["bytes"]) for t, v in found["tiers"].items()]
     raw = found["raw_events"]
     tiers.append(("raw_events", raw["rows"], raw["rows"], raw["bytes"]))
@@ -630,6 +636,10 @@ def bench(
         Optional[Path],
         typer.Option(exists=True, file_okay=False, help="Folder of public data sets; default KMON_DATA."),
     ] = None,
+    reference_days: Annotated[
+        Optional[list[int]],
+        typer.Option("--reference-day", min=1, max=28, help="With history so many days ago, for detect-speed; repeat."),
+    ] = None,
     format: Annotated[
         Literal["table", "json", "markdown"], typer.Option("--format", "-f", help="For people, programs or docs.")
     ] = "table",
@@ -644,7 +654,8 @@ def bench(
 
     arguments.known("benchmark", name, bench_.BENCHES)
     with show.progress(f"bench {name}") as (bar, task):
-        options = bench_.Options(scale, minutes, repeats, rivals, data, say=lambda text: bar.update(task, note=text))
+        days = tuple(sorted(set(reference_days or [1])))
+        options = bench_.Options(scale, minutes, repeats, rivals, data, days, lambda text: bar.update(task, note=text))
         rows = bench_.BENCHES[name](options)
     bench_.print_rows(rows, format, f"kmon bench {name}: {bench_.machine()}")
 

@@ -587,6 +587,11 @@ class Ledger:
         row = next(iter(self._rows(sa.select(t).order_by(t.c.at.desc()).limit(1))), None)
         return SweepRecord(**row) if row else None
 
+    def first_sweep(self) -> SweepRecord | None:
+        t = sweeps_table
+        row = next(iter(self._rows(sa.select(t).order_by(t.c.at).limit(1))), None)
+        return SweepRecord(**row) if row else None
+
     def pauses(self, since: dt.datetime) -> list[dt.timedelta]:
         """The times (wall clock) from one sweep to the next since then, the longest first."""
         t = sweeps_table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
+from kmon import budget
 from kmon.config import PIPELINE, Config, show_duration
 from kmon.gate import incident_of
 from kmon.ledger import Ledger, SweepRecord, open_ledger, show_time
@@ -13,7 +14,7 @@ from kmon.store import open_for_reading
 
 
 def status(config: Config, store: str | None = None) -> dict[str, Any]:
-    """Offsets, clocks, tiers, dead letters, and a `summary` with watermark, lag, last sweep and queue."""
+    """Offsets, clocks, tiers, dead letters, the week's alerts, and a `summary` with watermark, lag, sweep and queue."""
     with open_for_reading(config, store) as opened, open_ledger(config, store) as ledger:
         found, now = opened.status(), dt.datetime.now(dt.UTC)
         mark = opened.watermark(config.events.lateness, config.events.idle)
@@ -35,6 +36,8 @@ def status(config: Config, store: str | None = None) -> dict[str, Any]:
             for s in trouble
             if (told := incident_of(s, now).reason)
         ]
+        week = budget.last_week(ledger)
+        found["alerts_by_day"] = [day.public() for day in week]
         unread = [c["unread"] for c in found["clocks"] if c["unread"] is not None]
         found["summary"] = {
             "watermark": show_time(mark),
@@ -50,23 +53,14 @@ def status(config: Config, store: str | None = None) -> dict[str, Any]:
             "last_sweep": show_time(sweep.at) if sweep else None,
             "last_sweep_seconds": round(sweep.seconds, 3) if sweep else None,
             "monitors": sweep.monitors if sweep else None,
-            "alerts_last_week": _alerts(ledger, sweep),
-            "false_alerts_budget_week": round(7 * config.false_alerts_per_day, 2),
-            "p_values_too_small": _excess(ledger, sweep),
+            **budget.achieved(week, config.false_alerts_per_day),
+            "small_p_values_too_often": _excess(ledger, sweep),
             "open_incidents": len(ledger.open_incidents()),
             "alerts_waiting": len(waiting),
             "alerts_failed": len(failed),
             **_models(config, ledger, mark),
         }
     return found
-
-
-def _alerts(ledger: Ledger, sweep: SweepRecord | None) -> int | None:
-    """Incidents that alerted in the week before the last sweep, true and false ones, to compare with the budget."""
-    if sweep is None:
-        return None
-    week = ledger.incidents(since=sweep.at - dt.timedelta(days=7), until=sweep.at + dt.timedelta(seconds=1))
-    return sum(incident.severity != "info" for incident in week)
 
 
 def _excess(ledger: Ledger, sweep: SweepRecord | None) -> str | None:

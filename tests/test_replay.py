@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 
+from kmon import labels
 from kmon.config import Config
 from kmon.detect import Shelf
 from kmon.errors import LedgerError
-from kmon.ledger import Incident, Ledger, SweepRecord
+from kmon.ledger import Incident, Ledger, SweepRecord, Word
 from kmon.replay import Summary, replay
 from kmon.store import EmbeddedStore
 from tests.detect.worlds import AT, MINUTE, config, spread, traffic
@@ -28,10 +34,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three hours in three files, in order of arrival: p1 is gone for half an hour, and some events come late."""
     gone = (pl.col("partner") == "p1") & pl.col("ago").is_between(60, 90)
     events = traffic(pl.when(gone).then(0.0).otherwise(2.0), days=[0], minutes=180)
+    return recorded(tmp_path_factory.mktemp("events"), events)
+
+
+def recorded(folder: Path, events: pl.DataFrame) -> list[Path]:
+    """Three files in order of arrival; a few events come up to a quarter of an hour late."""
     rng = np.random.default_rng(1)
     delay = np.where(rng.random(events.height) < 0.002, rng.integers(60, 900, events.height), 0)
     order = (events["event_time"].dt.epoch("s").to_numpy() + delay).argsort(kind="stable")
-    folder = tmp_path_factory.mktemp("events")
     arrived = events[order.tolist()].rename({"event_time": "ts"}).with_columns(pl.col("ts").dt.to_string("%FT%TZ"))
     paths = []
     for number, part in enumerate(arrived.iter_slices(arrived.height // 3 + 1)):
@@ -46,10 +56,15 @@ def ledger() -> Iterator[Ledger]:
         yield opened
 
 
+def looking(**changes: Any) -> Config:
+    """The shop's configuration, which waits a minute for what is late."""
+    changed = config(**changes)
+    return changed.model_copy(update={"events": changed.events.model_copy(update={"lateness": MINUTE})})
+
+
 @pytest.fixture
 def settings() -> Config:
-    changed = config(every="5m")
-    return changed.model_copy(update={"events": changed.events.model_copy(update={"lateness": MINUTE})})
+    return looking(every="5m")
 
 
 def test_a_large_partner_is_missed_the_sooner_the_more_often_is_looked(tmp_path: Path) -> None:
@@ -94,43 +109,116 @@ def sweeps(ledger: Ledger) -> list[tuple[Any, ...]]:
         ]
 
 
-@pytest.fixture(scope="module")
-def one_go(files: list[Path]) -> Iterator[tuple[Summary, list[dict[str, Any]], list[tuple[Any, ...]]]]:
-    changed = config(every="5m")
-    changed = changed.model_copy(update={"events": changed.events.model_copy(update={"lateness": MINUTE})})
-    with Ledger.open("sqlite://") as ledger:
-        yield done(changed, files, ledger), outcome(ledger), sweeps(ledger)
-
-
-def test_one_go(one_go: tuple[Summary, list[dict[str, Any]], list[Any]], files: list[Path]) -> None:
-    summary, incidents, _ = one_go
+def test_one_go(files: list[Path], settings: Config, ledger: Ledger) -> None:
+    summary = done(settings, files, ledger)
     lines = sum(len(path.read_text().splitlines()) for path in files)
     assert (summary.events, summary.dead_letters, summary.sweeps, summary.incidents) == (lines, 0, 35, 1)
-    assert incidents[0]["scope"] == {"partner": "p1"}
-    assert incidents[0]["started_at"] == AT - 90 * MINUTE
-    assert incidents[0]["status"] == "resolved"
+    (incident,) = ledger.incidents()
+    assert incident.scope == {"partner": "p1"}
+    assert incident.started_at == AT - 90 * MINUTE
+    assert incident.status == "resolved"
 
 
-@pytest.mark.parametrize("stop", [0, 1, 11, 18, 19, 23, 34])
-def test_stopped_in_any_sweep_and_resumed(
-    stop: int, one_go: tuple[Any, ...], files: list[Path], settings: Config, ledger: Ledger, tmp_path: Path
-) -> None:
-    """The ledger's disk is full after `stop` sweeps, and has room again when the replay is started once more.
+# ---- stopped and resumed ---------------------------------------------------------------------------------------------
 
-    What came late meanwhile is left for the next base, as it is in one go.
-    """
-    when = f"BEFORE INSERT ON sweeps WHEN (SELECT count(*) FROM sweeps) >= {stop}"
-    full = f"CREATE TRIGGER full {when} BEGIN SELECT RAISE(ABORT, 'full'); END"
-    with EmbeddedStore(":memory:", settings) as store:
-        with ledger._engine.begin() as connection:
-            connection.execute(sa.text(full))
-        with pytest.raises(LedgerError):
-            replay(settings, store, ledger, files, every=FIVE, shelf=Shelf.of(tmp_path, store, settings))
-        with ledger._engine.begin() as connection:
-            connection.execute(sa.text("DROP TRIGGER full"))
-        summary = replay(settings, store, ledger, files, every=FIVE, shelf=Shelf.of(tmp_path, store, settings))
-    assert summary.sweeps == 35 - stop
-    assert (outcome(ledger), sweeps(ledger)) == one_go[1:]
+
+Told = tuple[list[dict[str, Any]], list[tuple[Any, ...]]]
+
+
+@dataclass(frozen=True)
+class World:
+    """What is replayed, and what somebody says of the only open incident after two of the three files."""
+
+    settings: Config
+    files: list[Path]
+    every: dt.timedelta = FIVE
+    since: dt.datetime | None = None
+    word: Word | None = None
+
+    def told(self, stop: int | None = None) -> Told:
+        """The incidents and sweeps of a ledger whose disk is full after `stop` sweeps, until kmon is started again.
+
+        What came late meanwhile is left for the next base, as it is in one go.
+        """
+        with (
+            TemporaryDirectory() as folder,
+            Ledger.open("sqlite://") as ledger,
+            EmbeddedStore(":memory:", self.settings) as store,
+        ):
+
+            def go(files: list[Path]) -> None:
+                shelf = Shelf.of(Path(folder), store, self.settings)
+                replay(self.settings, store, ledger, files, every=self.every, detect_from=self.since, shelf=shelf)
+
+            if stop is not None:
+                fill(ledger, stop)
+            stops = 0
+            for files in [self.files[:2], self.files] if self.word else [self.files]:
+                try:
+                    go(files)
+                except LedgerError:
+                    stops += 1
+                    make_room(ledger)
+                    go(files)
+                if self.word is not None and not ledger.labels():
+                    (incident,) = ledger.open_incidents()
+                    labels.say(self.settings, ledger, incident.id, self.word, by="ann")
+            assert stops == (stop is not None)
+            return outcome(ledger), sweeps(ledger)
+
+
+def fill(ledger: Ledger, sweeps: int) -> None:
+    """Let the disk of a ledger be full once it has so many sweeps."""
+    when = f"BEFORE INSERT ON sweeps WHEN (SELECT count(*) FROM sweeps) >= {sweeps}"
+    with ledger._engine.begin() as connection:
+        connection.execute(sa.text(f"CREATE TRIGGER full {when} BEGIN SELECT RAISE(ABORT, 'full'); END"))
+
+
+def make_room(ledger: Ledger) -> None:
+    with ledger._engine.begin() as connection:
+        connection.execute(sa.text("DROP TRIGGER full"))
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Forty hours of partners with twenty sessions an hour, of whom p1 has none in the last six."""
+    rng = np.random.default_rng(4)
+    minutes = 40 * 60
+    rates = pl.DataFrame({
+        "partner": np.repeat([f"p{n}" for n in range(10)], minutes), "ago": np.tile(np.arange(minutes, 0, -1), 10),
+    }).with_columns(n=pl.Series(rng.poisson(1 / 3, 10 * minutes)))  # fmt: skip
+    there = ~((pl.col("partner") == "p1") & (pl.col("ago") <= 6 * 60))
+    ts = pl.lit(AT.replace(tzinfo=None)) - pl.duration(minutes="ago")
+    sessions = rates.filter(there & (pl.col("n") > 0)).select(pl.col("partner").repeat_by("n"), ts.alias("event_time"))
+    of_shop = {"country": pl.lit("SE"), "browser": pl.lit("edge"), "kind": pl.lit("s")}
+    events = sessions.explode("partner").with_columns(**of_shop).sort("event_time")
+    return recorded(tmp_path_factory.mktemp("quiet"), events)
+
+
+WORDS: list[Word | None] = [None, "true", "false", "new-normal"]
+
+
+@pytest.fixture(scope="module", params=[*WORDS, "silence"])
+def one_go(request: pytest.FixtureRequest, files: list[Path], quiet: list[Path]) -> tuple[World, Told]:
+    """A world, and what a replay of it in one go tells."""
+    if request.param != "silence":
+        world = World(looking(every="5m"), files, word=request.param)
+        return world, world.told()
+    half = 30 * MINUTE
+    silence = {"use": "silence", "params": {"days": 1, "every": "30m"}}
+    settings = looking(every="30m", windows=["1h"], watch=[["partner"]], detectors=[{"use": "compare"}, silence])
+    world = World(settings, quiet, half, AT - 9 * 60 * MINUTE)
+    found = world.told()
+    assert "silence" in [incident["detector"] for incident in found[0]]
+    return world, found
+
+
+@settings_of_hypothesis(max_examples=7)
+@given(st.data())
+def test_stopped_in_any_sweep_and_resumed(one_go: tuple[World, Told], data: st.DataObject) -> None:
+    world, whole = one_go
+    stop = data.draw(st.integers(0, len(whole[1]) - 1), "stop")
+    assert world.told(stop) == whole
 
 
 def test_again_is_nothing_new(files: list[Path], settings: Config, ledger: Ledger) -> None:

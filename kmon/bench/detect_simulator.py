@@ -8,10 +8,10 @@ of it but what the events tell.
 
 A true incident counts as *detectable* if an optimal test would need less than 12 minutes: ln(1/alpha) over the
 Kullback-Leibler divergence a minute (Lorden 1971), alpha being one false alarm a day per 100,000 monitors that are
-looked at every minute. It is found if an incident whose scope contains its scope, or lies in it, fires while it lasts;
-an incident that belongs to none of the true ones is false, also where it is only information. What informs of a
-campaign counts as neither, nor does what is told of the pipeline while a partition lags: that is right, and is nobody's
-outage. What is told of a holiday is false.
+looked at every minute. It is found if an incident whose scope contains its scope, or lies in it, fires while it lasts,
+of a metric and in a direction in which its kind shows (SHOWS); an incident that belongs to none of the true ones is
+false, also where it is only information. What informs of a campaign counts as neither, nor does what is told of the
+pipeline while a partition lags: that is right, and is nobody's outage. What is told of a holiday is false.
 """
 
 from __future__ import annotations
@@ -55,6 +55,21 @@ DETECTABLE = dt.timedelta(minutes=12)
 AFTERWARDS = dt.timedelta(minutes=10)
 """After the end of a true incident its alarm is late, not false."""
 MINUTE = dt.timedelta(minutes=1)
+_GONE = "sessions down, authorizations down, orders down"
+_LOST = "conversion down, authorizations down, approval down, orders down"
+SHOWS = {
+    "partner_outage": _GONE,
+    "small_partner_silent": _GONE,
+    "orders_stop": "orders down, conversion down, approval down",
+    "country_conversion_drop": _LOST,
+    "browser_breaks": _LOST,
+    "slow_decay": _LOST,
+    "payment_declines": "approval down, conversion down, orders down",
+    "errors_rise": "error_rate up",
+    "surge": "sessions up, conversion down",  # bots, who buy nothing
+    "campaign": "sessions up, authorizations up, orders up",
+}
+"""In what a kind of incident shows: the metric that it acts on, and those that follow from it."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,13 @@ class Found:
     def delay(self) -> float:
         """Minutes until the first one fired."""
         return (self.incidents[0].detected_at - self.truth.start) / MINUTE
+
+    @property
+    def resolved(self) -> float | None:
+        """Minutes from its end until all of them were resolved; None where one is still open."""
+        ends = [incident.resolved_at for incident in self.incidents]
+        known = [end for end in ends if end is not None]
+        return (max(known) - self.truth.end) / MINUTE if known and len(known) == len(ends) else None
 
     @property
     def exact(self) -> bool:
@@ -233,8 +255,12 @@ def _during(truth: SimulatedIncident, incidents: Sequence[Incident]) -> list[Inc
 
 def _of(truth: SimulatedIncident, incidents: Sequence[Incident]) -> list[Incident]:
     """Those that belong to it, in the order in which they fired."""
-    mine = [i for i in _during(truth, incidents) if related(i.scope, truth.scope)]
+    mine = [i for i in _during(truth, incidents) if related(i.scope, truth.scope) and _fits(truth, i)]
     return sorted(mine, key=lambda i: i.detected_at)
+
+
+def _fits(truth: SimulatedIncident, incident: Incident) -> bool:
+    return f"{incident.metric} {incident.direction}" in SHOWS[truth.kind].split(", ")
 
 
 def _bound(calm: Simulation, one: SimulatedIncident) -> float:
@@ -293,6 +319,7 @@ def _quality(size: str, judged: Sequence[Judged]) -> list[Row]:
     true = sum(bool(f.incidents) for j in judged for f in j.found)
     ratios = [f.delay / max(f.bound, 1e-9) for f in caught]
     note = f"{len(real)} detectable, {false} false"
+    over = [minutes for f in caught if (minutes := f.resolved) is not None]
     groups = [group for j in judged for group in j.at_once]
     whole = sum(all(f.exact for f in group) for group in groups)
     return [
@@ -302,6 +329,12 @@ def _quality(size: str, judged: Sequence[Judged]) -> list[Row]:
         reaching(f"{size}: exact scope", sum(f.exact for f in caught) / max(1, len(caught)), "", 0.9),
         told(f"{size}: several at once, all exact", whole / max(1, len(groups)), "", f"{len(groups)} times"),
         under(f"{size}: incidents per true one", sum(len(f.incidents) for f in caught) / max(1, len(caught)), "", 1.5),
+        told(
+            f"{size}: minutes until resolved after the end, median",
+            float(np.median(over)) if over else math.nan,
+            "min",
+            f"{len(caught) - len(over)} of {len(caught)} still open",
+        ),
         told(
             f"{size}: a sweep",
             1000 * sum(j.seconds for j in judged) / max(1, sum(j.sweeps for j in judged)),

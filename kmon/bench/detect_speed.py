@@ -3,6 +3,9 @@
 The shipped configuration looks once a minute, as it does live: what the sweep before has read is there. For scale, the
 bare grouping sets of the last five minutes and of the same of the day before: what a sweep without memory would have to
 read at least.
+
+The store has the hours before now and those of the days that the options say, which is fewer than a year's installation
+has (1, 2, 7, 14, 21 and 28): the base grows with every one of them. `silence` looks back over what hours there are.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ def _sized(name: str, size: float, options: Options, limit: float | None) -> Ite
         now = dt.datetime(2026, 3, 4, 12, tzinfo=dt.UTC)
         path = config.resolve(config.store)
         rate, partners = KLARNA * size, max(100, round(PARTNERS * size))
-        history.around(path, config, now, options.say, rate=rate, partners=partners)
+        history.around(path, config, now, options.say, rate=rate, partners=partners, days=options.days)
         _break(path, config, now)
         with EmbeddedStore(path, config) as store, Ledger.beside(path) as ledger:
             options.say(f"{name}: the bare scan")
@@ -66,7 +69,8 @@ def _sized(name: str, size: float, options: Options, limit: float | None) -> Ite
             shelf = Shelf.of(work / "cubes", store, config)
             cube, base = _timed(lambda: Base.at(store, config, begin, LEAST).read(store, config))
             shelf.put(cube)
-            yield told(f"{name}: monitors", len(cube.watched(config)), "", f"of {partners:,} partners")
+            days = f"with day {', '.join(f'-{day}' for day in options.days)}"
+            yield told(f"{name}: monitors", len(cube.watched(config)), "", f"of {partners:,} partners; {days}")
             yield told(f"{name}: the base, twice an hour and ahead", base, "s", _memory(cube))
             yield told(f"{name}: the bare scan", scan, "s", "grouping sets of 5 minutes and the same a day before")
             watch = Watch(config, store, ledger, shelf=shelf)

@@ -90,7 +90,7 @@ def make(
 
 
 def around(
-    path: Path, config: Config, now: dt.datetime, say: Say, *, rate: float, partners: int, days: tuple[int, ...] = (1,)
+    path: Path, config: Config, now: dt.datetime, say: Say, *, rate: float, partners: int, days: tuple[int, ...]
 ) -> None:
     """Fill a new store with what a sweep at `now`, a whole hour, reads: the hours before it, and those `days` ago."""
     with EmbeddedStore(path, config) as store:

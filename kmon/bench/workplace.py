@@ -36,6 +36,9 @@ class Options:
     """Whether others take part."""
     data: Path | None = None
     """Folder of public data sets; None: KMON_DATA, or where a checkout has it."""
+    days: tuple[int, ...] = (1,)
+    """Days ago of which the benchmark of a sweep's speed has history: each takes as much disk and time to make again,
+    and the sweeps more memory and time."""
     say: Say = field(default=lambda _: None)
     """Is told what goes on."""
 

@@ -130,6 +130,7 @@ def load_detector(use: DetectorUse, folder: Path) -> Detector:
     except TypeError as error:
         message = f"the detector {use.use!r} does not take these parameters: {error}"
         raise UsageError(message) from error
+    _check_that_it_judges_windows(use.use, loaded)
     return loaded
 
 
@@ -152,6 +153,22 @@ def scored(detector: Detector, windows: pl.DataFrame, metric: Metric | None = No
         else scores.select(pl.col(n).cast(t) for n, t in SCORES.items())
     )
     return in_its_unit(told, windows, metric) if metric is not None and metric.kind == "quantile" else told
+
+
+def _check_that_it_judges_windows(use: str, loaded: object) -> None:
+    """UsageError for anything else, such as a series detector, which a sweep has no series for."""
+    try:
+        inspect.signature(loaded.score).bind(None)  # type: ignore[attr-defined]
+        if isinstance(loaded.name, str):  # type: ignore[attr-defined]
+            return
+        why = "its name is no text"
+    except (AttributeError, TypeError, ValueError) as error:
+        why = str(error)
+    message = (
+        f"{use!r} is no detector of a sweep, which has a name and score(windows) ({why}): name one that judges windows;"
+        " a detector of single series, such as kmon.detect:Surprise, is for notebooks"
+    )
+    raise UsageError(message)
 
 
 def _check(name: str, signature: inspect.Signature, params: dict[str, Any], skip: int = 0) -> None:

@@ -39,6 +39,8 @@ WILD = 5.0
 MISSED = 16.0
 """Deviance of a step counts up to this: an incident that nobody knew must not choose the model."""
 _ITERATIONS = 50
+_FIT: Mapping[str, Any] = {"maxiter": _ITERATIONS, "rtol": 1e-8}
+"""Of regressions: by default what still changes is told by itself, which a large count never gets down to."""
 
 
 @dataclass(frozen=True)
@@ -243,12 +245,12 @@ def glm(task: Task) -> Floats:
     known = np.isfinite(counts)
     x, ahead = _terms(task, known)
     y, weights = counts[known], _ages(len(known))[known]
-    poisson = sm.GLM(y, x, family=sm.families.Poisson(), var_weights=weights).fit(maxiter=_ITERATIONS)
+    poisson = sm.GLM(y, x, family=sm.families.Poisson(), var_weights=weights).fit(**_FIT)
     task.check_time()
     mean = poisson.mu
     alpha = overdispersion((y - mean) ** 2, mean, mean**2, most=2.0)
     family = sm.families.NegativeBinomial(alpha=max(alpha, 1e-6))
-    fitted = sm.GLM(y, x, family=family, var_weights=weights).fit(start_params=poisson.params, maxiter=_ITERATIONS)
+    fitted = sm.GLM(y, x, family=family, var_weights=weights).fit(start_params=poisson.params, **_FIT)
     return np.asarray(_converged(fitted).predict(ahead) / HALF_AN_HOUR)
 
 
@@ -264,7 +266,7 @@ def binomial(task: Task) -> Floats:
     x, ahead = _terms(task, known)
     hits, size = counts[known], np.maximum(trials[known], counts[known])  # an order may come after its session
     family, ages = sm.families.Binomial(), _ages(len(known))[known]
-    fitted = sm.GLM(hits / size, x, family=family, var_weights=ages * size).fit(maxiter=_ITERATIONS)
+    fitted = sm.GLM(hits / size, x, family=family, var_weights=ages * size).fit(**_FIT)
     return np.asarray(_converged(fitted).predict(ahead) * task.share.future[: task.horizon])
 
 

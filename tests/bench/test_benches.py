@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from kmon.bench import BENCHES, Options, latency
+from kmon.bench import BENCHES, Options, detect_speed, latency
 from kmon.bench.stream import PARTITIONS, TOPIC
 from tests.command import kmon_json
 from tests.conftest import ROOT
@@ -58,6 +58,16 @@ def test_soak_loses_and_doubles_nothing(broker):
     assert found["resident memory, last third"] > 0
 
 
+@pytest.mark.parametrize(("days", "told"), [((1,), "with day -1"), ((1, 2, 7), "with day -1, -2, -7")])
+def test_a_sweep_is_timed_with_the_reference_days_that_are_asked_for(days, told):
+    options = dataclasses.replace(TINY, days=days)
+    rows = list(detect_speed._sized("tiny", 0.001, options, None))
+    found = values(rows)
+    assert found["tiny: monitors"] > 100
+    assert found["tiny: a sweep, median"] > 0
+    assert rows[0].note.endswith(told)
+
+
 def test_nothing_is_left_of_a_benchmark_that_is_ended(broker, tmp_path):
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "kmon", "bench", "soak"]
@@ -78,8 +88,39 @@ def commands_about(folder):
     return [command for command in commands if str(folder) in command]
 
 
-@pytest.mark.parametrize("name", sorted(BENCHES))
-def test_the_documentation_keeps_the_last_figures(name):
+WITHOUT_FIGURES = {"detect", "detect-simulator"}
+"""Those that were never run as a whole; the documentation says so in the place of figures."""
+ROW = re.compile(r"^\| [^|]+ \| -?[\d,.]+(?:e-?\d+)? \| .* \|$", flags=re.MULTILINE)
+"""As `rows.markdown` writes one that was measured."""
+
+
+def section(name):
+    """What stands between the benchmark's line and that of the next one."""
     page = "detection.md" if name.startswith("detect") else "benchmarks.md"
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    assert re.search(rf"^kmon bench {name}\b.*: ", text, flags=re.MULTILINE)
+    (found,) = re.findall(rf"(?ms)^kmon bench {name}(?: --[^:]*)?: (.*?)(?=^kmon bench |^## |\Z)", text)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(BENCHES.keys() - WITHOUT_FIGURES - {"detect-models"}))
+def test_the_documentation_keeps_the_last_figures(name):
+    """A machine, and the table of the run right below it."""
+    first, _, rest = section(name).partition("\n\n")
+    assert re.fullmatch(r".* cores .*duckdb [\d.]+", first)
+    table = rest.partition("\n\n")[0]
+    assert table.startswith("| what | value | unit | limit | ratio | ok | |\n")
+    assert len(ROW.findall(table)) >= 5
+
+
+def test_the_figures_of_models_have_a_page_of_their_own():
+    assert section("detect-models").startswith("see [models](detection-models.md)")
+    page = (ROOT / "docs" / "detection-models.md").read_text(encoding="utf-8")
+    table = page.partition("kmon bench detect-models\n")[2]
+    assert len(re.findall(r"^\| [^|]+ \| [\d.]+ ", table, flags=re.MULTILINE)) >= 5
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_FIGURES))
+def test_what_has_no_figures_says_so(name):
+    """And is taken off the list as soon as it has them."""
+    assert "not run as a whole yet" in section(name)
+    assert "| what | value |" not in section(name)

@@ -1,4 +1,7 @@
-"""What every built-in detector must stand, found by discovery."""
+"""What every built-in detector of windows must stand, found by discovery.
+
+`test_conformance_others.py` has the same for those that judge something else.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def usual(kind: str, n: int = 30, seed: int = 3, width: float = 300.0) -> pl.Dat
 
 
 OWN_WINDOWS = {"silence"}
-"""Detectors that judge no windows of a sweep: tests/detect/test_silence.py has what they must stand."""
+"""Detectors that judge no windows of a sweep: `test_conformance_others.py` has what they must stand."""
 
 
 @pytest.fixture(params=sorted(BUILT_IN.keys() - OWN_WINDOWS))
@@ -45,7 +48,8 @@ def found(request: pytest.FixtureRequest) -> Detector:
 
 
 def test_all_are_found() -> None:
-    assert len(BUILT_IN) == 2
+    assert sorted(BUILT_IN.keys() - OWN_WINDOWS) == ["compare"]
+    assert BUILT_IN.keys() > OWN_WINDOWS
 
 
 @pytest.mark.parametrize("width", [60.0, 300.0, 420.0, 3600.0])
@@ -218,6 +222,28 @@ def test_the_unit_of_a_mean_does_not_matter(found: Detector, factor: float) -> N
     np.testing.assert_allclose(plain["p_value"], other["p_value"], rtol=1e-6)
     np.testing.assert_allclose(plain["expected"] * factor, other["expected"], rtol=1e-6)
     assert plain["judged"].equals(other["judged"])
+
+
+@pytest.mark.parametrize("factor", [3.0, 100.0, 1e6])
+@pytest.mark.parametrize("kind", ["count", "rate"])
+def test_the_unit_of_a_count_or_rate_does_not_matter(found: Detector, kind: str, factor: float) -> None:
+    """Events that are counted as several: they tell as much as they are, in whatever unit."""
+    rng = np.random.default_rng(8)
+    plain = rng.poisson(60, (200, 55)) if kind == "count" else rng.binomial(200, 0.3, (200, 55))
+    size = 1 if kind == "count" else 200.0
+    scores = []
+    for times in (1.0, factor):
+        given = windows(kind, times * plain[:, 0], times * plain[:, 1:25], size, day1=times * plain[:, 25:])
+        if kind == "rate":
+            exposures = [name for name in given.columns if name.endswith("exposure")]
+            given = given.with_columns(pl.Series(name, times * given[name].to_numpy()) for name in exposures)
+        scores.append(found.score(given))
+    one, other = scores
+    np.testing.assert_allclose(one["p_value"], other["p_value"], rtol=0.3)
+    np.testing.assert_allclose(one["expected"] * (factor if kind == "count" else 1), other["expected"], rtol=0.02)
+    assert one["judged"].all()
+    assert other["judged"].all()
+    assert (one["direction"] == other["direction"]).mean() > 0.98
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,6 +1,6 @@
 """A detector for one series, streaming: how surprising is each point, by the series' own past and no labels.
 
-Five oddities of a point (`kmon.detect.oddities`) are each put on the scale of their own recent tail
+Five oddities of a point (`kmon.detect.surprise.oddities`) are each put on the scale of their own recent tail
 (`peaks`), in nats. The largest counts. Two scales come of it:
 
     surprise   -log of the chance of a point like this, by the bulk of the past, which earlier incidents do not bend:
