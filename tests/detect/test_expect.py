@@ -598,7 +598,7 @@ def test_p_values_of_large_counts_without_any_noise_are_too_large_only(level: fl
     """No level is believed to stay exactly where it was: what is promised of these is that none is too small."""
     p = Compare(tolerance=tolerance).score(history(level, 0.0, 0.1, 2))["p_value"]
     assert not [alpha for alpha in (*FLOORS, 0.01, 0.001) if too_often(p, alpha)]
-    assert (p < 1).mean() > 0.5
+    assert (p < 1).mean() > 0.2
 
 
 # ---- the false discovery rate ----------------------------------------------------------------------------------------
