@@ -42,12 +42,15 @@ def duration(text: str) -> dt.timedelta:
 
 
 def pairs(texts: Sequence[str] | None) -> dict[str, str]:
-    """``["k=v", ...]`` as a mapping; a value may contain further equals signs."""
-    found = {}
+    """``["k=v", ...]`` as a mapping; a value may contain further equals signs, and no key may come twice."""
+    found: dict[str, str] = {}
     for text in texts or ():
         key, equals, value = text.partition("=")
         if not equals or not key:
             message = f"{text!r} is not of the form K=V"
+            raise UsageError(message)
+        if key in found:
+            message = f"{key!r} is given twice, as {found[key]!r} and as {value!r}: name it once"
             raise UsageError(message)
         found[key] = value
     return found

@@ -270,14 +270,12 @@ def detect(at: Moment = None, config: ConfigPath = DEFAULT, store: StorePath = N
 
     outcome = run(_load(config), store=store, at=arguments.moment(at))
     if format == "json":
-        show.print_json(
-            {"at": outcome.at, "seconds": outcome.seconds, "incidents": [i.public() for i in outcome.incidents]}
-        )
+        show.print_json(outcome.public())
         return
     show.out.print(str(outcome))
     rows = [
         (d.action, d.incident.severity, d.incident.metric, d.incident.direction, show.scope(d.incident.scope), d.reason)
-        for d in (*outcome.decisions, *outcome.held)
+        for d in outcome.told_and_untold
     ]
     if rows:
         show.table(["", "severity", "metric", "direction", "where", "why"], rows)

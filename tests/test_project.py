@@ -12,6 +12,7 @@ import yaml
 import kmon
 from kmon.cli import app
 from kmon.config import Config, load_config
+from kmon.config.models import Incidents
 from kmon.resources import EXAMPLES, TEMPLATE
 from tests.conftest import ROOT
 
@@ -113,6 +114,10 @@ def test_the_contributing_snippets_are_valid_configuration():
 @pytest.mark.parametrize("path", [TEMPLATE, *EXAMPLES.glob("*/kmon.yaml")], ids=lambda p: p.parent.name)
 def test_shipped_configurations_are_valid(path):
     assert load_config(path).metrics
+
+
+def test_the_template_tells_every_key_of_incidents():
+    assert set(yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))["incidents"]) == set(Incidents.model_fields)
 
 
 def test_the_public_names_are_sorted_and_exist():
