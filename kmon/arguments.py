@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 from kmon.config import BUCKET, Config, parse_duration, show_duration
-from kmon.config.words import nearest
+from kmon.config.words import known
 from kmon.errors import UsageError
 from kmon.ledger import WORDS, Word
 
+__all__ = ["duration", "known", "moment", "pairs", "scope", "stretch", "verdict"]
 FIRST_YEAR, LAST_YEAR = 1971, 9000
 
 
@@ -84,12 +85,3 @@ def stretch(
         message = f"--to {end} is not after --from {start}"
         raise UsageError(message)
     return known("metric", metric, config.metrics), begin, until
-
-
-def known(kind: str, name: str, names: Iterable[str]) -> str:
-    """`name`, which must be one of `names`."""
-    names = list(names)
-    if name not in names:
-        message = f"there is no {kind} {name!r}: {nearest(name, names)}"
-        raise UsageError(message)
-    return name

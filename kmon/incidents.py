@@ -85,7 +85,8 @@ def decide(
     decisions += [decision for decision in taken.values() if decision.action == "reopened"]
     for incident in known:
         if at - incident.started_at >= config.incidents.lasting:
-            decisions.append(_lasting(config, at, incident))
+            joined = taken[incident.id].joined if incident.id in taken else ()
+            decisions.append(replace(_lasting(config, at, incident), joined=joined))
         else:
             decisions.append(taken.get(incident.id) or _without_cause(config, at, incident, recheck(incident)))
     return decisions

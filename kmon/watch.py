@@ -207,7 +207,8 @@ class Watch:
         since = last.at if last and last.at < at and not thorough else None
         state = gate(self._config, self._store, self._ledger, at, last.at if last else None, live)
         laps = Laps()
-        sweep, causes, references = self.examine(at, since)
+        sweep, references = self.sweep(at, since)
+        causes = self.explain(sweep, references)
         laps.end("explain")
         passed = self.conclude(sweep, causes, references, state)
         held, echoes = (tuple(d for d in passed if d.action == action) for action in ("held", "echo"))
@@ -242,17 +243,16 @@ class Watch:
         told = f"{reason}; the pipeline: {decision.reason}"
         return Outcome(None, None, (decision,), tuple(outbox), time.monotonic() - began, told)
 
-    def examine(
+    def sweep(
         self, at: dt.datetime, since: dt.datetime | None = None, keep: Sequence[dict[str, str]] = ()
-    ) -> tuple[Sweep, list[Cause], References]:
-        """The sweep at `at` and the causes of its anomalies, with nothing recorded; and what it took as references.
+    ) -> tuple[Sweep, References]:
+        """The sweep at `at`, and what it took as references; nothing recorded.
 
         `keep` are scopes whose scores are wanted in any case.
         """
         told = References.of(self._ledger, self._config, at - MONTH, at)
         usual = self._ledger.calibrations(at)
         models = outlooks(self._ledger, told.config, at)
-        known = [i.scope for i in told.incidents if _open_at(i, at) and i.metric != PIPELINE]
         sweep = run_sweep(
             self._store,
             told.config,
@@ -263,10 +263,14 @@ class Watch:
             outlooks=models,
             cube=self._cube,
             shelf=self._shelf,
-            keep=[*known, *keep],
+            keep=[*_open_scopes(told, at), *keep],
         )
         self._cube = sweep.cube
-        return sweep, explain(sweep, told.config, self._store, known, told.masks), told
+        return sweep, told
+
+    def explain(self, sweep: Sweep, told: References) -> list[Cause]:
+        """The causes of a sweep's anomalies."""
+        return explain(sweep, told.config, self._store, _open_scopes(told, sweep.at), told.masks)
 
     def conclude(self, sweep: Sweep, causes: Sequence[Cause], references: References, state: Gate) -> list[Decision]:
         """What the causes of a sweep mean for the incidents, and what of that `state` holds back; nothing recorded."""
@@ -383,6 +387,11 @@ class Watch:
                     for row in flagged.iter_rows(named=True)
                 ]
         return found
+
+
+def _open_scopes(told: References, at: dt.datetime) -> list[dict[str, str]]:
+    """Where an incident is open."""
+    return [i.scope for i in told.incidents if _open_at(i, at) and i.metric != PIPELINE]
 
 
 def _open_at(incident: Incident, at: dt.datetime) -> bool:

@@ -1,5 +1,6 @@
 """The files around the code agree with it: README, docs, environment.yml, the lock, the notebooks."""
 
+import importlib
 import re
 import subprocess
 import tomllib
@@ -123,6 +124,11 @@ def test_the_template_tells_every_key_of_incidents():
 def test_the_public_names_are_sorted_and_exist():
     assert kmon.__all__ == sorted(kmon.__all__)
     assert all(getattr(kmon, name) for name in kmon.__all__)
+
+
+def test_why_is_a_function_and_the_readme_says_how_to_call_it():
+    assert kmon.why is importlib.import_module("kmon.reasons").why
+    assert "kmon.why(" in DOCS["README.md"]
 
 
 @pytest.mark.parametrize("path", [p for p in TRACKED if p.startswith("notebooks/") and p.endswith(".ipynb")])
