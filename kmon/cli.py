@@ -477,6 +477,9 @@ def _windows(metric: Metric, windows: Sequence[Window]) -> tuple[list[str], list
     def figure(value: float | None) -> str:
         return "-" if value is None else quantity(metric, value)
 
+    def normal(w: Window) -> str:
+        return "-" if w.lower is None else f"{figure(w.lower)} to {figure(w.upper)}"
+
     def level(w: Window) -> str:
         said = next((figure(r.expected) for r in w.references if r.name == "recent"), "-")
         return f"{said} ({counted(w.recent_bins, 'bin')})"
@@ -495,8 +498,7 @@ def _windows(metric: Metric, windows: Sequence[Window]) -> tuple[list[str], list
         "verdict": lambda w: w.outcome,
         "seen": lambda w: figure(w.value if w.observed is None and metric.kind == "count" else w.observed),
         "expected": lambda w: figure(w.expected),
-        "from": lambda w: figure(w.lower),
-        "to": lambda w: figure(w.upper),
+        "normal": normal,
         "p-value": lambda w: w.p_value,
         "uncalibrated": lambda w: w.raw_p_value,
         "cut-off": lambda w: w.cutoff,

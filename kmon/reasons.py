@@ -319,13 +319,27 @@ def _told(
     what = f"{asked.metric} of {show_scope(asked.scope)} at {at:%Y-%m-%d %H:%M:%S} UTC"
     if not windows:
         return "not judged", f"{what} was not judged: there was not one event anywhere, the source was quiet"
-    best = min(windows, key=lambda w: (_ORDER.index(w.outcome), w.p_value if w.p_value is not None else 1.0))
+    best = min(windows, key=_rank)
     seen = _numbers(asked.what, best)
     parts = [f"{what} {_VERBS[best.outcome]}: {seen or best.reason}", *([best.reason] if seen else [])]
     if incident is not None and incident not in parts[-1]:
         told = f", which is open: {_still(open_)}" if open_ else ""
         parts.append(f"it belongs to {incident}{told}")
+    undue = [w for w in windows if w.outcome == "not looked at"]
+    worth = [w for w in undue if w.is_anomaly or (best.outcome == "not judged" and w.p_value is not None)]
+    if best.outcome in ("normal", "not judged") and worth:
+        widths = ", ".join(show_duration(w.width) for w in worth)
+        says = "in which it is an anomaly" if best.outcome == "normal" else "which can be judged"
+        parts.append(f"windows of {widths}, {says}, were not due in that sweep")
     return best.outcome, "; ".join(parts)
+
+
+def _rank(window: Window) -> tuple[int, float, float]:
+    """The window that says most comes first: of those that tell too little the longest, while learning the shortest."""
+    seconds = window.width.total_seconds()
+    known = any(one.expected is not None for one in window.references)
+    p = 1.0 if window.p_value is None else window.p_value
+    return _ORDER.index(window.outcome), p, -seconds if known else seconds
 
 
 def _still(open_: Decision) -> str:

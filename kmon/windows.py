@@ -99,6 +99,11 @@ class Window:
     unlike: dict[str, str] | None = None
     """By day that is of another kind than today: why it was not used, or not for the level where all are."""
 
+    @property
+    def is_anomaly(self) -> bool:
+        """Whether it is as unlikely as that."""
+        return self.p_value is not None and self.cutoff is not None and self.p_value <= self.cutoff
+
     def public(self) -> dict[str, Any]:
         """As JSON."""
         bin_ = self.bin and show_duration(self.bin)
@@ -146,9 +151,9 @@ def window_of(asked: Asked, sweep: Sweep, scored: Scored, *, looked_at: bool) ->
         found = _at_row(asked, sweep, scored, row)
     if looked_at:
         return found
-    is_anomaly = found.p_value is not None and found.cutoff is not None and found.p_value <= found.cutoff
-    verdict = "else an anomaly" if is_anomaly else f"else {found.outcome}: {found.reason}"
-    return replace(found, outcome="not looked at", reason=f"not due in that sweep, {verdict}")
+    verdict = f"{found.outcome}: {found.reason}" if found.outcome != "normal" else "normal"
+    reason = f"not due in that sweep, else {'an anomaly' if found.is_anomaly else verdict}"
+    return replace(found, outcome="not looked at", reason=reason)
 
 
 def _not_judged(scored: Scored, reason: str) -> Window:

@@ -398,3 +398,16 @@ def test_the_table_names_detectors_and_knows_what_it_does_not_know() -> None:
     columns, ((*_, reason),) = _windows(config().metrics["sessions"], nobody.windows)
     (row,) = _windows(config().metrics["sessions"], nobody.windows)[1]
     assert (row[columns.index("seen")], reason) == ("-", "no event of it was ever seen")
+
+
+def test_the_longest_window_says_that_too_little_is_expected_and_what_was_not_due() -> None:
+    """Windows of 15 minutes can be judged, but are looked at every third minute."""
+    rare = pl.when(pl.col("partner") == "p1").then(0.15).otherwise(8.0)
+    windows: dict[str, Any] = {"windows": ["2m", "5m", "15m"]}
+    with shop(traffic(rare)) as store, Ledger.open("sqlite://") as ledger:
+        for ago in (1, 0):
+            Watch(config(**windows), store, ledger).look(AT - ago * MINUTE)
+        found = asked(store, ledger, "sessions", P1, AT, **windows)
+    assert [window.outcome for window in found.windows] == ["not judged", "not judged", "not looked at"]
+    assert re.search(r"was not judged: too little: \d[.\d]* expected and \d+ seen in 5m, it takes 10", found.sentence)
+    assert "; windows of 15m, which can be judged, were not due in that sweep" in found.sentence
