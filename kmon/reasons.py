@@ -159,8 +159,9 @@ def _moment(config: Config, store: Store, at: dt.datetime | None) -> dt.datetime
         complete = f"up to {mark:%Y-%m-%d %H:%M:%S} UTC only" if mark else "nowhere: the store has no events yet"
         message = f"that time was not judged: the data is complete {complete}"
         raise UsageError(message)
-    if oldest is not None and moment <= oldest:
-        message = f"there is nothing to judge at that time: the first event came at {oldest:%Y-%m-%d %H:%M:%S} UTC"
+    if oldest is not None and moment < oldest:
+        first = f"the first event came at {oldest:%Y-%m-%d %H:%M:%S} UTC"
+        message = f"there is nothing to judge at {moment:%Y-%m-%d %H:%M:%S} UTC: {first}"
         raise UsageError(message)
     begins = store.begins("rollup_1m")
     if begins is not None and moment - max(config.windows) < begins:
@@ -318,7 +319,10 @@ def _told(
     """What the most telling window says, in a sentence; `open_` is what was decided of its open incident."""
     what = f"{asked.metric} of {show_scope(asked.scope)} at {at:%Y-%m-%d %H:%M:%S} UTC"
     if not windows:
-        return "not judged", f"{what} was not judged: there was not one event anywhere, the source was quiet"
+        return (
+            "not judged",
+            f"{what} was not judged: there was not one event anywhere, the source was quiet or had just begun",
+        )
     best = min(windows, key=_rank)
     seen = _numbers(asked.what, best)
     parts = [f"{what} {_VERBS[best.outcome]}: {seen or best.reason}", *([best.reason] if seen else [])]

@@ -332,7 +332,8 @@ def test_a_time_before_the_first_event_is_told_in_one_sentence() -> None:
     with shop(traffic(days=(0,))) as store, Ledger.open("sqlite://") as ledger, pytest.raises(UsageError) as caught:
         asked(store, ledger, "sessions", P1, AT - DAY)
     assert (
-        str(caught.value) == "there is nothing to judge at that time: the first event came at 2026-01-10 11:00:00 UTC"
+        str(caught.value)
+        == "there is nothing to judge at 2026-01-09 12:00:00 UTC: the first event came at 2026-01-10 11:00:00 UTC"
     )
 
 
