@@ -218,7 +218,7 @@ def _references(given: pl.DataFrame, what: Metric, place: int, weights: Mapping[
         Reference(name, weights.get(name), _seen(given, name, width, place), _alone(given, what, name, weights, place))
         for name in ("recent", *weights)
     ]
-    return tuple(one for one in found if one.seen is not None)
+    return tuple(one for one in found if one.seen is not None or one.weight)
 
 
 def _seen(given: pl.DataFrame, name: str, width: float, place: int) -> float | None:

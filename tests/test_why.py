@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -15,6 +16,7 @@ import kmon
 from kmon.calibrate import Calibration
 from kmon.cli import _windows
 from kmon.config import Config
+from kmon.detect.expect import AFTER, RECENT
 from kmon.errors import UsageError
 from kmon.incidents import Action, Decision
 from kmon.labels import mark
@@ -22,8 +24,8 @@ from kmon.ledger import Ledger
 from kmon.reasons import Why, why
 from kmon.store import EmbeddedStore
 from kmon.watch import Watch
-from kmon.windows import fate
-from tests.detect.worlds import AT, DAY, MINUTE, NEXT, config, shop, traffic
+from kmon.windows import _references, fate
+from tests.detect.worlds import AT, DAY, MINUTE, NEXT, config, shop, traffic, windows
 from tests.test_ledger import INCIDENT
 from tests.test_pipeline import dying, fed
 
@@ -404,11 +406,21 @@ def test_the_table_names_detectors_and_knows_what_it_does_not_know() -> None:
 def test_the_longest_window_says_that_too_little_is_expected_and_what_was_not_due() -> None:
     """Windows of 15 minutes can be judged, but are looked at every third minute."""
     rare = pl.when(pl.col("partner") == "p1").then(0.15).otherwise(8.0)
-    windows: dict[str, Any] = {"windows": ["2m", "5m", "15m"]}
+    three: dict[str, Any] = {"windows": ["2m", "5m", "15m"]}
     with shop(traffic(rare)) as store, Ledger.open("sqlite://") as ledger:
         for ago in (1, 0):
-            Watch(config(**windows), store, ledger).look(AT - ago * MINUTE)
-        found = asked(store, ledger, "sessions", P1, AT, **windows)
+            Watch(config(**three), store, ledger).look(AT - ago * MINUTE)
+        found = asked(store, ledger, "sessions", P1, AT, **three)
     assert [window.outcome for window in found.windows] == ["not judged", "not judged", "not looked at"]
     assert re.search(r"was not judged: too little: \d[.\d]* expected and \d+ seen in 5m, it takes 10", found.sentence)
     assert "; windows of 15m, which can be judged, were not due in that sweep" in found.sentence
+
+
+def test_a_day_that_has_no_such_window_but_weighs_is_told() -> None:
+    """History began the day before, a little later: a rate goes by what came after."""
+    day = np.full((1, RECENT + AFTER), np.nan)
+    day[:, RECENT + 1 :] = 20.0
+    given = windows("rate", [20.0], 20.0, 50.0, day1=day)
+    recent, day1 = _references(given, config().metrics["conversion"], 0, {"day1": 1.0})
+    assert (recent.name, recent.seen, day1.name, day1.seen) == ("recent", 0.4, "day1", None)
+    assert day1.expected == pytest.approx(0.4)
