@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kmon.detect import detector, expected_series, sweep
     from kmon.errors import KmonError
     from kmon.ledger import Incident, Ledger, open_ledger
+    from kmon.reasons import Why, why
     from kmon.store import Store, connect, open, open_for_reading
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "KmonError",
     "Ledger",
     "Store",
+    "Why",
     "connect",
     "detector",
     "expected_series",
@@ -34,6 +36,7 @@ __all__ = [
     "open_for_reading",
     "open_ledger",
     "sweep",
+    "why",
 ]
 
 _HOMES = {
@@ -41,6 +44,7 @@ _HOMES = {
     "kmon.detect": ("detector", "expected_series", "sweep"),
     "kmon.errors": ("KmonError",),
     "kmon.ledger": ("Incident", "Ledger", "open_ledger"),
+    "kmon.reasons": ("Why", "why"),
     "kmon.store": ("Store", "connect", "open", "open_for_reading"),
 }
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 from kmon.config import BUCKET, Config, parse_duration, show_duration
-from kmon.config.words import nearest
+from kmon.config.words import known
 from kmon.errors import UsageError
 from kmon.ledger import WORDS, Word
 
+__all__ = ["duration", "known", "moment", "pairs", "scope", "stretch", "verdict"]
 FIRST_YEAR, LAST_YEAR = 1971, 9000
 
 
@@ -42,12 +43,15 @@ def duration(text: str) -> dt.timedelta:
 
 
 def pairs(texts: Sequence[str] | None) -> dict[str, str]:
-    """``["k=v", ...]`` as a mapping; a value may contain further equals signs."""
-    found = {}
+    """``["k=v", ...]`` as a mapping; a value may contain further equals signs, and no key may come twice."""
+    found: dict[str, str] = {}
     for text in texts or ():
         key, equals, value = text.partition("=")
         if not equals or not key:
             message = f"{text!r} is not of the form K=V"
+            raise UsageError(message)
+        if key in found:
+            message = f"{key!r} is given twice, as {found[key]!r} and as {value!r}: name it once"
             raise UsageError(message)
         found[key] = value
     return found
@@ -81,12 +85,3 @@ def stretch(
         message = f"--to {end} is not after --from {start}"
         raise UsageError(message)
     return known("metric", metric, config.metrics), begin, until
-
-
-def known(kind: str, name: str, names: Iterable[str]) -> str:
-    """`name`, which must be one of `names`."""
-    names = list(names)
-    if name not in names:
-        message = f"there is no {kind} {name!r}: {nearest(name, names)}"
-        raise UsageError(message)
-    return name

@@ -21,7 +21,10 @@ from kmon import show
 from kmon.errors import KmonError, UsageError
 
 if TYPE_CHECKING:
-    from kmon.config import Config
+    from collections.abc import Callable, Sequence
+
+    from kmon.config import Config, Metric
+    from kmon.windows import Window
 
 app = typer.Typer(name="kmon", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 jobs_app = typer.Typer(invoke_without_command=True)
@@ -270,14 +273,12 @@ def detect(at: Moment = None, config: ConfigPath = DEFAULT, store: StorePath = N
 
     outcome = run(_load(config), store=store, at=arguments.moment(at))
     if format == "json":
-        show.print_json(
-            {"at": outcome.at, "seconds": outcome.seconds, "incidents": [i.public() for i in outcome.incidents]}
-        )
+        show.print_json(outcome.public())
         return
     show.out.print(str(outcome))
     rows = [
         (d.action, d.incident.severity, d.incident.metric, d.incident.direction, show.scope(d.incident.scope), d.reason)
-        for d in (*outcome.decisions, *outcome.held)
+        for d in outcome.told_and_untold
     ]
     if rows:
         show.table(["", "severity", "metric", "direction", "where", "why"], rows)
@@ -444,44 +445,21 @@ def why(
 ) -> None:
     """Why a monitor fired, or did not."""
     from kmon import arguments
-    from kmon.alerts.message import quantity
-    from kmon.config import counted, show_duration
     from kmon.ledger import open_ledger
+    from kmon.reasons import why as answer
     from kmon.store import open_for_reading
-    from kmon.why import days_unused
-    from kmon.why import why as answer
+    from kmon.windows import days_unused
 
     loaded = _load(config)
     scope = arguments.scope(loaded, where)
-    arguments.known("metric", metric, loaded.metrics)
     with open_for_reading(loaded, store) as opened, open_ledger(loaded, store) as ledger:
         found = answer(loaded, opened, ledger, metric, scope, arguments.moment(at))
     if format == "json":
         show.print_json(found.public())
         return
     show.out.print(show.visible(found.sentence), markup=False)
-    watched = loaded.metrics[metric]
-
-    def figure(value: float | None) -> str | None:
-        return None if value is None else quantity(watched, value)
-
-    columns = [
-        "window", "verdict", "seen", "expected", "from", "to", "p-value", "cut-off", "level from", "shape from", "",
-    ]  # fmt: skip
-    rows = [
-        (
-            show_duration(w.width),
-            w.outcome,
-            figure(w.value if w.observed is None and watched.kind == "count" else w.observed),
-            *map(figure, (w.expected, w.lower, w.upper)),
-            *(w.p_value, w.cutoff),
-            counted(w.recent_bins, "bin"),
-            ", ".join(f"{day} {weight:.0%}" for day, weight in (w.days or {}).items()) or "-",
-            w.reason,
-        )
-        for w in found.windows
-    ]
-    show.table(columns, rows)
+    if found.windows:
+        show.table(*_windows(loaded.metrics[metric], found.windows))
     for model in found.models:
         show.out.print(show.visible(model.sentence), markup=False)
     for line in dict.fromkeys(line for w in found.windows for line in days_unused(w)):
@@ -489,6 +467,49 @@ def why(
     masks = [(i.id, show.scope(i.scope), show.clock(i.started_at), show.clock(i.resolved_at)) for i in found.masked]
     if masks:
         show.table(["no reference: incident", "where", "from (UTC)", "to"], masks)
+
+
+def _windows(metric: Metric, windows: Sequence[Window]) -> tuple[list[str], list[list[object]]]:
+    """Columns and rows of what is told of a monitor; p-values before their calibration where that changed one."""
+    from kmon.alerts.message import quantity
+    from kmon.config import counted, show_duration
+
+    def figure(value: float | None) -> str:
+        return "-" if value is None else quantity(metric, value)
+
+    def normal(w: Window) -> str:
+        return "-" if w.lower is None else f"{figure(w.lower)} to {figure(w.upper)}"
+
+    def level(w: Window) -> str:
+        said = next((figure(r.expected) for r in w.references if r.name == "recent"), "-")
+        return f"{said} ({counted(w.recent_bins, 'bin')})"
+
+    def shape(w: Window) -> str:
+        days = [r for r in w.references if r.weight]
+        return ", ".join(f"{r.name} {figure(r.expected)} ({r.weight:.0%})" for r in days) or "-"
+
+    def spread(w: Window) -> str:
+        drift = "" if w.drift_relative_variance is None else f"±{w.drift_relative_variance**0.5:.0%}"
+        return " ".join(["" if w.noise_times_chance is None else f"{w.noise_times_chance:.2g}x", drift]).strip() or "-"
+
+    columns: dict[str, Callable[[Window], object]] = {
+        "window": lambda w: show_duration(w.width),
+        "detector": lambda w: w.detector,
+        "verdict": lambda w: w.outcome,
+        "seen": lambda w: figure(w.value if w.observed is None and metric.kind == "count" else w.observed),
+        "expected": lambda w: figure(w.expected),
+        "normal": normal,
+        "p-value": lambda w: w.p_value,
+        "uncalibrated": lambda w: w.raw_p_value,
+        "cut-off": lambda w: w.cutoff,
+        "last hours say": level,
+        "other days say": shape,
+        "noise": spread,
+        "": lambda w: w.reason,
+    }
+    if all(w.raw_p_value == w.p_value for w in windows):
+        del columns["uncalibrated"]
+    return list(columns), [[cell(w) for cell in columns.values()] for w in windows]
 
 
 @app.command()

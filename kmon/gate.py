@@ -80,14 +80,18 @@ class Gate:
 
     def _passed(self, decision: Decision, before: Incident | None) -> Decision:
         incident = decision.incident
+        if decision.action == "echo":
+            return decision
         if before is None or decision.action == "reopened":
             began = self._began(decision)
             why = self._why(began, incident.window) if incident.direction == "down" else ""
-            return Decision("held", incident, f"held back: {why}", decision.cause) if why else decision
+            return replace(decision, action="held", reason=f"held back: {why}") if why else decision
         if decision.action == "joined" and decision.cause is not None and decision.cause.direction == "down":
             window = decision.cause.window
             why = self._why(self.at - window, window)
-            return _held(self.at, before, "still", why) if why and incident.scope != before.scope else decision
+            if why and incident.scope != before.scope:
+                return replace(_held(self.at, before, "still", why), joined=decision.joined)
+            return decision
         if decision.action in ("quiet", "resolved", "unjudged") and (why := self._frozen(decision, before)):
             return _held(self.at, before, "unjudged", why)
         return decision

@@ -1,4 +1,4 @@
-"""From causes to incidents: new, joined, quiet, resolved. Each decision is a value with a reason."""
+"""From causes to incidents: new, joined, quiet, resolved, echo. Each decision is a value with a reason."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from kmon.config import MINUTE, Config, counted, show_duration
 from kmon.explain import Cause
 from kmon.ledger import Direction, Incident, Severity, new_id
 
-Action = Literal["new", "reopened", "joined", "still", "quiet", "resolved", "unjudged", "held"]
-"""`held`: what would be new is not told, as data is missing that explains it."""
+Action = Literal["new", "reopened", "joined", "still", "quiet", "resolved", "unjudged", "held", "echo"]
+"""`held`: what would be new is not told, as data is missing that explains it. `echo`: nor is this, as an incident
+explains it that is over, or nearly, or that swelled a rate's denominator."""
 Verdict = Literal["abnormal", "normal", "unjudged"]
 """What a sweep says of an open incident's own monitor."""
 FORGOTTEN = 8
@@ -31,6 +32,14 @@ class Decision:
     incident: Incident
     reason: str
     cause: Cause | None = None
+    joined: tuple[Cause, ...] = ()
+    """All causes that joined it in this sweep; `cause` is the last of them."""
+    of: str | None = None
+    """Of an echo: the id of the incident that explains it."""
+
+    def is_about(self, cause: Cause) -> bool:
+        """Whether it says what became of that cause."""
+        return any(one is cause for one in (self.cause, *self.joined))
 
 
 def decide(
@@ -51,27 +60,33 @@ def decide(
     taken: dict[str, Decision] = {}
     going = list(known)
     for cause in causes:
-        if _swollen(config, at, cause, [*known, *ended]):
+        if (rise := _swollen(config, at, cause, [*known, *ended])) is not None:
+            decisions.append(_unsaid(config, at, cause, rise, "whose rise swelled its denominator"))
             continue
         match = _match(config, at, cause, going, recheck)
-        if match is None and _echo(config, at, cause, [i for i in ended if i.id not in taken]):
+        if match is None and (past := _echo(config, at, cause, [i for i in ended if i.id not in taken])) is not None:
+            decisions.append(_unsaid(config, at, cause, past, "which is over: its window reaches back into it"))
             continue
         if match is None and (back := _returned(config, at, cause, ended)) is not None and back.id not in settled:
             again = replace(_join(config, at, back, cause), status="firing", resolved_at=None, reason="it is back")
-            taken[back.id] = Decision("reopened", again, "it is back", cause)
+            taken[back.id] = Decision("reopened", again, "it is back", cause, joined=(cause,))
             going.append(again)
             continue
         if match is None:
             decisions.append(Decision("new", _new(config, at, cause), "no open incident explains it", cause))
             continue
         if _is_nearly_over(at, cause, match, recheck):
-            continue  # an echo: if it lasts, it joins or is an incident of its own once that one is resolved
+            why = "which is nearly over: should it last, it is told when that one is resolved"
+            decisions.append(_unsaid(config, at, cause, match, why))
+            continue
         before = taken.get(match.id, Decision("joined", match, "same cause as an open incident", cause))
-        taken[match.id] = replace(before, incident=_join(config, at, before.incident, cause), cause=cause)
+        changed = _join(config, at, before.incident, cause)
+        taken[match.id] = replace(before, incident=changed, cause=cause, joined=(*before.joined, cause))
     decisions += [decision for decision in taken.values() if decision.action == "reopened"]
     for incident in known:
         if at - incident.started_at >= config.incidents.lasting:
-            decisions.append(_lasting(config, at, incident))
+            joined = taken[incident.id].joined if incident.id in taken else ()
+            decisions.append(replace(_lasting(config, at, incident), joined=joined))
         else:
             decisions.append(taken.get(incident.id) or _without_cause(config, at, incident, recheck(incident)))
     return decisions
@@ -176,13 +191,21 @@ def _is_nearly_over(at: dt.datetime, cause: Cause, match: Incident, recheck: Cal
     return match.scope == cause.scope and at - cause.window < match.seen_at and recheck(match) == "normal"
 
 
-def _echo(config: Config, at: dt.datetime, cause: Cause, ended: Sequence[Incident]) -> bool:
-    """Whether the window of a cause reaches back into an incident that is over and accounts for it."""
-    return any(
-        at - cause.window < incident.seen_at
-        and (incident.scope.items() <= cause.scope.items() or cause.evidence <= LARGER * incident.evidence)
+def _echo(config: Config, at: dt.datetime, cause: Cause, ended: Sequence[Incident]) -> Incident | None:
+    """The incident that is over, into which the window of a cause reaches back, and which accounts for it."""
+    reached = (
+        incident
         for incident in _nested(config, cause, ended)
+        if at - cause.window < incident.seen_at
+        and (incident.scope.items() <= cause.scope.items() or cause.evidence <= LARGER * incident.evidence)
     )
+    return next(reached, None)
+
+
+def _unsaid(config: Config, at: dt.datetime, cause: Cause, of: Incident, why: str) -> Decision:
+    """Of a cause that is not told, as it is an echo of an incident; `why` goes on from the incident's name."""
+    reason = f"an echo of {of.id} ({of.metric} {of.direction}), {why}"
+    return Decision("echo", _new(config, at, cause), reason, cause, of=of.id)
 
 
 def _returned(config: Config, at: dt.datetime, cause: Cause, ended: Sequence[Incident]) -> Incident | None:
@@ -201,12 +224,13 @@ def _nested(config: Config, cause: Cause, incidents: Sequence[Incident]) -> list
     ]
 
 
-def _swollen(config: Config, at: dt.datetime, cause: Cause, known: Sequence[Incident]) -> bool:
-    """Whether a rate fell in a window that reaches into a known rise there, which swelled its denominator."""
+def _swollen(config: Config, at: dt.datetime, cause: Cause, known: Sequence[Incident]) -> Incident | None:
+    """The known rise that swelled the denominator of a rate that fell, in a window that reaches into it."""
     if config.metrics[cause.metric].kind != "rate" or not _is_bad(config, cause.metric, cause.direction):
-        return False
+        return None
     rises = [i for i in known if i.metric in config.metrics and not _is_bad(config, i.metric, i.direction)]
-    return any(i.scope.items() <= cause.scope.items() and at - cause.window < i.seen_at for i in rises)
+    reached = (i for i in rises if i.scope.items() <= cause.scope.items() and at - cause.window < i.seen_at)
+    return next(reached, None)
 
 
 def related(one: Mapping[str, str], other: Mapping[str, str]) -> bool:

@@ -582,9 +582,11 @@ class Ledger:
         statement = sa.select(*(t.c[f.name] for f in fields(Anomaly))).where(t.c.incident == incident)
         return [Anomaly(**row) for row in self._rows(statement.order_by(t.c.number))]
 
-    def last_sweep(self) -> SweepRecord | None:
+    def last_sweep(self, upto: dt.datetime | None = None) -> SweepRecord | None:
+        """The one of the newest data, or of the newest up to an instant."""
         t = sweeps_table
-        row = next(iter(self._rows(sa.select(t).order_by(t.c.at.desc()).limit(1))), None)
+        newest = sa.select(t).order_by(t.c.at.desc()).limit(1)
+        row = next(iter(self._rows(newest if upto is None else newest.where(t.c.at <= upto))), None)
         return SweepRecord(**row) if row else None
 
     def first_sweep(self) -> SweepRecord | None:

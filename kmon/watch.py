@@ -1,6 +1,6 @@
 """One look at everything: what the scheduled notebook, ``kmon detect`` and ``kmon replay`` do at each instant.
 
-gate  ►  sweep  ►  explain  ►  decide  ►  hold back what the gate explains  ►  tell when it began and what it costs
+gate  ►  sweep  ►  explain  ►  decide and tell when it began  ►  hold back what the gate explains  ►  what it costs
   ►  record with the outbox, in one transaction
 """
 
@@ -26,10 +26,10 @@ from kmon.detect.guests import scope_of
 from kmon.errors import UsageError
 from kmon.explain import Cause, explain
 from kmon.fits import outlooks
-from kmon.gate import gate
+from kmon.gate import Gate, gate
 from kmon.impact import YOUNG, an_hour, beginning, is_due, loss
 from kmon.incidents import REOPENED, Decision, decide, severity_of
-from kmon.ledger import Anomaly, Delivery, Incident, Ledger, Severity, SweepRecord, open_ledger
+from kmon.ledger import Anomaly, Delivery, Incident, Ledger, Severity, SweepRecord, open_ledger, show_time
 from kmon.partners import Partners
 from kmon.recheck import Recheck
 from kmon.references import MONTH, References
@@ -60,6 +60,8 @@ class Outcome:
     """The anomalies with the largest evidence, and where they are; those of detectors on trial too."""
     held: tuple[Decision, ...] = ()
     """What would be new incidents, and is not told as data is missing."""
+    echoes: tuple[Decision, ...] = ()
+    """What is not told as a known incident explains it."""
     parts: Mapping[str, float] = field(default_factory=dict, repr=False)
     """Of `seconds`, by part: those of the sweep, then to ``explain`` and to ``decide`` and record."""
 
@@ -72,6 +74,19 @@ class Outcome:
     def new(self) -> list[Incident]:
         return [decision.incident for decision in self.decisions if decision.action == "new"]
 
+    @property
+    def told_and_untold(self) -> list[Decision]:
+        """Whatever was decided: of incidents, of what is held back, of echoes."""
+        return [*self.decisions, *self.held, *self.echoes]
+
+    def public(self) -> dict[str, Any]:
+        """As JSON: the incidents, what is held back and the echoes, each with what was decided and why."""
+        parts = {"held": self.held, "echoes": self.echoes}
+        untold = {name: [_untold(decision) for decision in of] for name, of in parts.items()}
+        incidents = [{**d.incident.public(), "action": d.action, "reason": d.reason} for d in self.decisions]
+        at = self.at and show_time(self.at)
+        return {"at": at, "seconds": self.seconds, "reason": self.reason, "incidents": incidents, **untold}
+
     def __repr__(self) -> str:
         return f"<Outcome {self}>"  # an executed notebook keeps it, and a sweep has many frames
 
@@ -83,7 +98,8 @@ class Outcome:
         counts = [counted(sweep.monitors, "monitor"), counted(sweep.tests, "test")]
         counts.append("1 anomaly" if sweep.anomalies == 1 else f"{sweep.anomalies:,} anomalies")
         counts.append(counted(len(self.new), "new incident"))
-        found = ", ".join([*counts, *([f"{len(self.held)} held back"] if self.held else [])])
+        untold = [(len(self.held), "held back"), (len(self.echoes), "left out as echoes")]
+        found = ", ".join([*counts, *(f"{n} {what}" for n, what in untold if n)])
         return f"{self.at:%Y-%m-%d %H:%M:%S} UTC, windows of {windows}: {found}, {self.seconds:.2f} s"
 
     def _repr_html_(self) -> str:
@@ -91,11 +107,18 @@ class Outcome:
             f"<tr><td>{d.action}</td><td>{d.incident.severity}</td><td>{d.incident.metric} {d.incident.direction}</td>"
             f"<td>{html.escape(show_scope(d.incident.scope))}</td><td>{d.incident.observed:.4g}</td>"
             f"<td>{d.incident.expected:.4g}</td><td>{html.escape(d.reason)}</td></tr>"
-            for d in (*self.decisions, *self.held)
+            for d in self.told_and_untold
         )
         head = "".join(f"<th>{h}</th>" for h in ("", "severity", "metric", "where", "observed", "expected", "why"))
         table = f"<table><tr>{head}</tr>{rows}</table>" if rows else "<p>No incident is open.</p>"
         return f"<p><b>{html.escape(str(self))}</b></p>{table}"
+
+
+def _untold(decision: Decision) -> dict[str, Any]:
+    """What would have been an incident, as JSON; it has no id, as the ledger does not know it."""
+    keys = "severity metric direction scope observed expected lower upper p_value"
+    incident = decision.incident.public()
+    return {"action": decision.action, "reason": decision.reason, **{key: incident[key] for key in keys.split()}}
 
 
 def show_scope(scope: dict[str, str]) -> str:
@@ -184,20 +207,12 @@ class Watch:
         since = last.at if last and last.at < at and not thorough else None
         state = gate(self._config, self._store, self._ledger, at, last.at if last else None, live)
         laps = Laps()
-        sweep, causes, references = self.examine(at, since)
+        sweep, references = self.sweep(at, since)
+        causes = self.explain(sweep, references)
         laps.end("explain")
-        recent = [i for i in references.incidents if i.metric != PIPELINE]
-        known = [i for i in recent if _open_at(i, at)]
-        recheck = Recheck(self._store, references.config, sweep, references.masks)
-        lately = at - max(*self._config.windows, REOPENED)
-        ended = [i for i in recent if i.resolved_at is not None and lately < i.resolved_at <= at]
-        settled = {i.id for i in references.settled}
-        decided = decide(self._config, at, causes, known, recheck, ended, settled)
-        over = {i.id for i in known if i.resolved_at is not None}
-        begun = [self._begun(at, d, references) for d in decided if d.incident.id not in over]
-        passed = state.passed(begun, known)
-        held = tuple(d for d in passed if d.action == "held")
-        decisions = [self._told(at, since, d, references) for d in passed if d.action != "held"]
+        passed = self.conclude(sweep, causes, references, state)
+        held, echoes = (tuple(d for d in passed if d.action == action) for action in ("held", "echo"))
+        decisions = [self._told(at, since, d, references) for d in passed if d.action not in ("held", "echo")]
         decisions += [replace(d, incident=self._addressed(d.incident)) for d in (state.decision,) if d is not None]
         outbox = self._outbox(decisions) if self._deliver else []
         seconds = time.monotonic() - began
@@ -212,7 +227,8 @@ class Watch:
         laps.end("decide")
         laps.seconds["explain"] -= sum(sweep.seconds.values())
         parts = {**sweep.seconds, **laps.seconds}
-        return Outcome(at, sweep, tuple(decisions), tuple(outbox), seconds, scores=scores, held=held, parts=parts)
+        untold: Any = {"held": held, "echoes": echoes}
+        return Outcome(at, sweep, tuple(decisions), tuple(outbox), seconds, scores=scores, parts=parts, **untold)
 
     def _look_at_the_pipeline(self, last: SweepRecord | None, live: dt.datetime, reason: str, began: float) -> Outcome:
         """What there is to say where nothing is new: that nothing is may be what is wrong."""
@@ -227,17 +243,16 @@ class Watch:
         told = f"{reason}; the pipeline: {decision.reason}"
         return Outcome(None, None, (decision,), tuple(outbox), time.monotonic() - began, told)
 
-    def examine(
+    def sweep(
         self, at: dt.datetime, since: dt.datetime | None = None, keep: Sequence[dict[str, str]] = ()
-    ) -> tuple[Sweep, list[Cause], References]:
-        """The sweep at `at` and the causes of its anomalies, with nothing recorded; and what it took as references.
+    ) -> tuple[Sweep, References]:
+        """The sweep at `at`, and what it took as references; nothing recorded.
 
         `keep` are scopes whose scores are wanted in any case.
         """
         told = References.of(self._ledger, self._config, at - MONTH, at)
         usual = self._ledger.calibrations(at)
         models = outlooks(self._ledger, told.config, at)
-        known = [i.scope for i in told.incidents if _open_at(i, at) and i.metric != PIPELINE]
         sweep = run_sweep(
             self._store,
             told.config,
@@ -248,12 +263,31 @@ class Watch:
             outlooks=models,
             cube=self._cube,
             shelf=self._shelf,
-            keep=[*known, *keep],
+            keep=[*_open_scopes(told, at), *keep],
         )
         self._cube = sweep.cube
+        return sweep, told
+
+    def explain(self, sweep: Sweep, told: References) -> list[Cause]:
+        """The causes of a sweep's anomalies."""
+        at = sweep.at
         others = [i for i in told.incidents if i.metric != PIPELINE and (i.quiet or not _open_at(i, at))]
         over = [(i.scope, i.seen_at) for i in others if i.seen_at <= at]
-        return sweep, explain(sweep, told.config, self._store, known, told.masks, over), told
+        return explain(sweep, told.config, self._store, _open_scopes(told, at), told.masks, over)
+
+    def conclude(self, sweep: Sweep, causes: Sequence[Cause], references: References, state: Gate) -> list[Decision]:
+        """What the causes of a sweep mean for the incidents, and what of that `state` holds back; nothing recorded."""
+        at = sweep.at
+        recent = [i for i in references.incidents if i.metric != PIPELINE]
+        known = [i for i in recent if _open_at(i, at)]
+        recheck = Recheck(self._store, references.config, sweep, references.masks)
+        lately = at - max(*self._config.windows, REOPENED)
+        ended = [i for i in recent if i.resolved_at is not None and lately < i.resolved_at <= at]
+        settled = {i.id for i in references.settled}
+        decided = decide(self._config, at, causes, known, recheck, ended, settled)
+        over = {i.id for i in known if i.resolved_at is not None}
+        begun = [self._begun(at, d, references) for d in decided if d.incident.id not in over]
+        return state.passed(begun, known)
 
     def _newest_unjudged(self, last: SweepRecord | None) -> tuple[dt.datetime | None, str]:
         mark = self._store.watermark(self._config.events.lateness, self._config.events.idle)
@@ -356,6 +390,11 @@ class Watch:
                     for row in flagged.iter_rows(named=True)
                 ]
         return found
+
+
+def _open_scopes(told: References, at: dt.datetime) -> list[dict[str, str]]:
+    """Where an incident is open."""
+    return [i.scope for i in told.incidents if _open_at(i, at) and i.metric != PIPELINE]
 
 
 def _open_at(incident: Incident, at: dt.datetime) -> bool:

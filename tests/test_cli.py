@@ -94,6 +94,8 @@ def test_detect_says_when_there_is_nothing_new(replayed):
             "no dimension 'partnr': did you mean 'partner'?",
         ),
         (["series", "orders", "-w", "p1", "-s", "s.duckdb"], 2, "'p1' is not of the form K=V"),
+        (["why", "orders", "-w", "partner=p1", "-w", "partner=p2", "-s", "s.duckdb"], 2, "'partner' is given twice"),
+        (["label", "incident", "-w", "partner=p1", "-w", "partner=p1"], 2, "'partner' is given twice, as 'p1' and"),
         (["series", "orders", "--grain", "7s", "-s", "s.duckdb"], 2, "7s is not a multiple of 10s"),
         (["detect", "--at", "noon"], 2, "'noon' is not a time"),
         (["query", "DROP TABLE meta", "-s", "s.duckdb"], 1, "read-only"),

@@ -17,10 +17,10 @@ from kmon.deepscan import _Past, chosen, measures_of, scan
 from kmon.detect import Sweep, expected_series, observe, sweep
 from kmon.fits import models, usable
 from kmon.ledger import FITS_KEPT, Fit, Ledger
+from kmon.reasons import Why, why
 from kmon.status import status
 from kmon.store import EmbeddedStore
 from kmon.watch import Watch
-from kmon.why import Why, why
 from tests.detect.worlds import AT, DAY, MINUTE, add, config
 from tests.test_ledger import INCIDENT, SWEEP
 
@@ -303,7 +303,7 @@ def test_where_no_models_are_configured_none_are_used(answered: Any) -> None:
 
 def test_a_look_uses_the_fits(store: EmbeddedStore, ledger: Ledger, fits: list[Fit]) -> None:
     def fleet_of(settings_: Config) -> Any:
-        found, _, _ = Watch(settings_, store, ledger).examine(AT)
+        found, _ = Watch(settings_, store, ledger).sweep(AT)
         return found.scored[0].fleet
 
     assert fleet_of(settings()).models == {}

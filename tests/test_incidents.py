@@ -107,7 +107,7 @@ JOINS: list[tuple[str, dict[str, Any], Cause, Verdict, list[str]]] = [
         "normal",
         ["new", "quiet"],
     ),
-    ("an echo inside it", {"seen_at": AT - MINUTE}, cause(partner="p1", country="SE"), "normal", ["quiet"]),
+    ("an echo inside it", {"seen_at": AT - MINUTE}, cause(partner="p1", country="SE"), "normal", ["echo", "quiet"]),
     ("around it, while it is young", {"detected_at": AT - MINUTE}, cause(evidence=900), "abnormal", ["joined"]),
     ("around it, not much more", {}, cause(evidence=50), "abnormal", ["joined"]),
     ("around it, far larger", {}, cause(evidence=900), "abnormal", ["new", "still"]),
@@ -158,9 +158,9 @@ def wide(found: Cause, minutes: int = 15) -> Cause:
 
 
 ENDED: list[tuple[str, Incident, Cause, list[str]]] = [
-    ("a window that reaches back into it is its echo", over(), wide(cause(partner="p1")), []),
-    ("also of a part of it", over(), wide(cause(partner="p1", country="SE")), []),
-    ("also of a wider scope that tells not much more", over(), wide(cause(evidence=50)), []),
+    ("a window that reaches back into it is its echo", over(), wide(cause(partner="p1")), ["echo"]),
+    ("also of a part of it", over(), wide(cause(partner="p1", country="SE")), ["echo"]),
+    ("also of a wider scope that tells not much more", over(), wide(cause(evidence=50)), ["echo"]),
     ("not of a wider one that tells far more", over(), wide(cause(evidence=900)), ["new"]),
     ("not of something else", over(), wide(cause(partner="p2")), ["new"]),
     ("not of good news", over(), wide(cause("orders", "up", partner="p1")), ["new"]),
@@ -208,10 +208,47 @@ def test_what_people_settled_is_not_reopened() -> None:
 
 @pytest.mark.parametrize(
     ("metric", "window", "actions"),
-    [("conversion", 15, []), ("conversion", 5, ["new"]), ("orders", 15, ["new"])],
+    [("conversion", 15, ["echo"]), ("conversion", 5, ["new"]), ("orders", 15, ["new"])],
 )
 def test_a_rate_that_falls_in_a_rise_that_has_ended_is_its_echo(metric: str, window: int, actions: list[str]) -> None:
     """More sessions in a part of the window: the denominator swelled."""
     rise = over(metric="sessions", direction="up")
     decisions = decide(config(), AT, [wide(cause(metric, partner="p1"), window)], [], verdict("unjudged"), [rise])
     assert [decision.action for decision in decisions] == actions
+
+
+def nearly() -> Incident:
+    """An open incident of p1 that looks normal again."""
+    return replace(incident(), seen_at=AT - MINUTE)
+
+
+ECHOES: list[tuple[Cause, list[Incident], list[Incident], str]] = [
+    (wide(cause(partner="p1")), [], [over()], "which is over: its window reaches back into it"),
+    (cause(partner="p1", country="SE"), [nearly()], [], "which is nearly over: should it last, it is told when"),
+    (
+        wide(cause("conversion", partner="p1")),
+        [],
+        [over(metric="sessions", direction="up")],
+        "whose rise swelled its denominator",
+    ),
+]
+
+
+@pytest.mark.parametrize(("found", "known", "ended", "says"), ECHOES, ids=["over", "nearly over", "swollen"])
+def test_an_echo_says_of_which_incident_and_why(
+    found: Cause, known: list[Incident], ended: list[Incident], says: str
+) -> None:
+    (of,) = [*known, *ended]
+    decisions = decide(config(), AT, [found], known, verdict("normal"), ended)
+    echo = next(decision for decision in decisions if decision.is_about(found))
+    assert (echo.action, echo.of, echo.incident.scope) == ("echo", of.id, found.scope)
+    assert echo.reason.startswith(f"an echo of {of.id} ({of.metric} {of.direction}), {says}")
+
+
+def test_every_cause_that_joins_is_told_of() -> None:
+    causes = [cause(partner="p1"), cause("conversion", partner="p1")]
+    (joined,) = decide(config(), AT, causes, [incident()], verdict("abnormal"))
+    assert all(joined.is_about(one) for one in causes)
+    assert not joined.is_about(cause(partner="p1"))
+    (back,) = decide(config(), AT, causes, [], verdict("abnormal"), [over()])
+    assert (back.action, [back.is_about(one) for one in causes]) == ("reopened", [True, True])

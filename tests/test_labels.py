@@ -19,10 +19,11 @@ from kmon.config import PIPELINE, Config
 from kmon.detect import expected_series
 from kmon.errors import UsageError
 from kmon.ledger import Incident, Label, Ledger, Word
+from kmon.reasons import why
 from kmon.references import MONTH, References
 from kmon.store import EmbeddedStore
 from kmon.watch import Watch
-from kmon.why import days_unused, why
+from kmon.windows import days_unused
 from tests.detect.worlds import AT, DAY, MINUTE, add, config, shop, traffic
 from tests.test_ledger import INCIDENT, SWEEP
 

@@ -332,6 +332,8 @@ def test_what_is_held_back_is_said_with_its_reason(store: EmbeddedStore, ledger:
     assert "held back: No events come from partition 3 since 11:40 UTC: about" in outcome.held[0].reason
     assert "1 held back" in str(outcome)
     assert "held back: No events" in outcome._repr_html_()
+    (told,) = outcome.public()["held"]
+    assert (told["scope"]["partner"], told["action"], told["reason"]) == ("p3", "held", outcome.held[0].reason)
     assert ledger.calibrations(AT + 60 * MINUTE) == {}  # what is missing is no example of what is normal
 
 

@@ -1,5 +1,6 @@
 """The files around the code agree with it: README, docs, environment.yml, the lock, the notebooks."""
 
+import importlib
 import re
 import subprocess
 import tomllib
@@ -12,6 +13,7 @@ import yaml
 import kmon
 from kmon.cli import app
 from kmon.config import Config, load_config
+from kmon.config.models import Incidents
 from kmon.resources import EXAMPLES, TEMPLATE
 from tests.conftest import ROOT
 
@@ -116,9 +118,18 @@ def test_shipped_configurations_are_valid(path):
     assert load_config(path).metrics
 
 
+def test_the_template_tells_every_key_of_incidents():
+    assert set(yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))["incidents"]) == set(Incidents.model_fields)
+
+
 def test_the_public_names_are_sorted_and_exist():
     assert kmon.__all__ == sorted(kmon.__all__)
     assert all(getattr(kmon, name) for name in kmon.__all__)
+
+
+def test_why_is_a_function_and_the_readme_says_how_to_call_it():
+    assert kmon.why is importlib.import_module("kmon.reasons").why
+    assert "kmon.why(" in DOCS["README.md"]
 
 
 @pytest.mark.parametrize("path", [p for p in TRACKED if p.startswith("notebooks/") and p.endswith(".ipynb")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,21 @@ def test_two_that_judge_at_once_tell_an_incident_once(ledger: Ledger, monkeypatc
         with pytest.raises(LedgerError, match="another process judged at the same time"):
             second.look(AT)
     assert len(ledger.incidents()) == len(ledger.deliveries()) == 1
+
+
+def test_an_echo_is_told_and_not_recorded(ledger: Ledger) -> None:
+    """Windows of 15 minutes, which are looked at every third minute, reach back into p1's outage after its end."""
+    settings = config(windows=["5m", "15m"], incidents={"resolve_after": 1})
+    with shop(traffic(ill("p1", 20, 8))) as store:
+        watch = Watch(settings, store, ledger)
+        outcome = [watch.look(AT - ago * MINUTE) for ago in (10, 5, 3, 2)][-1]
+    (incident,) = ledger.incidents()
+    (echo,) = outcome.echoes
+    assert incident.status == "resolved"
+    assert (echo.of, echo.incident.scope) == (incident.id, {"partner": "p1"})
+    assert "1 left out as echoes" in str(outcome)
+    assert [told["reason"] for told in outcome.public()["echoes"]] == [echo.reason]
+    assert json.loads(json.dumps(outcome.public()))["at"].startswith("2026-01-10T1")
 
 
 def test_looking_back_tells_nothing_twice_and_ends_nothing(look: Look, ledger: Ledger) -> None:

@@ -10,6 +10,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from kmon.errors import UsageError
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", re.IGNORECASE)
@@ -95,3 +97,12 @@ def nearest(name: str, names: typing.Iterable[str], otherwise: str = "") -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return otherwise or (f"it is one of {', '.join(sorted(names))}" if names else "there is none")
+
+
+def known(kind: str, name: str, names: typing.Iterable[str]) -> str:
+    """`name`, which must be one of `names`: UsageError otherwise."""
+    names = list(names)
+    if name not in names:
+        message = f"there is no {kind} {name!r}: {nearest(name, names)}"
+        raise UsageError(message)
+    return name

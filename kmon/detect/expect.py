@@ -26,6 +26,8 @@ from kmon.config import bins
 Floats = npt.NDArray[np.float64]
 RECENT = bins.RECENT
 """Bins before the end of the window, today and of each day."""
+LEARNT = RECENT // 4
+"""Of them, as many as must be known of a count without another day."""
 AFTER = 6
 """Bins after the end of the window, of each day but today."""
 LATELY = 3.0
@@ -353,7 +355,7 @@ def _counts(given: References) -> Expectation:
     expected = np.where(flat, alone.window, factor * window)
     drift = np.where(flat, noise * alone.drift, drift + disagreement)
     bins = np.isfinite(recent).sum(axis=1)
-    known = np.isfinite(expected) & ((used > 0) | (bins >= RECENT / 4))
+    known = np.isfinite(expected) & ((used > 0) | (bins >= LEARNT))
     return Expectation(expected, noise, drift + wander, volume, known, _shares(weights, m), names=given.names)
 
 

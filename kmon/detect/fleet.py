@@ -246,6 +246,15 @@ class Fleet:
         """The days that are not comparable with today for a monitor, and why."""
         return {} if self.comparable is None else dict(self.comparable.reasons[self.comparable.kind[row]])
 
+    def left_out(self, row: int, width: dt.timedelta) -> tuple[int, int]:
+        """Today's bins before the window that are not used: hidden by what is known, and where the source was not."""
+        before = RECENT - -(-width // self.bin)
+        there, mine = (
+            np.isfinite(self._bins(np.where(part, 0.0, np.nan)[None, :])[0, :before])
+            for part in (self.recorded, self.usable[row])
+        )
+        return int((there & ~mine).sum()), int((~there).sum())
+
     @property
     def days(self) -> list[str]:
         return [name for name in dict.fromkeys(span.name for span in self.spans) if name != TODAY]

@@ -353,7 +353,7 @@ _COLUMNS = pl.Schema({**SCORES, "raw": pl.Float64(), "metric": pl.String(), "row
 
 def _asked(metric: Metric, detectors: Sequence[Detector]) -> Asked:
     """What one of them could flag; its changes have no bound where one of them does not say."""
-    least = min((_least_volume(metric, d) for d in detectors), default=0.0)
+    least = min((least_volume(metric, d) for d in detectors), default=0.0)
     told = [tell(metric) if (tell := getattr(d, "least_change", None)) else None for d in detectors]
     changes = [change for change in told if change is not None]
     if len(changes) < len(told) or not changes:
@@ -361,7 +361,7 @@ def _asked(metric: Metric, detectors: Sequence[Detector]) -> Asked:
     return Asked(metric, least, (min(fall for fall, _ in changes), min(rise for _, rise in changes)))
 
 
-def _least_volume(metric: Metric, detector: Detector) -> float:
+def least_volume(metric: Metric, detector: Detector) -> float:
     """What a window must have, now or usually, so that the detector judges it."""
     return metric.min_volume if metric.min_volume is not None else getattr(detector, "min_volume", 0.0)
 
@@ -378,7 +378,7 @@ def _least(config: Config, detectors: Sequence[Detector]) -> float:
     """The events below which no metric can be judged: a metric's volume is never more than its events."""
     if not _countable(config) or not detectors:
         return 1.0
-    return max(1.0, min(_least_volume(m, d) for m in config.metrics.values() for d in detectors))
+    return max(1.0, min(least_volume(m, d) for m in config.metrics.values() for d in detectors))
 
 
 def _countable(config: Config) -> bool:

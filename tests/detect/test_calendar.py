@@ -14,7 +14,8 @@ from kmon.detect.fleet import grain_for, numbers_of, spans_for
 from kmon.detect.guests import row_of
 from kmon.errors import ConfigError
 from kmon.ledger import Ledger
-from kmon.why import days_unused, why
+from kmon.reasons import why
+from kmon.windows import days_unused
 from tests.detect.worlds import DAY, MINUTE, config, shop
 
 FIVE, HOUR = 5 * MINUTE, 60 * MINUTE

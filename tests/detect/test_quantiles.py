@@ -23,9 +23,9 @@ from kmon.detect.quantiles import beyond, nearest_edges, quantile, value_of
 from kmon.explain import Cause, explain
 from kmon.impact import beginning
 from kmon.ledger import Ledger
+from kmon.reasons import why
 from kmon.store import EmbeddedStore
 from kmon.watch import Watch
-from kmon.why import why
 from tests.detect.worlds import AT, MINUTE, add, config, lately, shop, timed, timed_config, traffic
 
 P1, EDGE, SE = pl.col("partner") == "p1", pl.col("browser") == "edge", pl.col("country") == "SE"

@@ -11,8 +11,8 @@ from kmon.detect import SCORES, Silence, load_detector, sweep
 from kmon.detect.silence import History, chance, longest, usual
 from kmon.errors import UsageError
 from kmon.ledger import Ledger
+from kmon.reasons import why
 from kmon.watch import Watch
-from kmon.why import why
 from tests.conftest import ROOT
 from tests.detect.worlds import AT, DAY, MINUTE, Mask, config, shop, windows
 
