@@ -26,11 +26,11 @@ from kmon.detect.guests import guest_scored, row_of, with_guest
 from kmon.errors import UsageError
 from kmon.explain import Cause
 from kmon.fits import Model, models_of
-from kmon.incidents import related
+from kmon.incidents import related, show_scope
 from kmon.ledger import Fit, Incident, Label, Ledger, show_time
 from kmon.references import References, Stretch
 from kmon.store import Store
-from kmon.watch import Watch, show_scope
+from kmon.watch import Watch
 
 Outcome = Literal["fired", "explained", "suppressed", "normal", "not judged"]
 UNWATCHED = (

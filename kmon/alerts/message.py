@@ -11,12 +11,12 @@ import html
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 from kmon.config import Config, Metric, counted
-from kmon.ledger import LABELLED, Incident
+from kmon.ledger import LABELLED, Incident, Told
 from kmon.partners import Partner, Partners
 
 HEADER, FIELD, CONTEXT = 150, 2000, 2000
@@ -75,13 +75,14 @@ class Message:
 
 
 def compose(
-    incident: Incident, kind: Literal["firing", "resolved"], config: Config, partners: Partners, now: dt.datetime
+    incident: Incident, kind: Told, config: Config, partners: Partners, now: dt.datetime, *, change: str = ""
 ) -> Message:
-    """Say what happened; `now` decides whether a time needs its date."""
+    """Say what happened, and what is another `change` of it; `now` decides whether a time needs its date."""
     metric = metric_of(incident, config)
     partner = partners.get(incident.scope["partner"]) if "partner" in incident.scope else None
     end = incident.resolved_at
-    title = headline(incident, config, partners) if kind == "firing" else _ending(incident, config, partners)
+    title = headline(incident, config, partners) if kind != "resolved" else _ending(incident, config, partners)
+    what = show(change[:1].upper() + change[1:], 500)
     window = words(incident.window, short=True)
     observed, expected = quantity(metric, incident.observed), quantity(metric, incident.expected)
     usual = _between(metric, incident.lower, incident.upper)
@@ -92,11 +93,10 @@ def compose(
     counted = f" in {window}" if metric.kind == "count" else ""
     figures = f"{observed} instead of {expected} ({usual}){counted}"
     ending = "so far" if end is None else "in all"
-    if kind == "firing":
-        summary = f"{title}: {figures} {since}." + (f" About {loss} {ending}." if loss else "")
-    else:
-        summary = f"{title}. It was {figures} {since}." + (f" About {loss} {ending}." if loss else "")
+    told = f"{title}: {figures} {since}." if kind != "resolved" else f"{title}. It was {figures} {since}."
+    parts = [f"{what}." if what else "", told, f"About {loss} {ending}." if loss else ""]
     rows = [
+        ("Change", what),
         ("Observed", f"{observed} in {window}"),
         ("Expected", f"{expected} ({usual})"),
         ("Since" if end is None else "From", since.partition(" ")[2] + _local(incident, partner, now)),
@@ -105,11 +105,11 @@ def compose(
     ]
     return Message(
         title=title,
-        summary=summary,
+        summary=" ".join(part for part in parts if part),
         rows=tuple((label, value) for label, value in rows if value not in ("", "about ")),
         note=note(incident, kind, now),
         url=show(incident.url, 2000),
-        icon=ICONS[incident.severity] if kind == "firing" else RESOLVED,
+        icon=ICONS[incident.severity] if kind != "resolved" else RESOLVED,
     )
 
 

@@ -35,6 +35,15 @@ def test_firing_in_words(make_config: Callable[..., Config], partners: Partners)
     ]
 
 
+def test_a_change_in_words(make_config: Callable[..., Config], partners: Partners) -> None:
+    message = compose(INCIDENT, "changed", make_config(), partners, T, change="widened from x to y")
+    assert message.summary.startswith(
+        "Widened from x to y. Conversion of Nordic Shoes (p17) in SE is down 65 %: 11.0 %"
+    )
+    assert message.rows[0] == ("Change", "Widened from x to y")
+    assert message.icon == compose(INCIDENT, "firing", make_config(), partners, T).icon
+
+
 @pytest.mark.parametrize(
     ("incident", "kind", "says"),
     [
