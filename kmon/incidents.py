@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from kmon.alerts.message import change
 from kmon.config import MINUTE, Config, counted, show_duration
 from kmon.explain import Cause
+from kmon.leaves import related
 from kmon.ledger import SEVERITIES, Direction, Incident, Severity, new_id
 
 Action = Literal["new", "reopened", "joined", "still", "quiet", "resolved", "unjudged", "held"]
@@ -219,11 +220,6 @@ def _swollen(config: Config, at: dt.datetime, cause: Cause, known: Sequence[Inci
         return False
     rises = [i for i in known if i.metric in config.metrics and not _is_bad(config, i.metric, i.direction)]
     return any(i.scope.items() <= cause.scope.items() and at - cause.window < i.seen_at for i in rises)
-
-
-def related(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether one of two scopes contains the other."""
-    return one.items() <= other.items() or other.items() <= one.items()
 
 
 def _contains(wider: dict[str, str], narrower: dict[str, str]) -> bool:

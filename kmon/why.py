@@ -26,7 +26,8 @@ from kmon.detect.guests import guest_scored, row_of, with_guest
 from kmon.errors import UsageError
 from kmon.explain import Cause
 from kmon.fits import Model, models_of
-from kmon.incidents import related, show_scope
+from kmon.incidents import show_scope
+from kmon.leaves import related
 from kmon.ledger import Fit, Incident, Label, Ledger, show_time
 from kmon.references import References, Stretch
 from kmon.store import Store

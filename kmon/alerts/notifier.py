@@ -19,6 +19,7 @@ from kmon.alerts.message import Message, compose
 from kmon.alerts.sinks import Alert, Receipt, Sink, make_sinks
 from kmon.config import PIPELINE, Config
 from kmon.errors import KmonError, LedgerError, SinkError, ThrottledError
+from kmon.hit import Hits, hit
 from kmon.ledger import Delivery, Incident, Ledger
 from kmon.partners import Partners
 from kmon.references import MONTH, References
@@ -75,6 +76,7 @@ class Notifier:
         self._held: dict[str, dt.datetime] = {}
         self._failures: dict[str, int] = {}
         self._drawn: tuple[Incident | None, bytes | None] = (None, None)
+        self._hits: tuple[Incident | None, Hits | None] = (None, None)
 
     def run(self, stop: threading.Event, every: float = 1.0) -> None:
         """Deliver until `stop` is set, looking every `every` seconds; trouble is logged and does not end it."""
@@ -181,7 +183,8 @@ class Notifier:
         if incident.metric == PIPELINE:
             return replace(parcel, message=operators.compose(incident, kind, self.config, self.clock()))
         change = parcel.delivery.change or ""
-        message = compose(incident, kind, self.config, self.partners, self.clock(), change=change)
+        hits = self._hit(self.store, incident) if self.store is not None else None
+        message = compose(incident, kind, self.config, self.partners, self.clock(), change=change, hits=hits)
         return replace(parcel, message=message)
 
     def _draw(self, parcel: Parcel) -> Parcel:
@@ -218,6 +221,17 @@ class Notifier:
         return parcel
 
     # ---- what they need ------------------------------------------------------------------------------------------
+
+    def _hit(self, store: Store, incident: Incident) -> Hits | None:
+        """Whom it hit most; that nobody can tell does not hold back the message."""
+        if self._hits[0] != incident:
+            try:
+                told = References.of(self.ledger, self.config, incident.started_at - MONTH, incident.seen_at)
+                self._hits = (incident, hit(store, told.config, incident, incident.seen_at, told.masks))
+            except KmonError as error:
+                log.warning("hits_unknown", incident=incident.id, error=str(error))
+                self._hits = (None, None)
+        return self._hits[1]
 
     def _chart(self, store: Store, incident: Incident) -> bytes:
         from kmon.alerts.chart import draw, series_for  # matplotlib: not for those who only route
