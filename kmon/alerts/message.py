@@ -16,7 +16,6 @@ from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 from kmon.config import Config, Metric, counted
-from kmon.impact import an_hour
 from kmon.ledger import LABELLED, Incident, Told
 from kmon.partners import Partner, Partners
 
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
 HEADER, FIELD, CONTEXT = 150, 2000, 2000
 """Slack's limits, in UTF-16 units."""
+FIELDS = 10
+"""And so many in one section."""
 NAMED = 3
 """So many of those who were hit most."""
 _HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
@@ -73,11 +74,9 @@ class Message:
         context = [_plain(self.note, CONTEXT)]
         if self.url:
             context.insert(0, {"type": "mrkdwn", "text": f"<{_link(self.url)}|Look closer>"})
-        return [
-            {"type": "header", "text": _plain(f"{self.icon} {self.title}", HEADER)},
-            {"type": "section", "fields": fields},
-            {"type": "context", "elements": context},
-        ]
+        sections = [{"type": "section", "fields": fields[i : i + FIELDS]} for i in range(0, len(fields), FIELDS)]
+        header = {"type": "header", "text": _plain(f"{self.icon} {self.title}", HEADER)}
+        return [header, *sections, {"type": "context", "elements": context}]
 
 
 def compose(
@@ -294,6 +293,8 @@ def _loss(incident: Incident, config: Config) -> str:
 
 def _an_hour(incident: Incident, config: Config) -> str:
     """`` (630,000 amount an hour)`` of what an open incident costs in money; empty where that is not known or lost."""
+    from kmon.impact import an_hour  # and with it all of detection: not for those who only route
+
     money = config.incidents.money
     cost = an_hour(incident, money.measure, incident.seen_at) if money and incident.resolved_at is None else None
     return f" ({number(_rough(cost))} {show(money.measure)} an hour)" if money and cost and cost >= 0.5 else ""

@@ -11,6 +11,7 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -19,11 +20,13 @@ from kmon.alerts.message import Message, compose
 from kmon.alerts.sinks import Alert, Receipt, Sink, make_sinks
 from kmon.config import PIPELINE, Config
 from kmon.errors import KmonError, LedgerError, SinkError, ThrottledError
-from kmon.hit import Hits, hit
 from kmon.ledger import Delivery, Incident, Ledger
 from kmon.partners import Partners
 from kmon.references import MONTH, References
 from kmon.store import Store
+
+if TYPE_CHECKING:
+    from kmon.hit import Hits
 
 FIRST, LONGEST = dt.timedelta(seconds=2), dt.timedelta(minutes=5)
 """Between two attempts; it doubles from one to the other."""
@@ -224,6 +227,8 @@ class Notifier:
 
     def _hit(self, store: Store, incident: Incident) -> Hits | None:
         """Whom it hit most; that nobody can tell does not hold back the message."""
+        from kmon.hit import hit
+
         if self._hits[0] != incident:
             try:
                 told = References.of(self.ledger, self.config, incident.started_at - MONTH, incident.seen_at)

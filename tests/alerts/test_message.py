@@ -57,6 +57,13 @@ def test_whom_it_hit_most(
     assert dict(message.rows).get("Most hit") == says
 
 
+def test_a_long_message_has_sections_that_slack_takes(make_config: Callable[..., Config], partners: Partners) -> None:
+    hits = Hits("partner", "orders", {}, T, T, "orders", 1, (Hit("p1", 1.0, 2.0, {"orders": -9.0}),))
+    message = compose(INCIDENT, "changed", make_config(), partners, T, change="wider", hits=hits)
+    assert [label for label, _ in message.rows][::6] == ["Change", "Account team"]
+    assert [len(block.get("fields", ())) for block in message.blocks()] == [0, 10, 4, 0]
+
+
 def test_a_change_in_words(make_config: Callable[..., Config], partners: Partners) -> None:
     message = compose(INCIDENT, "changed", make_config(), partners, T, change="widened from x to y")
     assert message.summary.startswith(

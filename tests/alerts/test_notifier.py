@@ -358,6 +358,18 @@ def test_a_chart_that_cannot_be_drawn_does_not_hold_back_the_message(
     assert slack.order == [POST]
 
 
+@pytest.mark.parametrize("scope", [{"country": "SE"}, {"partner": "p17"}])
+def test_the_message_says_whom_it_hit_most_where_the_scope_does_not(
+    make: Make, put: Any, store: EmbeddedStore, scope: dict[str, str]
+) -> None:
+    """The data ends five minutes after T."""
+    sink = ListSink()
+    put(replace(INCIDENT, scope=scope, started_at=T + 5 * MINUTE, seen_at=T + 15 * MINUTE))
+    assert make(sink, store=store).drain() == 1
+    told = dict(sink.alerts[0].message.rows).get("Most hit", "")
+    assert told.startswith("Nordic Shoes (-") == ("partner" not in scope)
+
+
 def test_a_sink_that_is_gone(make: Make, put: Any, only: Any, ledger: Ledger) -> None:
     delivery = put()
     ledger.update(replace(delivery, sink="pager"))
