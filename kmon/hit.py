@@ -31,8 +31,6 @@ from kmon.store.schema import EVENTS
 Stretch = tuple[dt.datetime, dt.datetime]
 MOST = 20
 """How many are named."""
-LONGEST = 3 * HOUR
-"""So far back, at most, the hours just before an incident tell the shares; its own hours of the day before do, too."""
 WRONG = 0.05
 """Of those who are said to be hit, at most this share was not, on average (Benjamini and Hochberg 1995)."""
 FEW = 10.0
@@ -176,12 +174,12 @@ def _references(
     masks: Sequence[Mask],
     measures: Sequence[str],
 ) -> list[Stretch]:
-    """The clean time that tells the shares: some hours just before, and the same ones of the day before.
+    """The clean time that tells the shares: the hour just before, and the incident's own time of the day before.
 
     What hit the whole scope, or a part of it across the dimension, is left out; one partner's own incident is not: with
     100,000 partners nothing would be left.
     """
-    recent = start - min(max(end - start, HOUR), LONGEST)
+    recent = start - HOUR
     spans = [(recent, start), (start - DAY, min(end - DAY, recent))]
     known = store.schema.known_from(*measures, dimension, *incident.scope)
     spoilt = [(m.started_at, m.resolved_at or end) for m in masks if _touches(m, incident, dimension)]

@@ -185,13 +185,19 @@ class Feed:
         return replace(view, start=start, grain=grain, series=series, latest=latest, shifted=shifted)
 
     def _hits(self, store: Store, last: Hits | None, incident: Incident, watermark: dt.datetime) -> Hits | None:
-        """Whom it hit: by the minute while it is young, then as often as its loss is told."""
+        """Whom it hit: by the minute while it is young, then as often as its loss is told.
+
+        What takes longer than a question may is not told: the rest of the page is.
+        """
         end = incident.seen_at if incident.resolved_at else _floor(watermark, dt.timedelta(minutes=1))
         known = last if last and (last.metric, last.scope) == (incident.metric, incident.scope) else None
         if known is not None and (known.end == end or not is_due(incident, end, known.end)):
             return known
         told = self._references(incident.started_at - MONTH, end)
-        return hit(store, told.config, incident, end, told.masks)
+        try:
+            return hit(store, told.config, incident, end, told.masks)
+        except StoreError:
+            return known
 
     def _grain(self, store: Store, selection: Selection, end: dt.datetime) -> dt.timedelta:
         """The narrowest buckets in which something can be seen: those of the range, or a wider detection window."""
