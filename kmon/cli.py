@@ -328,6 +328,39 @@ def incidents(
 
 
 @app.command()
+def hit(
+    incident: str,
+    by: Annotated[Optional[str], typer.Option(metavar="DIMENSION", help="Whose values; default partners.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many are listed.")] = 20,
+    config: ConfigPath = DEFAULT,
+    store: StorePath = None,
+    format: Output = "table",
+) -> None:
+    """Whom an incident hit most, by loss.
+
+    The partners, or values of another dimension, that its scope leaves open: those that lost more than by chance.
+    """
+    from kmon import arguments
+    from kmon.hit import hit_of, open_dimension
+    from kmon.ledger import open_ledger
+    from kmon.store import open_for_reading
+
+    loaded = _load(config)
+    dimension = by or open_dimension(loaded)
+    arguments.known("dimension", dimension, loaded.dimensions)
+    with open_for_reading(loaded, store) as opened, open_ledger(loaded, store, must_exist=True) as ledger:
+        found = hit_of(opened, ledger, loaded, incident, by=dimension, most=limit)
+    if format == "json":
+        show.print_json({"incident": incident, **found.public()})
+        return
+    measures = list(found.worst[0].impact) if found.worst else []
+    rows = [(one.value, one.observed, one.expected, *one.impact.values()) for one in found.worst]
+    columns = [dimension, "observed", "expected", *(f"{m} (observed - expected)" for m in measures)]
+    title = f"{found.count:,} hit from {show.clock(found.start)} to {show.clock(found.end)} (UTC), by {found.measure}"
+    show.table(columns, rows, title=title, empty="nobody was hit by more than chance")
+
+
+@app.command()
 def label(
     what: Annotated[
         Optional[list[str]],

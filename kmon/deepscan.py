@@ -27,11 +27,11 @@ from kmon.detect.expect import AFTER
 from kmon.detect.fleet import check_taken_over
 from kmon.detect.models import A_DAY, LEAST, STEP, Forecast, Share, forecast
 from kmon.errors import FitError, UsageError
+from kmon.incidents import show_scope
 from kmon.ledger import Fit, Ledger, open_ledger
 from kmon.references import References
 from kmon.store import Span, Store, open_for_reading
 from kmon.store.schema import EVENTS
-from kmon.watch import show_scope
 
 Floats = npt.NDArray[np.float64]
 Scope = dict[str, str]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
+from kmon.alerts.message import change
 from kmon.config import MINUTE, Config, counted, show_duration
 from kmon.explain import Cause
-from kmon.ledger import Direction, Incident, Severity, new_id
+from kmon.leaves import related
+from kmon.ledger import SEVERITIES, Direction, Incident, Severity, new_id
 
 Action = Literal["new", "reopened", "joined", "still", "quiet", "resolved", "unjudged", "held", "echo"]
 """`held`: what would be new is not told, as data is missing that explains it. `echo`: nor is this, as an incident
@@ -40,6 +42,9 @@ class Decision:
     def is_about(self, cause: Cause) -> bool:
         """Whether it says what became of that cause."""
         return any(one is cause for one in (self.cause, *self.joined))
+
+    change: str = ""
+    """What became of the incident's scope and severity, where people must hear of it."""
 
 
 def decide(
@@ -100,6 +105,25 @@ def severity_of(config: Config, metric: str, direction: str, effect: float, cost
     if money is not None and cost is not None:
         return "critical" if cost >= money.critical else "warning"
     return "critical" if abs(effect) >= config.incidents.critical else "warning"
+
+
+def change_of(before: Incident, after: Incident) -> str:
+    """What became of an open incident: ``widened from partner=p1, country=SE to partner=p1``, ``now critical: ...``.
+
+    Empty where scope and severity are as before; that a severity falls is no news.
+    """
+    told = []
+    if before.scope != after.scope:
+        how = "widened" if _contains(after.scope, before.scope) else "narrowed"
+        told.append(f"{how} from {show_scope(before.scope)} to {show_scope(after.scope)}")
+    if SEVERITIES.index(after.severity) > SEVERITIES.index(before.severity):
+        told.append(f"now {after.severity}: {after.metric} {change(after)}")
+    return "; ".join(told)
+
+
+def show_scope(scope: dict[str, str]) -> str:
+    """A scope on one line, for people: ``partner=p17, country=SE``, or ``everything``."""
+    return ", ".join(f"{d}={v}" for d, v in scope.items()).encode("unicode_escape").decode() if scope else "everything"
 
 
 def _new(config: Config, at: dt.datetime, cause: Cause) -> Incident:
@@ -231,11 +255,6 @@ def _swollen(config: Config, at: dt.datetime, cause: Cause, known: Sequence[Inci
     rises = [i for i in known if i.metric in config.metrics and not _is_bad(config, i.metric, i.direction)]
     reached = (i for i in rises if i.scope.items() <= cause.scope.items() and at - cause.window < i.seen_at)
     return next(reached, None)
-
-
-def related(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether one of two scopes contains the other."""
-    return one.items() <= other.items() or other.items() <= one.items()
 
 
 def _contains(wider: dict[str, str], narrower: dict[str, str]) -> bool:

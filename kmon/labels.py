@@ -9,7 +9,7 @@ import datetime as dt
 from collections.abc import Callable
 from dataclasses import replace
 
-from kmon.alerts.notifier import outbox_for
+from kmon.alerts.outbox import outbox_for
 from kmon.config import PIPELINE, Config
 from kmon.errors import UsageError
 from kmon.ledger import EPOCH, LABELLED, SETTLING, Delivery, Incident, Label, Ledger, Word, new_id
@@ -27,8 +27,8 @@ def utc_now() -> dt.datetime:
 def say(config: Config, ledger: Ledger, id: str, word: Word, *, by: str, clock: Clock = utc_now) -> Label:
     """Label an incident, instead of what was said of it before; saying the same again changes nothing.
 
-    A false alarm and a new normal end it now, and its channel is told. UsageError where there is no such incident, or
-    where it is one of the pipeline.
+    A false alarm and a new normal end it now, and those who heard of it are told. UsageError where there is no such
+    incident, or where it is one of the pipeline.
     """
     incident = ledger.incident(id)
     if incident is None:
@@ -47,7 +47,7 @@ def say(config: Config, ledger: Ledger, id: str, word: Word, *, by: str, clock: 
         ended = replace(incident, status="resolved", resolved_at=at, seen_at=at, quiet=0, reason=reason)
     until = None if word == "new-normal" else (ended or incident).resolved_at
     label = Label(new_id("lbl"), word, id, incident.metric, incident.scope, incident.started_at, until, judged, now, by)
-    ledger.save_label(label, ended, _outbox(config, ended, now) if ended else ())
+    ledger.save_label(label, ended, _outbox(config, ledger, ended, now) if ended else ())
     return label
 
 
@@ -89,6 +89,6 @@ def _judged(ledger: Ledger) -> dt.datetime:
     return last.at if last else EPOCH
 
 
-def _outbox(config: Config, ended: Incident, now: dt.datetime) -> list[Delivery]:
+def _outbox(config: Config, ledger: Ledger, ended: Incident, now: dt.datetime) -> list[Delivery]:
     partners = Partners.load(config.resolve(config.partners) if config.partners else None)
-    return outbox_for(config, ended, "resolved", partners, now)
+    return outbox_for(config, ended, "resolved", partners, now, ledger.deliveries(incident=ended.id))

@@ -85,6 +85,11 @@ class Leaves:
         return {d: value for d, value in scope.items() if d not in self.region}
 
 
+def related(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether one of two scopes contains the other."""
+    return one.items() <= other.items() or other.items() <= one.items()
+
+
 def disjoint(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
     """Whether two scopes have nothing in common."""
     return any(other.get(dimension, value) != value for dimension, value in one.items())

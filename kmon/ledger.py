@@ -28,7 +28,11 @@ from kmon.errors import LedgerError
 
 Status = Literal["firing", "acked", "snoozed", "resolved"]
 Severity = Literal["critical", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
+"""The least first."""
 Direction = Literal["down", "up"]
+Told = Literal["firing", "changed", "resolved"]
+"""What an alert tells of an incident."""
 Word = Literal["true", "false", "new-normal", "incident"]
 WORDS: tuple[Word, ...] = ("true", "false", "new-normal")
 """What is said of an incident; ``incident`` is said of a stretch of time without one."""
@@ -144,7 +148,7 @@ class Delivery:
 
     id: str
     incident: str
-    kind: Literal["firing", "resolved"]
+    kind: Told
     sink: str
     channel: str
     created_at: dt.datetime
@@ -156,6 +160,11 @@ class Delivery:
     """What the far end answered so far: a retry goes on from here instead of sending twice."""
     error: str | None = None
     sent_at: dt.datetime | None = None
+    scope: dict[str, str] | None = None
+    """The incident's when this was written, as is `severity`; None in rows of an earlier kmon."""
+    severity: Severity | None = None
+    change: str | None = None
+    """What a `changed` one tells, in words."""
 
 
 @dataclass(frozen=True)
@@ -343,6 +352,8 @@ outbox_table = sa.Table(
     _column("receipt", _json),
     _column("error", _text, nullable=True),
     _column("sent_at", _Time, nullable=True),
+    sa.Column("scope", sa.JSON(none_as_null=True), nullable=True),
+    *(_column(name, _text, nullable=True) for name in ("severity", "change")),
 )
 sweeps_table = sa.Table(
     "sweeps",
@@ -422,6 +433,7 @@ class Ledger:
                 _prepare_sqlite(engine)
             with engine.execution_options(write=True).begin() as connection:
                 _metadata.create_all(connection)
+                _add_columns(connection, outbox_table)
         except (sa.exc.SQLAlchemyError, ImportError, ValueError) as error:
             reason = str(getattr(error, "orig", None) or error).splitlines()[0]
             shown = url.split("://", maxsplit=1)[0] + "://..." if "@" in url else url
@@ -757,6 +769,15 @@ def _upsert(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str,
         return
     connection.execute(sa.delete(table).where(table.c[key].in_([row[key] for row in rows])))
     connection.execute(sa.insert(table), list(rows))
+
+
+def _add_columns(connection: Connection, table: sa.Table) -> None:
+    """Those that the table of an earlier kmon does not have; they may be empty."""
+    there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+    for column in table.columns:
+        if column.name not in there:
+            kind = column.type.compile(connection.dialect)
+            connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
 
 
 def _prepare_sqlite(engine: sa.Engine) -> None:

@@ -29,11 +29,12 @@ from kmon.errors import UsageError
 from kmon.explain import Cause
 from kmon.fits import Model, models_of
 from kmon.gate import gate
-from kmon.incidents import Action, Decision, related
+from kmon.incidents import Action, Decision, show_scope
+from kmon.leaves import related
 from kmon.ledger import Fit, Incident, Label, Ledger, show_time
 from kmon.references import References, Stretch
 from kmon.store import Store
-from kmon.watch import Watch, show_scope
+from kmon.watch import Watch
 from kmon.windows import Asked, Outcome, Window, window_of
 
 UNWATCHED = (

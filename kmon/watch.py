@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 import polars as pl
 
-from kmon.alerts.notifier import outbox_for
+from kmon.alerts.outbox import is_news, outbox_for
 from kmon.alerts.routing import route
 from kmon.clock import Laps, floor
 from kmon.config import PIPELINE, Config, counted, page_key, show_duration
@@ -28,8 +28,8 @@ from kmon.explain import Cause, explain
 from kmon.fits import outlooks
 from kmon.gate import Gate, gate
 from kmon.impact import YOUNG, an_hour, beginning, is_due, loss
-from kmon.incidents import REOPENED, Decision, decide, severity_of
-from kmon.ledger import Anomaly, Delivery, Incident, Ledger, Severity, SweepRecord, open_ledger, show_time
+from kmon.incidents import REOPENED, Decision, change_of, decide, severity_of, show_scope
+from kmon.ledger import Anomaly, Delivery, Incident, Ledger, Severity, SweepRecord, Told, open_ledger, show_time
 from kmon.partners import Partners
 from kmon.recheck import Recheck
 from kmon.references import MONTH, References
@@ -121,11 +121,6 @@ def _untold(decision: Decision) -> dict[str, Any]:
     return {"action": decision.action, "reason": decision.reason, **{key: incident[key] for key in keys.split()}}
 
 
-def show_scope(scope: dict[str, str]) -> str:
-    """A scope on one line, for people: ``partner=p17, country=SE``, or ``everything``."""
-    return ", ".join(f"{d}={v}" for d, v in scope.items()).encode("unicode_escape").decode() if scope else "everything"
-
-
 def run(config: Config, *, store: str | None = None, at: str | dt.datetime | None = None) -> Outcome:
     """One look by itself: open store and ledger, look, and close them.
 
@@ -212,7 +207,9 @@ class Watch:
         laps.end("explain")
         passed = self.conclude(sweep, causes, references, state)
         held, echoes = (tuple(d for d in passed if d.action == action) for action in ("held", "echo"))
-        decisions = [self._told(at, since, d, references) for d in passed if d.action not in ("held", "echo")]
+        before = {i.id: i for i in references.incidents if _open_at(i, at)}
+        told = [self._told(at, since, d, references) for d in passed if d.action not in ("held", "echo")]
+        decisions = [_changed(d, before.get(d.incident.id)) for d in told]
         decisions += [replace(d, incident=self._addressed(d.incident)) for d in (state.decision,) if d is not None]
         outbox = self._outbox(decisions) if self._deliver else []
         seconds = time.monotonic() - began
@@ -365,10 +362,14 @@ class Watch:
         now = dt.datetime.now(dt.UTC)
         outbox: list[Delivery] = []
         for decision in decisions:
+            incident = decision.incident
             if decision.action in ("new", "reopened"):
-                outbox += outbox_for(self._config, decision.incident, "firing", self._partners, now)
-            elif decision.action == "resolved":
-                outbox += outbox_for(self._config, decision.incident, "resolved", self._partners, now)
+                outbox += outbox_for(self._config, incident, "firing", self._partners, now)
+            elif decision.action == "resolved" or decision.change:
+                told, over = self._ledger.deliveries(incident=incident.id), decision.action == "resolved"
+                kind: Told = "resolved" if over else "changed"
+                if over or is_news(self._config, incident, self._partners, told):
+                    outbox += outbox_for(self._config, incident, kind, self._partners, now, told, decision.change)
         return outbox
 
     def _shadows(self, sweep: Sweep) -> list[Anomaly]:
@@ -400,6 +401,13 @@ def _open_scopes(told: References, at: dt.datetime) -> list[dict[str, str]]:
 def _open_at(incident: Incident, at: dt.datetime) -> bool:
     """Whether it was not resolved by then, also where that came later."""
     return incident.resolved_at is None or incident.resolved_at > at
+
+
+def _changed(decision: Decision, before: Incident | None) -> Decision:
+    """The decision, whose reason is what became of the incident's scope and severity if something did."""
+    if before is None or decision.action not in GOES_ON or not (change := change_of(before, decision.incident)):
+        return decision
+    return replace(decision, incident=replace(decision.incident, reason=change), reason=change, change=change)
 
 
 def _anomalies(at: dt.datetime, decisions: Sequence[Decision]) -> list[Anomaly]:

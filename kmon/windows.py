@@ -22,10 +22,10 @@ from kmon.detect.fleet import numbers_of
 from kmon.detect.guests import row_of
 from kmon.detect.sweeps import least_volume
 from kmon.explain import Cause
-from kmon.incidents import Decision, related
+from kmon.incidents import Decision, show_scope
+from kmon.leaves import related
 from kmon.references import Stretch
 from kmon.store import Store
-from kmon.watch import show_scope
 
 Outcome = Literal[
     "fired", "joined", "held", "echo", "explained", "suppressed", "normal", "not judged", "not looked at"

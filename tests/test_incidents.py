@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from kmon.explain import Cause, Child
-from kmon.incidents import Verdict, decide, severity_of
+from kmon.incidents import Verdict, change_of, decide, severity_of
 from kmon.ledger import Direction, Incident
 from tests.detect.worlds import AT, MINUTE, config
 
@@ -135,6 +135,25 @@ def test_stronger_evidence_gives_the_name() -> None:
     assert (strong.metric, strong.evidence) == ("conversion", 50)
     assert weak.anomalies == strong.anomalies == 2
     assert weak.id == strong.id == known.id
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, ""),
+        ({"severity": "info"}, ""),
+        ({"scope": {}}, "widened from partner=p1 to everything"),
+        ({"scope": {"partner": "p1", "country": "SE"}}, "narrowed from partner=p1 to partner=p1, country=SE"),
+        ({"severity": "critical"}, "now critical: orders down 90 %"),
+        (
+            {"scope": {}, "severity": "critical"},
+            "widened from partner=p1 to everything; now critical: orders down 90 %",
+        ),
+    ],
+)
+def test_what_became_of_it(changes: dict[str, Any], told: str) -> None:
+    before = incident(severity="warning")
+    assert change_of(before, replace(before, **changes)) == told
 
 
 def test_two_causes_of_one_incident_are_one_decision() -> None:

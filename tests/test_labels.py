@@ -25,11 +25,12 @@ from kmon.store import EmbeddedStore
 from kmon.watch import Watch
 from kmon.windows import days_unused
 from tests.detect.worlds import AT, DAY, MINUTE, add, config, shop, traffic
-from tests.test_ledger import INCIDENT, SWEEP
+from tests.test_ledger import DELIVERY, INCIDENT, SWEEP
 
 P1 = {"partner": "p1"}
 NOW = dt.datetime(2026, 1, 10, 12, 30, tzinfo=dt.UTC)
 SETTINGS = config()
+TOLD = replace(DELIVERY, created_at=NOW - MINUTE)
 
 
 def lower(ago: int, usual: float = 8.0, level: float = 2.0) -> pl.DataFrame:
@@ -59,7 +60,7 @@ def look(store: EmbeddedStore, ledger: Ledger, first: int, last: int) -> list[st
 
 @pytest.mark.parametrize(("word", "status"), [("true", "firing"), ("false", "resolved"), ("new-normal", "resolved")])
 def test_a_label_is_kept_with_who_and_when_and_may_end_its_incident(ledger: Ledger, word: Word, status: str) -> None:
-    ledger.record(SWEEP, [replace(INCIDENT, detected_at=SWEEP.at - MINUTE)])
+    ledger.record(SWEEP, [replace(INCIDENT, detected_at=SWEEP.at - MINUTE)], [], [TOLD])
     label = say(ledger, "inc_1", word)
     assert ledger.labels() == [label]
     assert (label.word, label.incident, label.metric, label.scope) == (word, "inc_1", "conversion", P1)
@@ -67,15 +68,15 @@ def test_a_label_is_kept_with_who_and_when_and_may_end_its_incident(ledger: Ledg
     (incident,) = ledger.incidents()
     assert incident.status == status
     assert incident.resolved_at == (SWEEP.at if status == "resolved" else None)
-    told = [(d.kind, d.sink, d.created_at) for d in ledger.deliveries()]
-    assert told == ([("resolved", "console", NOW)] if status == "resolved" else [])
+    told = [(d.kind, d.sink, d.channel, d.created_at) for d in ledger.deliveries()[1:]]
+    assert told == ([("resolved", "console", "#p1", NOW)] if status == "resolved" else [])
 
 
 def test_saying_it_again_changes_nothing_and_another_word_takes_its_place(ledger: Ledger) -> None:
-    ledger.record(SWEEP, [INCIDENT])
+    ledger.record(SWEEP, [INCIDENT], [], [TOLD])
     first = say(ledger, "inc_1", "false")
     assert say(ledger, "inc_1", "false") == first
-    assert len(ledger.deliveries()) == 1
+    assert [d.kind for d in ledger.deliveries()] == ["firing", "resolved"]
     second = say(ledger, "inc_1", "true")
     assert ledger.labels() == [second]
     assert second.id != first.id

@@ -40,6 +40,19 @@ def test_a_sweep_comes_back_as_it_was_written(ledger, tmp_path):
     assert (tmp_path / "kmon.ledger.sqlite").exists()
 
 
+def test_the_outbox_of_an_earlier_kmon_is_taken_over(ledger, tmp_path):
+    ledger.record(SWEEP, [INCIDENT], [], [DELIVERY])
+    with sqlite3.connect(tmp_path / "kmon.ledger.sqlite") as raw:
+        for column in ("scope", "severity", "change"):
+            raw.execute(f"ALTER TABLE outbox DROP COLUMN {column}")
+    raw.close()
+    with Ledger.beside(tmp_path / "kmon.duckdb") as again:
+        assert again.deliveries() == [DELIVERY]
+        told = replace(DELIVERY, id="d2", scope={}, severity="warning", change="widened")
+        again.record(SWEEP, [], [], [told])
+        assert again.deliveries(status=["pending"])[1] == told
+
+
 def test_an_empty_ledger(ledger):
     assert (ledger.incidents(), ledger.last_sweep(), ledger.incident("x"), ledger.claim(T)) == ([], None, None, None)
 

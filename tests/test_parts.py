@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kmon import parts
-from kmon.alerts.notifier import outbox_for
+from kmon.alerts.outbox import outbox_for
 from kmon.config import load_config
 from kmon.ledger import open_ledger
 from kmon.partners import Partners

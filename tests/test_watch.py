@@ -19,9 +19,10 @@ from kmon.config import Config
 from kmon.detect import cube, expected_measures, expected_series, observe
 from kmon.errors import LedgerError, UsageError
 from kmon.impact import YOUNG, loss
+from kmon.incidents import show_scope
 from kmon.ledger import Incident, Ledger
 from kmon.store import EmbeddedStore
-from kmon.watch import Watch, prepare, run, show_scope
+from kmon.watch import Watch, prepare, run
 from tests.detect.worlds import AT, BROWSERS, MINUTE, PARTNERS, add, config, shop, traffic
 
 EVIL = 'A$^2$ <b>&</b> <!channel> "q"\n\'; DROP TABLE x; -- \N{SHOPPING TROLLEY}'
@@ -129,6 +130,39 @@ def test_names_come_back_as_they_are(look: Look, ledger: Ledger) -> None:
     assert "<!channel>" not in html
     assert "&lt;!channel&gt;" in html
     assert "\n" not in show_scope(incident.scope)
+
+
+def test_what_becomes_of_it_is_told_once(look: Look, ledger: Ledger) -> None:
+    """First p1 has nobody in SE, then nobody at all; who heard of it hears that, and of its end."""
+    p1 = (pl.col("partner") == "p1") & pl.col("today")
+    broken = p1 & ((pl.col("country") == "SE") & pl.col("ago").is_between(16, 40) | pl.col("ago").is_between(16, 32))
+    with shop(traffic(pl.when(broken).then(0.0).otherwise(8.0))) as store:
+        for ago in range(36, 5, -1):
+            look(store, ago)
+    (incident,) = ledger.incidents()
+    assert (incident.scope, incident.status) == ({"partner": "p1"}, "resolved")
+    assert [(d.kind, d.scope, d.change) for d in ledger.deliveries()] == [
+        ("firing", {"partner": "p1", "country": "SE"}, None),
+        ("changed", {"partner": "p1"}, "widened from partner=p1, country=SE to partner=p1"),
+        ("resolved", {"partner": "p1"}, None),
+    ]
+
+
+def test_a_severity_that_rises_is_told_also_to_those_who_only_hear_of_the_worst(ledger: Ledger) -> None:
+    """Of p1's sessions two thirds are missing, and ten minutes later all of them."""
+    routes = [{"match": {"severity": [s]}, "sinks": [k]} for s, k in (("critical", "loud"), ("warning", "console"))]
+    sinks = {"console": {"kind": "console"}, "loud": {"kind": "console"}}
+    settings = config(sinks=sinks, routes=routes, incidents={"critical": 0.9})
+    fewer = (pl.col("partner") == "p1") & pl.col("today") & pl.col("ago").is_between(11, 20)
+    with shop(traffic(pl.when(fewer).then(2.7).otherwise(ill("p1", 10))), settings) as store:
+        watch = Watch(settings, store, ledger)
+        reasons = [d.reason for ago in range(16, 0, -1) for d in watch.look(AT - ago * MINUTE).decisions]
+    (change,) = {reason for reason in reasons if reason.startswith("now critical: sessions down")}
+    assert [(d.kind, d.sink) for d in ledger.deliveries()][:1] == [("firing", "console")]
+    assert sorted((d.kind, d.sink, d.change) for d in ledger.deliveries()[1:]) == [
+        ("changed", "console", change),
+        ("firing", "loud", None),
+    ]
 
 
 def test_good_news_is_recorded_but_sent_to_nobody(look: Look, ledger: Ledger) -> None:

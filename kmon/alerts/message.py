@@ -11,16 +11,23 @@ import html
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 from kmon.config import Config, Metric, counted
-from kmon.ledger import LABELLED, Incident
+from kmon.ledger import LABELLED, Incident, Told
 from kmon.partners import Partner, Partners
+
+if TYPE_CHECKING:
+    from kmon.hit import Hits
 
 HEADER, FIELD, CONTEXT = 150, 2000, 2000
 """Slack's limits, in UTF-16 units."""
+FIELDS = 10
+"""And so many in one section."""
+NAMED = 3
+"""So many of those who were hit most."""
 _HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _PLACES = {
     "country": "in {}",
@@ -67,21 +74,27 @@ class Message:
         context = [_plain(self.note, CONTEXT)]
         if self.url:
             context.insert(0, {"type": "mrkdwn", "text": f"<{_link(self.url)}|Look closer>"})
-        return [
-            {"type": "header", "text": _plain(f"{self.icon} {self.title}", HEADER)},
-            {"type": "section", "fields": fields},
-            {"type": "context", "elements": context},
-        ]
+        sections = [{"type": "section", "fields": fields[i : i + FIELDS]} for i in range(0, len(fields), FIELDS)]
+        header = {"type": "header", "text": _plain(f"{self.icon} {self.title}", HEADER)}
+        return [header, *sections, {"type": "context", "elements": context}]
 
 
 def compose(
-    incident: Incident, kind: Literal["firing", "resolved"], config: Config, partners: Partners, now: dt.datetime
+    incident: Incident,
+    kind: Told,
+    config: Config,
+    partners: Partners,
+    now: dt.datetime,
+    *,
+    change: str = "",
+    hits: Hits | None = None,
 ) -> Message:
-    """Say what happened; `now` decides whether a time needs its date."""
+    """Say what happened, what a `change` of it is, and whom it `hits`; `now` decides whether a time needs its date."""
     metric = metric_of(incident, config)
     partner = partners.get(incident.scope["partner"]) if "partner" in incident.scope else None
     end = incident.resolved_at
-    title = headline(incident, config, partners) if kind == "firing" else _ending(incident, config, partners)
+    title = headline(incident, config, partners) if kind != "resolved" else _ending(incident, config, partners)
+    what = show(change[:1].upper() + change[1:], 500)
     window = words(incident.window, short=True)
     observed, expected = quantity(metric, incident.observed), quantity(metric, incident.expected)
     usual = _between(metric, incident.lower, incident.upper)
@@ -92,24 +105,27 @@ def compose(
     counted = f" in {window}" if metric.kind == "count" else ""
     figures = f"{observed} instead of {expected} ({usual}){counted}"
     ending = "so far" if end is None else "in all"
-    if kind == "firing":
-        summary = f"{title}: {figures} {since}." + (f" About {loss} {ending}." if loss else "")
-    else:
-        summary = f"{title}. It was {figures} {since}." + (f" About {loss} {ending}." if loss else "")
+    told = f"{title}: {figures} {since}." if kind != "resolved" else f"{title}. It was {figures} {since}."
+    parts = [f"{what}." if what else "", told, f"About {loss} {ending}." if loss else ""]
     rows = [
+        ("Change", what),
         ("Observed", f"{observed} in {window}"),
         ("Expected", f"{expected} ({usual})"),
         ("Since" if end is None else "From", since.partition(" ")[2] + _local(incident, partner, now)),
-        (f"Loss {ending}" if _is_bad(incident, metric) else f"Effect {ending}", f"about {loss}"),
+        (
+            f"Loss {ending}" if _is_bad(incident, metric) else f"Effect {ending}",
+            f"about {loss}{_an_hour(incident, config)}" if loss else "",
+        ),
+        ("Most hit", most_hit(hits, partners) if hits else ""),
         ("Account team", show(partner.account_team) if partner else ""),
     ]
     return Message(
         title=title,
-        summary=summary,
-        rows=tuple((label, value) for label, value in rows if value not in ("", "about ")),
+        summary=" ".join(part for part in parts if part),
+        rows=tuple((label, value) for label, value in rows if value),
         note=note(incident, kind, now),
         url=show(incident.url, 2000),
-        icon=ICONS[incident.severity] if kind == "firing" else RESOLVED,
+        icon=ICONS[incident.severity] if kind != "resolved" else RESOLVED,
     )
 
 
@@ -268,11 +284,40 @@ def _loss(incident: Incident, config: Config) -> str:
     parts = []
     for measure, delta in incident.impact.items():
         if math.isfinite(delta) and abs(delta) >= 0.5:
-            digits = 2 if abs(delta) < 1000 else 3
-            rounded = round(abs(delta), digits - 1 - math.floor(math.log10(abs(delta))))
             less, of = ("fewer", "") if measure.endswith("s") else ("less", " in")
-            parts.append(f"{number(rounded)} {'more' if delta > 0 else less}{of} {measure.replace('_', ' ')}")
+            parts.append(
+                f"{number(_rough(abs(delta)))} {'more' if delta > 0 else less}{of} {measure.replace('_', ' ')}"
+            )
     return " and ".join(parts)
+
+
+def _an_hour(incident: Incident, config: Config) -> str:
+    """`` (630,000 amount an hour)`` of what an open incident costs in money; empty where that is not known or lost."""
+    from kmon.impact import an_hour  # and with it all of detection: not for those who only route
+
+    money = config.incidents.money
+    cost = an_hour(incident, money.measure, incident.seen_at) if money and incident.resolved_at is None else None
+    return f" ({number(_rough(cost))} {show(money.measure)} an hour)" if money and cost and cost >= 0.5 else ""
+
+
+def most_hit(hits: Hits, partners: Partners) -> str:
+    """``Nordic Shoes (-120 orders), p3 (-80 orders), 41 more``; empty where nobody was hit by more than chance."""
+    told = []
+    for one in hits.worst[:NAMED]:
+        known = partners.get(one.value) if hits.dimension == "partner" else None
+        delta = one.impact[hits.measure]
+        name = show((known.name if known else "") or one.value, 40)
+        told.append(
+            f"{name} ({'-' if delta < 0 else '+'}{number(_rough(abs(delta)))} {hits.measure.replace('_', ' ')})"
+        )
+    more = hits.count - len(told)
+    return ", ".join([*told, *([f"{more:,} more"] if more else [])])
+
+
+def _rough(size: float) -> float:
+    """Two digits of a small figure, three of a larger one: it is an estimate."""
+    digits = 2 if size < 1000 else 3
+    return round(size, digits - 1 - math.floor(math.log10(size))) if size > 0 else 0.0
 
 
 def _is_bad(incident: Incident, metric: Metric) -> bool:

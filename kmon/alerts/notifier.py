@@ -11,37 +11,28 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import structlog
 
 from kmon.alerts import operators
 from kmon.alerts.message import Message, compose
-from kmon.alerts.routing import route
 from kmon.alerts.sinks import Alert, Receipt, Sink, make_sinks
 from kmon.config import PIPELINE, Config
 from kmon.errors import KmonError, LedgerError, SinkError, ThrottledError
-from kmon.ledger import Delivery, Incident, Ledger, new_id
+from kmon.ledger import Delivery, Incident, Ledger
 from kmon.partners import Partners
 from kmon.references import MONTH, References
 from kmon.store import Store
+
+if TYPE_CHECKING:
+    from kmon.hit import Hits
 
 FIRST, LONGEST = dt.timedelta(seconds=2), dt.timedelta(minutes=5)
 """Between two attempts; it doubles from one to the other."""
 GIVE_UP = dt.timedelta(hours=24)
 """After the delivery was put into the outbox."""
 log = structlog.get_logger(__name__)
-
-
-def outbox_for(
-    config: Config, incident: Incident, kind: Literal["firing", "resolved"], partners: Partners, now: dt.datetime
-) -> list[Delivery]:
-    """The outbox rows that tell about `incident`, one for each sink of its route; `now` is the wall clock."""
-    routing = route(config, incident, partners)
-    log.info(
-        "routed", incident=incident.id, kind=kind, sinks=routing.sinks, channel=routing.channel, why=routing.reason
-    )
-    return [Delivery(new_id("dlv"), incident.id, kind, sink, routing.channel, now) for sink in routing.sinks]
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ class Parcel:
     sink: Sink
     incident: Incident
     firing: Delivery | None = None
-    """Of a resolved one: the delivery that told of the incident through the same sink."""
+    """Of a later one: the delivery that told of the incident in the same place."""
     message: Message | None = None
     chart: bytes | None = None
 
@@ -88,6 +79,7 @@ class Notifier:
         self._held: dict[str, dt.datetime] = {}
         self._failures: dict[str, int] = {}
         self._drawn: tuple[Incident | None, bytes | None] = (None, None)
+        self._hits: tuple[Incident | None, Hits | None] = (None, None)
 
     def run(self, stop: threading.Event, every: float = 1.0) -> None:
         """Deliver until `stop` is set, looking every `every` seconds; trouble is logged and does not end it."""
@@ -177,23 +169,25 @@ class Notifier:
         return parcel
 
     def _after_its_firing(self, parcel: Parcel) -> Parcel:
-        """Nobody hears that something is over before hearing of it."""
-        delivery = parcel.delivery
+        """Nobody hears that something changed or is over before hearing of it."""
+        delivery, place = parcel.delivery, (parcel.delivery.sink, parcel.delivery.channel)
         if delivery.kind == "firing":
             return parcel
-        same = [d for d in self.ledger.deliveries(incident=delivery.incident) if d.sink == delivery.sink]
-        firing = next((d for d in same if d.kind == "firing"), None)
-        if firing is not None and firing.status in ("pending", "sending"):
-            raise _Later(
-                max(self.clock(), firing.due_at or self.clock()) + FIRST, "the firing alert is still under way"
-            )
-        return replace(parcel, firing=firing)
+        same = [d for d in self.ledger.deliveries(incident=delivery.incident) if (d.sink, d.channel) == place]
+        for before in same[: [d.id for d in same].index(delivery.id)]:
+            if before.status in ("pending", "sending"):
+                raise _Later(
+                    max(self.clock(), before.due_at or self.clock()) + FIRST, "an earlier alert is still under way"
+                )
+        return replace(parcel, firing=next((d for d in same if d.kind == "firing"), None))
 
     def _write(self, parcel: Parcel) -> Parcel:
         incident, kind = parcel.incident, parcel.delivery.kind
         if incident.metric == PIPELINE:
             return replace(parcel, message=operators.compose(incident, kind, self.config, self.clock()))
-        message = compose(incident, kind, self.config, self.partners, self.clock())
+        change = parcel.delivery.change or ""
+        hits = self._hit(self.store, incident) if self.store is not None else None
+        message = compose(incident, kind, self.config, self.partners, self.clock(), change=change, hits=hits)
         return replace(parcel, message=message)
 
     def _draw(self, parcel: Parcel) -> Parcel:
@@ -230,6 +224,19 @@ class Notifier:
         return parcel
 
     # ---- what they need ------------------------------------------------------------------------------------------
+
+    def _hit(self, store: Store, incident: Incident) -> Hits | None:
+        """Whom it hit most; that nobody can tell does not hold back the message."""
+        from kmon.hit import hit
+
+        if self._hits[0] != incident:
+            try:
+                told = References.of(self.ledger, self.config, incident.started_at - MONTH, incident.seen_at)
+                self._hits = (incident, hit(store, told.config, incident, incident.seen_at, told.masks))
+            except KmonError as error:
+                log.warning("hits_unknown", incident=incident.id, error=str(error))
+                self._hits = (None, None)
+        return self._hits[1]
 
     def _chart(self, store: Store, incident: Incident) -> bytes:
         from kmon.alerts.chart import draw, series_for  # matplotlib: not for those who only route

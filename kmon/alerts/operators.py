@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Literal
 
 from kmon.alerts.message import ICONS, RESOLVED, Message, moment, note, number, percent, show, words
 from kmon.config import Config
-from kmon.ledger import Incident
+from kmon.ledger import Incident, Told
 
 HELD = "Falls that this explains are told to nobody until it is over."
 _TITLES = {
@@ -18,18 +17,18 @@ _TITLES = {
 }
 
 
-def compose(incident: Incident, kind: Literal["firing", "resolved"], config: Config, now: dt.datetime) -> Message:
+def compose(incident: Incident, kind: Told, config: Config, now: dt.datetime) -> Message:
     """Say what is wrong with the data; `now` decides whether a time needs its date."""
     end = incident.resolved_at
-    title = headline(incident) if kind == "firing" else _ending(incident, config)
+    title = headline(incident) if kind != "resolved" else _ending(incident, config)
     since = f"since {moment(incident.started_at, now)}"
     if end is not None:
         since = f"from {moment(incident.started_at, now).removesuffix(' UTC')} to {moment(end, now)}"
     missing = _missing(incident, sofar=end is None)
     observed, expected = figures(incident)
-    held = HELD if kind == "firing" and incident.detector != "lag" else ""
+    held = HELD if kind != "resolved" and incident.detector != "lag" else ""
     parts = [
-        f"{title} {since}." if kind == "firing" else f"{title}. It was so {since}.",
+        f"{title} {since}." if kind != "resolved" else f"{title}. It was so {since}.",
         missing and f"{missing}.",
         held,
     ]
@@ -38,7 +37,7 @@ def compose(incident: Incident, kind: Literal["firing", "resolved"], config: Con
         ("Usual", expected),
         ("Since" if end is None else "From", since.partition(" ")[2]),
         ("Missing" if incident.detector != "rejects" else "Rejected", missing),
-        ("What to do", _ADVICE.get(incident.detector, "") if kind == "firing" else ""),
+        ("What to do", _ADVICE.get(incident.detector, "") if kind != "resolved" else ""),
     ]
     if incident.detector in ("quiet", "partition"):
         rows = rows[2:]  # nothing, instead of what is missing
@@ -48,7 +47,7 @@ def compose(incident: Incident, kind: Literal["firing", "resolved"], config: Con
         rows=tuple((label, value) for label, value in rows if value),
         note=note(incident, kind, now) if kind == "resolved" else f"{note(incident, kind, now)}{_detail(incident)}",
         url=show(incident.url, 2000),
-        icon=ICONS[incident.severity] if kind == "firing" else RESOLVED,
+        icon=ICONS[incident.severity] if kind != "resolved" else RESOLVED,
     )
 
 

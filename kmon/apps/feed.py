@@ -17,6 +17,8 @@ from kmon.apps.selection import Selection
 from kmon.config import BUCKET, Config, load_config
 from kmon.detect import expected_measures
 from kmon.errors import ConfigError, KmonError, StoreError
+from kmon.hit import Hits, hit
+from kmon.impact import is_due
 from kmon.ledger import Incident, Label, Ledger, open_ledger
 from kmon.partners import Partner, Partners
 from kmon.references import MONTH, References
@@ -69,6 +71,8 @@ class View:
     ledger_problem: str | None = None
     samples: Samples | None = None
     """The newest events of the selection's incident, if it has one."""
+    hits: Hits | None = None
+    """Whom the selection's incident hit most, if it has one that leaves that open."""
     outdated: bool = False
     """Whether kmon.yaml has changed since: another view has other metrics and dimensions."""
 
@@ -154,7 +158,9 @@ class Feed:
             view = replace(view, unknown=unknown, offers=self._on_offer(store, watermark))
             view = replace(view, series={}, latest={}) if unknown else self._with_series(store, view, end)
             incident = self.incident(selection.incident) if selection.incident else None
-            view = replace(view, samples=read(store, config, incident, watermark) if incident else None)
+            sampled = read(store, config, incident, watermark) if incident else None
+            hits = self._hits(store, view.hits, incident, watermark) if incident else None
+            view = replace(view, samples=sampled, hits=hits)
         return self._with_incidents(replace(view, watermark=watermark, end=end, read=True))
 
     def _with_series(self, store: Store, view: View, end: dt.datetime) -> View:
@@ -177,6 +183,21 @@ class Feed:
         shifts = (shift.at for shift in config.calendar.shifts if shift.at > start and choose.covers(where, shift))
         shifted = max(shifts, default=None)
         return replace(view, start=start, grain=grain, series=series, latest=latest, shifted=shifted)
+
+    def _hits(self, store: Store, last: Hits | None, incident: Incident, watermark: dt.datetime) -> Hits | None:
+        """Whom it hit: by the minute while it is young, then as often as its loss is told.
+
+        What takes longer than a question may is not told: the rest of the page is.
+        """
+        end = incident.seen_at if incident.resolved_at else _floor(watermark, dt.timedelta(minutes=1))
+        known = last if last and (last.metric, last.scope) == (incident.metric, incident.scope) else None
+        if known is not None and (known.end == end or not is_due(incident, end, known.end)):
+            return known
+        told = self._references(incident.started_at - MONTH, end)
+        try:
+            return hit(store, told.config, incident, end, told.masks)
+        except StoreError:
+            return known
 
     def _grain(self, store: Store, selection: Selection, end: dt.datetime) -> dt.timedelta:
         """The narrowest buckets in which something can be seen: those of the range, or a wider detection window."""

@@ -19,7 +19,7 @@ from typing import Any
 import panel as pn
 
 from kmon import environment
-from kmon.apps import here, parts, samples, words
+from kmon.apps import here, hits, parts, samples, words
 from kmon.apps.chart import Axis, MetricChart
 from kmon.apps.feed import Feed, View
 from kmon.apps.filters import Filters
@@ -87,12 +87,12 @@ class PartnerPage:
         self._grid = parts.cards(list(self._cards.values()))
         self._legend = parts.text(parts.LEGEND)
         self._samples = parts.text("", css_classes=["panel"], visible=False)
+        self._hits = parts.text("", css_classes=["panel"], visible=False)
         self._incidents = IncidentList(self.pick, self._went_to, **parts.styled("panel"), sizing_mode="stretch_width")
         self.filters = Filters(self._config, self.show, feed.partner, lambda: self.view.end)
-        self.layout = parts.page(
-            self.filters.column,
-            [self._head, self._notice, self._blank, self._grid, self._legend, self._samples, self._incidents],
-        )
+        above = [self._head, self._notice, self._blank, self._grid, self._legend]
+        below = [self._hits, self._samples, self._incidents]
+        self.layout = parts.page(self.filters.column, [*above, *below])
         self._beat: Any = None
 
     def start(self) -> pn.viewable.Viewable:
@@ -163,6 +163,11 @@ class PartnerPage:
         """The HTML of the incident's sample events; empty without an incident."""
         return str(self._samples.object)
 
+    @property
+    def hits(self) -> str:
+        """The HTML of whom the incident hit; empty without one, or where it is of one partner."""
+        return str(self._hits.object)
+
     def card(self, metric: str) -> str:
         """The HTML of a card's head."""
         return str(self._facts[metric].object)
@@ -212,6 +217,8 @@ class PartnerPage:
                 _set(self._facts[name], parts.facts(self._config, name, view))
         for name, card in self._cards.items():
             parts.choose(card, chosen=name == view.selection.metric)
+        _set(self._hits, hits.section(self._config, view.hits, view.selection, view.watermark, self._feed.partner))
+        self._hits.visible = bool(self._hits.object)
         _set(self._samples, samples.section(self._config, view.samples, view.watermark))
         self._samples.visible = bool(self._samples.object)
         made = groups(self._config, view, chosen, self._feed.partner)

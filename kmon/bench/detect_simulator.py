@@ -29,7 +29,7 @@ import polars as pl
 from kmon.bench.rows import Row, reaching, told, under
 from kmon.bench.workplace import Options, configured, folder
 from kmon.config import PIPELINE
-from kmon.incidents import related
+from kmon.leaves import related
 from kmon.ledger import Incident, Ledger
 from kmon.replay import replay
 from kmon.sources.market import AGENTS, COUNTRIES, METHODS, USUAL, Floats, Habits

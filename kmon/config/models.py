@@ -10,7 +10,7 @@ import datetime as dt
 import re
 import zoneinfo
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -318,12 +318,15 @@ class Route(Model):
 class ConsoleSink(Model):
     """A line on the terminal that begins with ``incident``."""
 
+    channels: ClassVar[bool] = False
+    """Whether it tells one channel apart from another."""
     kind: Literal["console"]
 
 
 class FolderSink(Model):
     """The message as text and JSON and the chart as PNG, a folder for each alert."""
 
+    channels: ClassVar[bool] = False
     kind: Literal["folder"]
     path: str = "alerts"
 
@@ -331,6 +334,7 @@ class FolderSink(Model):
 class SlackSink(Model):
     """Slack, with the token in SLACK_BOT_TOKEN."""
 
+    channels: ClassVar[bool] = True
     kind: Literal["slack"]
 
 

@@ -180,6 +180,44 @@ class Store(Questions, Intake):
             f" JOIN {sql.dictionary(dimension)} d ON d.id = {column} ORDER BY 2 DESC, 1 LIMIT {limit}"
         )
 
+    def against(
+        self,
+        by: str,
+        sums: Mapping[str, Sequence[str]],
+        where: Where,
+        now: tuple[dt.datetime, dt.datetime],
+        before: Sequence[tuple[dt.datetime, dt.datetime]],
+    ) -> pl.DataFrame:
+        """Sums by the values of one dimension in the time `now`, and in all the times `before` together.
+
+        Columns: the value's `number` (0 for events without one), and of each of `sums`, which names the measures that
+        are added up, ``<name>`` and ``<name>_before``, 0 where nothing was.
+        """
+        self.refresh()
+        return self.sql(self.against_sql(by, sums, where, now, before))
+
+    def against_sql(
+        self,
+        by: str,
+        sums: Mapping[str, Sequence[str]],
+        where: Where,
+        now: tuple[dt.datetime, dt.datetime],
+        before: Sequence[tuple[dt.datetime, dt.datetime]],
+    ) -> str:
+        column, kept = sql.name(self._known(by)), self.condition(where)
+        names = [sql.name(m) for m in dict.fromkeys(m for measures in sums.values() for m in measures)]
+        times = [("true", now), *(("false", span) for span in before)]
+        cells = " UNION ALL ".join(
+            scan_sql(", ".join([f"{is_now} AS now", column, *names]), *span, kept) for is_now, span in times
+        )
+        shown = [
+            f"coalesce(sum({' + '.join(f'coalesce({sql.name(m)}, 0)' for m in measures)})"
+            f" FILTER ({which}), 0)::DOUBLE AS {sql.name(name + suffix)}"
+            for name, measures in sums.items()
+            for suffix, which in (("", "now"), ("_before", "NOT now"))
+        ]
+        return f"SELECT {column} AS number, {', '.join(shown)} FROM ({cells}) GROUP BY 1 ORDER BY 1"
+
     # ---- sweeps --------------------------------------------------------------------------------------------------
 
     def cells(

@@ -8,6 +8,7 @@ import pytest
 
 from kmon.alerts.message import change, compose, moment, number, quantity, show, words
 from kmon.config import Config, Metric
+from kmon.hit import Hit, Hits
 from kmon.ledger import Incident
 from kmon.partners import Partners
 from tests.alerts.conftest import EVIL, INCIDENT, MINUTE, RESOLVED, T
@@ -28,11 +29,48 @@ def test_firing_in_words(make_config: Callable[..., Config], partners: Partners)
         "Observed: 11.0 % in 5 min",
         "Expected: 31.2 % (27.1 to 35.4 %)",
         "Since: 14:05 UTC (15:05 in Europe/Stockholm)",
-        "Loss so far: about 420 fewer orders and 31,500 less in amount",
+        "Loss so far: about 420 fewer orders and 31,500 less in amount (630,000 amount an hour)",
         "Account team: Nordics",
         "critical · detected 14:08 UTC · inc_1",
         INCIDENT.url,
     ]
+
+
+@pytest.mark.parametrize(
+    ("count", "worst", "says"),
+    [
+        (
+            44,
+            [("p17", -120.4), ("p3", -81.0), ("p5", -1234.0), ("p6", -3.0)],
+            "Nordic Shoes (-120 orders), p3 (-81 orders), p5 (-1,230 orders), 41 more",
+        ),
+        (1, [("<!here>\n", 2.04)], r"<!here>\n (+2 orders)"),
+        (0, [], None),
+    ],
+)
+def test_whom_it_hit_most(
+    make_config: Callable[..., Config], partners: Partners, count: int, worst: list[tuple[str, float]], says: str | None
+) -> None:
+    named = tuple(Hit(value, 1.0, 2.0, {"orders": delta}) for value, delta in worst)
+    hits = Hits("partner", "orders", {}, T, T, "orders", count, named)
+    message = compose(ORDERS, "firing", make_config(), partners, T, hits=hits)
+    assert dict(message.rows).get("Most hit") == says
+
+
+def test_a_long_message_has_sections_that_slack_takes(make_config: Callable[..., Config], partners: Partners) -> None:
+    hits = Hits("partner", "orders", {}, T, T, "orders", 1, (Hit("p1", 1.0, 2.0, {"orders": -9.0}),))
+    message = compose(INCIDENT, "changed", make_config(), partners, T, change="wider", hits=hits)
+    assert [label for label, _ in message.rows][::6] == ["Change", "Account team"]
+    assert [len(block.get("fields", ())) for block in message.blocks()] == [0, 10, 4, 0]
+
+
+def test_a_change_in_words(make_config: Callable[..., Config], partners: Partners) -> None:
+    message = compose(INCIDENT, "changed", make_config(), partners, T, change="widened from x to y")
+    assert message.summary.startswith(
+        "Widened from x to y. Conversion of Nordic Shoes (p17) in SE is down 65 %: 11.0 %"
+    )
+    assert message.rows[0] == ("Change", "Widened from x to y")
+    assert message.icon == compose(INCIDENT, "firing", make_config(), partners, T).icon
 
 
 @pytest.mark.parametrize(

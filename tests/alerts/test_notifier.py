@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from kmon.alerts.notifier import FIRST, LONGEST, Notifier, backoff, outbox_for
+from kmon.alerts.notifier import FIRST, LONGEST, Notifier, backoff
+from kmon.alerts.outbox import is_news, outbox_for
 from kmon.alerts.sinks import Alert, Receipt, Save, Sink
 from kmon.config import Config
 from kmon.errors import SinkError
-from kmon.ledger import Delivery, Ledger
+from kmon.ledger import Delivery, Incident, Ledger
 from kmon.partners import Partners
 from kmon.store import EmbeddedStore
-from tests.alerts.conftest import INCIDENT, RESOLVED, HandClock, T, record
+from tests.alerts.conftest import INCIDENT, MINUTE, RESOLVED, HandClock, T, record
 from tests.slack_server import COMPLETE, POST, UPLOAD, URL, Fault, SlackServer
 
 DAY = 86_400
@@ -69,7 +70,8 @@ def put(ledger: Ledger, config: Config, partners: Partners, clock: HandClock) ->
     """Write an incident and its delivery, as a sweep does."""
 
     def write(incident: Any = INCIDENT, kind: Any = "firing") -> Delivery:
-        (delivery,) = outbox_for(config, incident, kind, partners, clock())
+        told = ledger.deliveries(incident=incident.id)
+        (delivery,) = outbox_for(config, incident, kind, partners, clock(), told, "now critical")
         record(ledger, incident, [delivery])
         return delivery
 
@@ -92,6 +94,93 @@ def test_outbox_has_a_row_for_each_sink(make_config: Callable[..., Config], part
         ("folder", "#p17", "firing", "pending", T),
     ]
     assert outbox_for(make_config(), replace(INCIDENT, severity="info"), "firing", partners, T) == []
+
+
+ROUTES = [
+    {"match": {"severity": ["critical"]}, "sinks": ["slack"], "channel": "#crit"},
+    {"match": {"scope": {"partner": ["p17"]}}, "sinks": ["slack", "console"], "channel": "#p17"},
+    {"match": {"severity": ["warning"]}, "sinks": ["console"]},
+]
+ONE = replace(INCIDENT, severity="warning")
+OUTBOX: list[tuple[str, list[Incident], Incident, str, list[tuple[str, str, str]]]] = [
+    ("nobody knows of it yet", [], INCIDENT, "firing", [("firing", "slack", "#crit")]),
+    (
+        "the same places: an update",
+        [ONE],
+        replace(ONE, scope={"partner": "p17"}),
+        "changed",
+        [("changed", "slack", "#p17"), ("changed", "console", "#p17")],
+    ),
+    (
+        "a channel that never heard of it: a first alert there; a sink without channels did",
+        [ONE],
+        INCIDENT,
+        "changed",
+        [("changed", "slack", "#p17"), ("changed", "console", "#p17"), ("firing", "slack", "#crit")],
+    ),
+    (
+        "out of its route: those who know of it",
+        [ONE],
+        replace(ONE, scope={"country": "SE"}),
+        "changed",
+        [("changed", "slack", "#p17"), ("changed", "console", "#p17")],
+    ),
+    ("nobody's so far, and now somebody's", [], INCIDENT, "changed", [("firing", "slack", "#crit")]),
+    (
+        "its end: all who heard of it",
+        [ONE, INCIDENT],
+        RESOLVED,
+        "resolved",
+        [("resolved", "slack", "#p17"), ("resolved", "console", "#p17"), ("resolved", "slack", "#crit")],
+    ),
+    ("the end of what nobody heard of", [], RESOLVED, "resolved", []),
+]
+
+
+@pytest.mark.parametrize(
+    ("before", "incident", "kind", "rows"), [case[1:] for case in OUTBOX], ids=[case[0] for case in OUTBOX]
+)
+def test_who_hears_what(
+    make_config: Callable[..., Config],
+    partners: Partners,
+    before: list[Incident],
+    incident: Incident,
+    kind: Any,
+    rows: list[tuple[str, str, str]],
+) -> None:
+    sinks = {"slack": {"kind": "slack"}, "console": {"kind": "console"}}
+    config = make_config(sinks=sinks, routes=ROUTES)
+    told = [d for one in before for d in outbox_for(config, one, "firing", partners, T)]
+    found = outbox_for(config, incident, kind, partners, T, told, "wider")
+    assert [(d.kind, d.sink, d.channel) for d in found] == rows
+    assert all((d.change == "wider") == (d.kind == "changed") for d in found)
+
+
+def test_a_sink_that_is_gone_hears_of_no_end(make_config: Callable[..., Config], partners: Partners) -> None:
+    told = outbox_for(make_config(), INCIDENT, "firing", partners, T)
+    config = make_config(sinks={"folder": {"kind": "folder"}}, routes=[])
+    assert [d.sink for d in outbox_for(config, RESOLVED, "resolved", partners, T, told)] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    ("incident", "news"),
+    [
+        (ONE, False),
+        (replace(ONE, scope={"partner": "p17"}), True),
+        (replace(ONE, scope={"partner": "p18"}), False),
+        (replace(ONE, severity="info"), False),
+        (INCIDENT, True),
+        (replace(INCIDENT, scope={"partner": "p18"}), False),
+    ],
+    ids=["as it was", "another scope", "a scope that was told before", "less", "more", "more, on the same route"],
+)
+def test_what_is_news(make_config: Callable[..., Config], partners: Partners, incident: Incident, news: bool) -> None:
+    p18 = {"match": {"scope": {"partner": ["p18"]}}, "sinks": ["slack"]}
+    config = make_config(sinks={"slack": {"kind": "slack"}, "console": {"kind": "console"}}, routes=[p18, *ROUTES])
+    before = [replace(ONE, scope={"partner": "p18"}), ONE]
+    told = [d for one in before for d in outbox_for(config, one, "firing", partners, T)]
+    assert is_news(config, incident, partners, told) is news
+    assert is_news(config, incident, partners, [])
 
 
 def test_delivers_in_order_and_once(make: Make, put: Any, clock: HandClock) -> None:
@@ -183,6 +272,25 @@ def test_over_is_told_in_the_thread_and_never_before_the_beginning(
     ]
 
 
+def test_what_becomes_of_it_is_told_in_the_thread_of_its_channel(
+    slack: SlackServer, make: Make, put: Any, ledger: Ledger, config: Config, partners: Partners, clock: HandClock
+) -> None:
+    put()
+    wider = replace(INCIDENT, scope={"country": "SE"})
+    clock.forward(1)
+    rows = outbox_for(config, wider, "changed", partners, clock(), ledger.deliveries(), "widened")
+    record(ledger, replace(wider, detected_at=T + 9 * MINUTE), rows)
+    clock.forward(1)
+    record(ledger, RESOLVED, outbox_for(config, RESOLVED, "resolved", partners, clock(), ledger.deliveries()))
+    assert make().drain() == 5
+    posts = [(p.fields["channel"], p.fields.get("thread_ts")) for p in slack.made(POST)]
+    threads = {d.channel: d.receipt["ts"] for d in ledger.deliveries() if d.kind == "firing"}
+    answered = {d.channel: d.receipt["channel"] for d in ledger.deliveries()}
+    later = [(answered[name], threads[name]) for name in ("#p17", "#p17", "#kmon")]
+    assert sorted(posts, key=str) == sorted([("#p17", None), ("#kmon", None), *later], key=str)
+    assert sum("Widened. " in p.fields["text"] for p in slack.made(POST)) == 1
+
+
 @pytest.mark.parametrize(
     ("failure", "status", "error"),
     [
@@ -248,6 +356,18 @@ def test_a_chart_that_cannot_be_drawn_does_not_hold_back_the_message(
     put(replace(INCIDENT, metric="gone"))
     assert make(store=store).drain() == 1
     assert slack.order == [POST]
+
+
+@pytest.mark.parametrize("scope", [{"country": "SE"}, {"partner": "p17"}])
+def test_the_message_says_whom_it_hit_most_where_the_scope_does_not(
+    make: Make, put: Any, store: EmbeddedStore, scope: dict[str, str]
+) -> None:
+    """The data ends five minutes after T."""
+    sink = ListSink()
+    put(replace(INCIDENT, scope=scope, started_at=T + 5 * MINUTE, seen_at=T + 15 * MINUTE))
+    assert make(sink, store=store).drain() == 1
+    told = dict(sink.alerts[0].message.rows).get("Most hit", "")
+    assert told.startswith("Nordic Shoes (-") == ("partner" not in scope)
 
 
 def test_a_sink_that_is_gone(make: Make, put: Any, only: Any, ledger: Ledger) -> None:

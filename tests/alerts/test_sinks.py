@@ -60,6 +60,17 @@ def test_folder_has_message_and_chart(make_alert: MakeAlert, tmp_path: Path) -> 
     assert document["blocks"][0]["type"] == "header"
 
 
+def test_each_change_is_a_line_and_a_folder_of_its_own(
+    make_alert: MakeAlert, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2):
+        alert = make_alert(kind="changed", delivery=f"dlv_{number}")
+        Folder(tmp_path).deliver(alert, {}, lambda _: None)
+    Console().deliver(alert, {}, lambda _: None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"20261123T140800Z_inc_1_changed_dlv_{n}" for n in (1, 2)]
+    assert capsys.readouterr().out.startswith("changed inc_1 critical: Conversion of Nordic Shoes (p17) in SE is down")
+
+
 def test_folder_is_whole_or_not_there(make_alert: MakeAlert, tmp_path: Path) -> None:
     left = tmp_path / ".20261123T140800Z_inc_1_firing_dlv_1"
     left.mkdir()

@@ -21,6 +21,22 @@ def traffic(partner, at, sessions, orders=0, **more):
     return [{"partner": partner, "event_time": at, **more, **row} for row in rows]
 
 
+def test_sums_against_those_of_other_times(reader, commit):
+    """p1 has less than in two stretches before, p2 is new, one event has no partner, and SE alone counts."""
+    commit(
+        *traffic("p1", T - DAY, 3, 2, country="SE"), *traffic("p1", T - HOUR, 4, country="SE"),
+        *traffic("p1", T, 1, country="SE"), *traffic("p2", T + 5 * MINUTE, 2, 1, country="SE"),
+        *traffic(None, T, 1, country="SE"), *traffic("p1", T, 9, country="DE"), *traffic("p1", END, 9, country="SE"),
+    )  # fmt: skip
+    before = [(T - DAY, T - DAY + HOUR), (T - HOUR, T)]
+    sums = {"sessions": ["sessions"], "both": ["sessions", "orders"]}
+    found = reader.against("partner", sums, {"country": "SE"}, (T, T + HOUR), before)
+    numbers = {None: 0, **{p: reader.number("partner", p) for p in ("p1", "p2")}}
+    rows = {row[0]: row[1:] for row in found.rows()}
+    assert found.columns == ["number", "sessions", "sessions_before", "both", "both_before"]
+    assert {p: rows[n] for p, n in numbers.items()} == {None: (1, 0, 1, 0), "p1": (1, 7, 1, 9), "p2": (2, 0, 3, 0)}
+
+
 @pytest.fixture
 def two_days(commit):
     """p1 converts worse than yesterday, p2 as ever, p3 has gone, p4 is new; one session has no partner."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from kmon.alerts.message import Message
 from kmon.config import Config, ConsoleSink, FolderSink
-from kmon.ledger import Incident
+from kmon.ledger import Incident, Told
 
 Receipt = dict[str, Any]
 """What the far end answered so far, as JSON."""
@@ -24,14 +24,14 @@ class Alert:
 
     delivery: str
     """Id of the outbox row: the same in every attempt."""
-    kind: Literal["firing", "resolved"]
+    kind: Told
     incident: Incident
     message: Message
     channel: str
     chart: bytes | None = None
     """PNG; None where it could not be drawn or the sink shows none."""
     firing: Mapping[str, Any] = field(default_factory=dict)
-    """Of a resolved alert: the receipt of the firing one, empty where it never got through."""
+    """Of a later alert: the receipt of the firing one, empty where it never got through."""
 
 
 class Sink(Protocol):

@@ -8,13 +8,13 @@ from kmon.alerts.sinks import Alert, Receipt, Save
 
 
 class Console:
-    """Prints ``incident <id> <severity>: <what happened>  <url>``, or the same with ``resolved``."""
+    """Prints ``incident <id> <severity>: <what happened>  <url>``, or the same with ``changed`` or ``resolved``."""
 
     charts = False
 
     def deliver(self, alert: Alert, receipt: Receipt, save: Save) -> None:
         if not receipt:
-            word = "incident" if alert.kind == "firing" else "resolved"
+            word = "incident" if alert.kind == "firing" else alert.kind
             incident = alert.incident
             line = f"{word} {incident.id} {incident.severity}: {alert.message.summary}  {alert.message.url}".rstrip()
             encoding = sys.stdout.encoding or "utf-8"

@@ -13,6 +13,7 @@ from kmon.errors import SinkError
 class Folder:
     """Makes ``<time>_<incident>_<kind>/`` with message.txt, message.json and chart.png for each alert.
 
+    There may be several of the kind ``changed``, whose name ends in the delivery's.
     It is filled under a hidden name and then renamed, so that a reader never sees half of it.
     """
 
@@ -24,7 +25,8 @@ class Folder:
     def deliver(self, alert: Alert, receipt: Receipt, save: Save) -> None:
         incident = alert.incident
         at = (alert.kind == "resolved" and incident.resolved_at) or incident.detected_at
-        target = self.path / f"{at:%Y%m%dT%H%M%SZ}_{incident.id}_{alert.kind}"
+        number = f"_{alert.delivery}" if alert.kind == "changed" else ""
+        target = self.path / f"{at:%Y%m%dT%H%M%SZ}_{incident.id}_{alert.kind}{number}"
         draft = self.path / f".{target.name}_{alert.delivery}"
         try:
             if not target.exists():

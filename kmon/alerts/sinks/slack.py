@@ -78,9 +78,9 @@ def _client() -> WebClient:
 
 
 def _post(client: WebClient, alert: Alert) -> Receipt:
-    """Post the message; a resolved one into the thread of its alert, and shown in the channel as well."""
+    """Post the message; a later one into the thread of its alert, and shown in the channel as well."""
     thread: dict[str, Any] = {}
-    if alert.kind == "resolved" and alert.firing.get("ts"):
+    if alert.kind != "firing" and alert.firing.get("ts"):
         thread = {"thread_ts": alert.firing["ts"], "reply_broadcast": True}
     channel = alert.firing["channel"] if thread else alert.channel
     payload = {"delivery": alert.delivery, "incident": alert.incident.id, "kind": alert.kind}
