@@ -95,7 +95,7 @@ def test_what_lasts_is_resolved_even_while_it_is_seen() -> None:
 
 JOINS: list[tuple[str, dict[str, Any], Cause, Verdict, list[str]]] = [
     ("the same scope", {}, cause(partner="p1"), "abnormal", ["joined"]),
-    ("an echo of the same scope", {"seen_at": AT - MINUTE}, cause(partner="p1"), "normal", ["quiet"]),
+    ("an echo of the same scope", {"seen_at": AT - MINUTE}, cause(partner="p1"), "normal", ["echo", "quiet"]),
     ("the same scope, for a while", {"seen_at": AT - 20 * MINUTE}, cause(partner="p1"), "normal", ["joined"]),
     ("the same scope, with too little to tell", {}, cause(partner="p1"), "unjudged", ["joined"]),
     ("another metric of it", {}, cause("conversion", partner="p1"), "abnormal", ["joined"]),
