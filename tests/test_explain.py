@@ -230,8 +230,8 @@ def test_what_overlaps_a_new_normal_is_no_cause_and_what_lies_beside_it_is(
 
 
 def test_a_fall_of_conversion_explains_no_missing_sessions() -> None:
-    """Edge sells nothing, in which p1 has four fifths of its sessions; and p1 has no sessions any more."""
-    gone = pl.when(P1 & NEXT).then(0.0).otherwise(pl.when(P1 & EDGE).then(32.0).otherwise(pl.when(P1).then(4.0)))
+    """Edge sells nothing, in which p1 has nearly all of its sessions; and p1 has no sessions any more."""
+    gone = pl.when(P1 & NEXT).then(0.0).otherwise(pl.when(P1 & EDGE).then(10.0).otherwise(pl.when(P1).then(0.3)))
     with shop(traffic(pl.coalesce(gone, pl.lit(8.0)), rate(EDGE, 0.02))) as store:
         causes = {frozenset(c.scope.items()): c.metric for c in explained(store, config())}
     assert causes[frozenset({"partner": "p1"}.items())] == "sessions"
