@@ -21,7 +21,7 @@ from kmon.ledger import Incident
 from kmon.store import Store
 
 TELLING = 3.0
-"""Nats that one side must be ahead: about 20 to 1."""
+"""Nats that one side must be ahead: about 20 to 1. For what is normal again, in all `resolve_after` sweeps together."""
 
 
 class Recheck:
@@ -69,7 +69,8 @@ class Recheck:
             return self._against_its_beginning(scored, row, incident) if long else "unjudged"
         kept = 1 + (incident.observed / incident.expected - 1) / 2 if incident.expected else 2.0
         gain = self._gain(scored, row, incident, score, max(kept, 0.02))
-        return "unjudged" if abs(gain) < TELLING else "abnormal" if gain > 0 else "normal"
+        enough = TELLING / self._config.incidents.resolve_after
+        return "abnormal" if gain >= TELLING else "normal" if gain <= -enough else "unjudged"
 
     def _gain(self, scored: Scored, row: int, incident: Incident, score: dict[str, float], kept: float) -> float:
         """Log-likelihood of `kept` times the expected level over that of the expected one, in nats."""
