@@ -211,7 +211,7 @@ def test_what_is_certain_and_small_is_looked_into(where: pl.Expr, to: float, sco
     [
         (8, False, 0.5, [{"browser": "edge"}]),
         (8, True, 0.5, []),
-        (12, True, 0.02, [{"country": "SE"}]),
+        (17, True, 0.02, [{"country": "SE"}]),
     ],
 )
 def test_what_overlaps_a_new_normal_is_no_cause_and_what_lies_beside_it_is(

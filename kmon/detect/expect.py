@@ -783,12 +783,14 @@ def _trust(now: tuple[Floats, Floats], days: tuple[Floats, Floats], forecast: tu
 
 
 def _pools(given: References) -> tuple[Floats, Floats, Floats, Floats]:
-    """Value and exposure of all recent bins, and of the same of all days."""
+    """Value and exposure of all recent bins, and of the same of all days. Of a single bin only without a like day."""
     m = len(given.recent[0])
     value, exposure = (np.nansum(part, axis=1) for part in given.recent)
     others = [[np.nansum(part, axis=1) for part in day] for day in given.days]
     zero = np.zeros(m)
-    return value, exposure, sum((o[0] for o in others), zero), sum((o[1] for o in others), zero)
+    other_value, other_exposure = (sum((o[i] for o in others), zero) for i in range(2))
+    single = (np.isfinite(given.recent[1]).sum(axis=1) == 1) & (other_exposure > 0) & ~given.unlike
+    return np.where(single, 0.0, value), np.where(single, 0.0, exposure), other_value, other_exposure
 
 
 def _share_residuals(given: References, days: _RateDays) -> tuple[Floats, Floats, Floats]:

@@ -393,6 +393,14 @@ def test_a_rate_of_more_orders_than_sessions_is_the_least_sure() -> None:
     assert Compare().score(given)["p_value"][0] > 1e-3
 
 
+@pytest.mark.parametrize(("days", "level"), [({"day1": 50.0}, 0.5), ({}, 0.95)])
+def test_a_single_bin_tells_no_level_of_a_rate_where_days_do(days: dict[str, float], level: float) -> None:
+    """All others are masked, and in that one somebody sent a batch of orders."""
+    one = np.where(np.arange(RECENT) == RECENT - 2, 95.0, np.nan)
+    given = windows("rate", np.full(20, 50.0), np.tile(one, (20, 1)), 100.0, **days)
+    assert expected(given).level == pytest.approx(level, rel=0.05)
+
+
 def test_a_day_that_is_like_today_tells_a_rate() -> None:
     found = expect(rates(300, 0.2, 0.2, day1=0.2, day7=0.6), "rate")
     assert found.level.mean() == pytest.approx(0.2, rel=0.02)
