@@ -233,8 +233,9 @@ class Notifier:
             try:
                 told = References.of(self.ledger, self.config, incident.started_at - MONTH, incident.seen_at)
                 self._hits = (incident, hit(store, told.config, incident, incident.seen_at, told.masks))
-            except KmonError as error:
-                log.warning("hits_unknown", incident=incident.id, error=str(error))
+            except Exception as error:
+                unknown = not isinstance(error, KmonError)
+                log.warning("hits_unknown", incident=incident.id, error=str(error), exc_info=unknown)
                 self._hits = (None, None)
         return self._hits[1]
 
