@@ -31,7 +31,7 @@ from tests.test_pipeline import dying, fed
 
 P1 = {"partner": "p1"}
 DEAD = pl.when((pl.col("partner") == "p1") & NEXT).then(0.0).otherwise(8.0)
-FEWER = pl.when((pl.col("partner") == "p1") & NEXT).then(5.0).otherwise(8.0)
+FEWER = pl.when((pl.col("partner") == "p1") & NEXT).then(5.6).otherwise(8.0)
 
 
 def asked(

@@ -20,11 +20,10 @@ SAFE = "&lt;b&gt;O&#x27;Neil &quot;😀&quot;&lt;/b&gt;"
 
 
 @pytest.mark.parametrize(("scope", "shown"), [({"region": "EU"}, True), ({"shop": EVIL}, False)])
-def test_the_page_of_an_incident_lists_whom_it_hit(filled: Config, scope: dict[str, str], shown: bool) -> None:
-    wide = shop.incident(id="inc_2", scope=scope)
-    with Ledger.beside(filled.resolve(filled.store)) as ledger:
-        ledger.record(SweepRecord(END, END, 0.1, 10, 10, 1, 1e-6), [wide])
-    page = PartnerPage(Feed(filled), "?incident=inc_2")
+def test_the_page_of_an_incident_lists_whom_it_hit(empty: Config, scope: dict[str, str], shown: bool) -> None:
+    with Ledger.beside(shop.fill(empty)) as ledger:
+        ledger.record(SweepRecord(END, END, 0.1, 10, 10, 1, 1e-6), [shop.incident(id="inc_2", scope=scope)])
+    page = PartnerPage(Feed(empty), "?incident=inc_2")
     page.start()
     page.settle(20)
     page.stop()
