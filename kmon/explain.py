@@ -136,12 +136,8 @@ def _forget_settled(pending: Sequence[_Pending], sweep: Sweep, config: Config, s
     """
     reach = sweep.at - RECENT * bin_for(config.windows) - max(config.windows)
     for shift in config.calendar.shifts:
-        rows = [row for p in pending for row in p.still_asked()]
-        if rows and reach < shift.at <= sweep.at:
-            rest = _Rest(store, config, sweep.cube)
-            rest.take_away(sweep.scored[0].fleet, shift.scope, rows)
-            for holder in pending:
-                holder.judge_again(rest, but=shift.scope)
+        if reach < shift.at <= sweep.at:
+            _forget(pending, shift.scope, sweep, config, store)
 
 
 def _forget_over(
@@ -158,10 +154,16 @@ def _forget_over(
     for scope, seen in over:
         reaching = [p for p in pending if sweep.at - p.scored.width < seen]
         if any(not scope.items() <= p.scope(row).items() for p in reaching for row in p.rows()):
-            rest = _Rest(store, config, sweep.cube)
-            rest.take_away(sweep.scored[0].fleet, scope, [row for p in reaching for row in p.still_asked()])
-            for holder in reaching:
-                holder.judge_again(rest, but=scope)
+            _forget(reaching, scope, sweep, config, store)
+
+
+def _forget(pending: Sequence[_Pending], scope: Scope, sweep: Sweep, config: Config, store: Store) -> None:
+    """Drop what is no anomaly without the events of a scope, and does not lie inside it."""
+    if rows := [row for p in pending for row in p.still_asked()]:
+        rest = _Rest(store, config, sweep.cube)
+        rest.take_away(sweep.scored[0].fleet, scope, rows)
+        for holder in pending:
+            holder.judge_again(rest, but=scope)
 
 
 class _Rest:

@@ -30,7 +30,7 @@ from kmon.explain import Cause
 from kmon.fits import Model, models_of
 from kmon.gate import gate
 from kmon.incidents import Action, Decision, show_scope
-from kmon.leaves import related
+from kmon.leaves import disjoint, related
 from kmon.ledger import Fit, Incident, Label, Ledger, show_time
 from kmon.references import References, Stretch
 from kmon.store import Store
@@ -118,7 +118,7 @@ def why(
     decisions = watch.conclude(looked, causes, told, state)
 
     cause = _cause_of(causes, metric, scope)
-    watched = any(set(grouping) == set(scope) for grouping in config.watch)
+    watched = config.watches(scope)
     if not watched:
         cause = cause or _explaining(causes, looked, told, store, scope, metric)
         sweep = _joined(sweep, told, store, scope, metric)
@@ -282,7 +282,7 @@ def _explaining(
     causes: Sequence[Cause], sweep: Sweep, told: References, store: Store, scope: dict[str, str], metric: str
 ) -> Cause | None:
     """The most telling of the causes that overlap a scope, where it is an anomaly with them and none without."""
-    near = [cause for cause in causes if all(scope.get(d, value) == value for d, value in cause.scope.items())]
+    near = [cause for cause in causes if not disjoint(cause.scope, scope)]
     numbers = numbers_of(store, scope)
 
     def is_anomaly(without: Sequence[dict[str, str]]) -> bool:

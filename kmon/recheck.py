@@ -44,7 +44,7 @@ class Recheck:
         if not scored:
             return "unjudged"
         row = row_of(scored[0].fleet, numbers)
-        if row is None and {*incident.scope} not in map(set, self._config.watch):
+        if row is None and not self._config.watches(incident.scope):
             scored = self._as_guest(scored, incident)
             row = scored[0].fleet.monitors.height - 1 if scored else None
         if row is None:

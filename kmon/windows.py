@@ -131,11 +131,6 @@ class Asked:
     def what(self) -> Metric:
         return self.config.metrics[self.metric]
 
-    @property
-    def is_watched(self) -> bool:
-        """Whether a line of `watch` has it."""
-        return any(set(grouping) == set(self.scope) for grouping in self.config.watch)
-
 
 def window_of(asked: Asked, sweep: Sweep, scored: Scored, *, looked_at: bool) -> Window:
     """What a detector says of the monitor in the windows of one width, and whether that sweep did ask it."""
@@ -317,7 +312,9 @@ def _judged(asked: Asked, scored: Scored, score: dict[str, Any], cutoff: float) 
         company = "an anomaly only in the company of others that are explained"
         if asked.near is not None:
             company += f", such as {asked.near.metric} {asked.near.direction} of {show_scope(asked.near.scope)}"
-        return "suppressed", company if asked.is_watched else "certain, but no watched monitor led to it"
+        return "suppressed", company if asked.config.watches(
+            asked.scope
+        ) else "certain, but no watched monitor led to it"
     outcome, became = fate(asked.decision)
     if (cause.metric, cause.scope) == (score["metric"], asked.scope):
         return outcome, became

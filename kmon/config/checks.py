@@ -154,7 +154,7 @@ def _model_errors(config: Config) -> Iterator[tuple[Loc, str]]:
     for i, scope in enumerate(models.monitors):
         loc = ("models", "monitors", i)
         yield from _unknown(loc, dict(zip(scope, scope, strict=True)), ("a dimension", config.dimensions))
-        if not any(set(grouping) == set(scope) for grouping in config.watch):
+        if not config.watches(scope):
             yield loc, f"no line of 'watch' is [{', '.join(scope)}]: only what is watched has use for a model"
     if models.history < 2 * _DAY:
         yield ("models", "history"), f"{show_duration(models.history)} is too short: at least 2d"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import zoneinfo
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -542,6 +543,10 @@ class Config(Model):
     def resolve(self, name: str) -> Path:
         """A path in the file, relative to the folder the file is in."""
         return (self.path.parent / name).expanduser()
+
+    def watches(self, scope: Collection[str]) -> bool:
+        """Whether a line of `watch` has these dimensions, and no others."""
+        return any({*grouping} == {*scope} for grouping in self.watch)
 
     def beside(self, name: str, store: str | None = None) -> Path:
         """A folder for what kmon keeps for itself: beside the store's file, or beside kmon.yaml without a local one."""

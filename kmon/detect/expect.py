@@ -227,24 +227,22 @@ def expect(windows: pl.DataFrame, kind: str) -> Expectation:
 
 def _units(given: References, kind: str) -> Floats:
     """What one event of each monitor adds: as in the whole fleet, or a batch where it sends many events at once."""
-    usual, own = _unit(given, kind), _batches(given, kind)
+    share = _share_in_all(given) if kind == "rate" else None
+    usual, own = _unit(given, share), _batches(given, share)
     return np.where(own >= BATCH * usual, own, usual)
 
 
-def _batches(given: References, kind: str) -> Floats:
+def _batches(given: References, share: Floats | None) -> Floats:
     """How many events each monitor sends at once, where most come in one or two bins with next to none beside them.
 
     The median batch, weighted by its events; less than 1 where most events come in longer runs, as at the edges of an
-    outage. Of a rate, those of a numerator that do not come with their denominator.
+    outage. Of a rate, which has a `share`, those of a numerator that do not come with their denominator.
     """
-    share: Floats | float = 0.0
-    if kind == "rate":
-        hits, trials, other_hits, other_trials = _pools(given)
-        share = np.clip((hits + other_hits) / np.maximum(trials + other_trials, 1e-9), 0.0, 1.0)[:, None]
     each, weight = [], []
     for value, exposure in (given.recent, *given.days):
-        events, usual = np.nan_to_num(value), share * np.nan_to_num(exposure)
-        chance, off = (events + usual, events - usual) if kind == "rate" else (events, events)
+        events = np.nan_to_num(value)
+        usual = 0.0 if share is None else share * np.nan_to_num(exposure)
+        chance, off = events + usual, events - usual
         near = np.lib.stride_tricks.sliding_window_view(np.pad(events, ((0, 0), (2, 2))), 5, axis=1).max(axis=2)
         full = np.pad(events > EMPTY * near, ((0, 0), (1, 2)))
         before, now, then, after = (full[:, i : i + events.shape[1]] for i in range(4))
@@ -263,26 +261,31 @@ def _batches(given: References, kind: str) -> Floats:
     return np.asarray(np.take_along_axis(sizes, middle[:, None], axis=1)[:, 0])
 
 
-def _unit(given: References, kind: str) -> float:
+def _unit(given: References, share: Floats | None) -> float:
     """What one event adds, at least 1: how much neighbouring bins differ, as a multiple of what they hold.
 
     Of independent events that is the mean of an event's squared amount over the mean amount (the index of dispersion of
     a compound Poisson process), by differences of neighbours, which a slow shape leaves alone (von Neumann 1941). The
-    lines of an invoice are one event, as is a sum of money. The median over the days of the smaller half of the
-    monitors: of the larger ones what moves all their events together would pass for large events.
+    lines of an invoice are one event, as is a sum of money. Of a rate it is what lies beyond its `share`. The median
+    over the days of the smaller half of the monitors: of the larger ones what moves all their events together would
+    pass for large events.
     """
     parts = [given.recent, *given.days]
-    if kind == "count":
+    if share is None:
         pairs = [(value, value) for value, _ in parts]
     else:
-        hits, trials, other_hits, other_trials = _pools(given)
-        share = np.clip((hits + other_hits) / np.maximum(trials + other_trials, 1e-9), 0.0, 1.0)[:, None]
         pairs = [(value - share * exposure, share * (1 - share) * exposure) for value, exposure in parts]
     differ, held = np.array([_neighbours(*pair) for pair in pairs])[..., given.company].swapaxes(0, 1)
     total = held.sum(axis=0)
     usual = float(np.median(total[total > 0])) if (total > 0).any() else 0.0
     small = (held > 0) & (total <= usual)
     return max(1.0, float(np.median(differ[small] / held[small]))) if small.any() else 1.0
+
+
+def _share_in_all(given: References) -> Floats:
+    """(monitors, 1): of a rate in all that is known."""
+    hits, trials, other_hits, other_trials = _pools(given)
+    return np.clip((hits + other_hits) / np.maximum(trials + other_trials, 1e-9), 0.0, 1.0)[:, None]
 
 
 def _neighbours(values: Floats, variance: Floats) -> Floats:

@@ -194,16 +194,6 @@ class Store(Questions, Intake):
         are added up, ``<name>`` and ``<name>_before``, 0 where nothing was.
         """
         self.refresh()
-        return self.sql(self.against_sql(by, sums, where, now, before))
-
-    def against_sql(
-        self,
-        by: str,
-        sums: Mapping[str, Sequence[str]],
-        where: Where,
-        now: tuple[dt.datetime, dt.datetime],
-        before: Sequence[tuple[dt.datetime, dt.datetime]],
-    ) -> str:
         column, kept = sql.name(self._known(by)), self.condition(where)
         names = [sql.name(m) for m in dict.fromkeys(m for measures in sums.values() for m in measures)]
         times = [("true", now), *(("false", span) for span in before)]
@@ -216,7 +206,7 @@ class Store(Questions, Intake):
             for name, measures in sums.items()
             for suffix, which in (("", "now"), ("_before", "NOT now"))
         ]
-        return f"SELECT {column} AS number, {', '.join(shown)} FROM ({cells}) GROUP BY 1 ORDER BY 1"
+        return self.sql(f"SELECT {column} AS number, {', '.join(shown)} FROM ({cells}) GROUP BY 1 ORDER BY 1")
 
     # ---- sweeps --------------------------------------------------------------------------------------------------
 
