@@ -13,6 +13,8 @@
     unlike                    true where no day is of today's kind: their level says little of today's (optional)
     company                   false where a monitor was chosen for what happens to it now, and does not tell what is
                               usual in the fleet (optional)
+    segment                   a number; monitors with the same one have noise of the same kind: in a sweep those of a
+                              line of `watch` (optional)
     along                     there where the rows are one monitor at several times (optional)
     min_volume, min_effect, min_rise          the metric's own thresholds, null where it leaves them to the detector
     reference, current        arrays: of a quantile, whose share beyond an `edge` of its histogram is judged as a rate,

@@ -118,26 +118,56 @@ def overdispersion(
 
     By moments, each square counting up to ROBUST variances. `guess` weighs as much as `weight` residuals.
     """
+    one = np.zeros(len(squares), dtype=np.uint16)
+    return float(overdispersions(squares, base, scale, one, 1, most=most, guess=guess, weight=weight)[0])
+
+
+def overdispersions(
+    squares: Floats,
+    base: Floats,
+    scale: Floats,
+    group: npt.NDArray[np.uint16],
+    groups: int,
+    *,
+    most: float,
+    guess: float = 0.0,
+    weight: float = 0,
+) -> Floats:
+    """(groups,): the same of the residuals of each `group`."""
     fine = np.isfinite(squares) & (base > 0) & (scale > 0)
-    squares, base, scale = squares[fine], base[fine], scale[fine]
-    if len(squares) > _SAMPLE:
-        chosen = np.linspace(0, len(squares) - 1, _SAMPLE).astype(int)
-        squares, base, scale = squares[chosen], base[chosen], scale[chosen]
+    chosen = _evenly(np.flatnonzero(fine), group, groups)
+    squares, base, scale, group = squares[chosen], base[chosen], scale[chosen], group[chosen]
     if not len(squares):
-        return guess
+        return np.full(groups, guess)
+    sizes = np.bincount(group, minlength=groups)
     typical = float(np.median(base / scale))
 
-    def missing(phi: float) -> float:
-        own = np.minimum(squares / (base + phi * scale), ROBUST).sum() - _USUAL * len(squares)
-        return float(own + weight * _USUAL * ((typical + guess) / (typical + phi) - 1))
+    def missing(phi: Floats) -> Floats:
+        variance = base + (phi[group] if groups > 1 else phi) * scale
+        own = np.bincount(group, np.minimum(squares / variance, ROBUST), groups) - _USUAL * sizes
+        return np.asarray(own + weight * _USUAL * ((typical + guess) / (typical + phi) - 1))
 
-    low, high = 0.0, most
-    if missing(low) <= 0 or missing(high) >= 0:
-        return low if missing(low) <= 0 else high
-    for _ in range(25):
+    low, high = np.zeros(groups), np.full(groups, most)
+    least, largest = missing(low) <= 0, missing(high) >= 0
+    for _ in range(15):
         middle = (low + high) / 2
-        low, high = (middle, high) if missing(middle) > 0 else (low, middle)
-    return (low + high) / 2
+        more = missing(middle) > 0
+        low, high = np.where(more, middle, low), np.where(more, high, middle)
+    found = np.where(least, 0.0, np.where(largest, most, (low + high) / 2))
+    return np.where(sizes > 0, found, guess)
+
+
+def _evenly(places: npt.NDArray[np.int64], group: npt.NDArray[np.uint16], groups: int) -> npt.NDArray[np.int64]:
+    """At most _SAMPLE of some places, evenly, and about as many of each group as there are of it or of the others."""
+    if len(places) <= _SAMPLE:
+        return places
+    if groups == 1:
+        return places[np.linspace(0, len(places) - 1, _SAMPLE).astype(np.int64)]
+    places = places[np.argsort(group[places], kind="stable")]
+    sizes = np.bincount(group[places], minlength=groups)
+    step = -(-sizes * groups // _SAMPLE)
+    rank = np.arange(len(places)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.asarray(places[rank % np.repeat(step, sizes) == 0])
 
 
 @dataclass(frozen=True)
@@ -160,6 +190,8 @@ class References:
     """(monitors,): none of the days is of today's kind."""
     company: npt.NDArray[np.int64]
     """Who tells what is usual in the fleet; the others were chosen for what happens to them now."""
+    segment: npt.NDArray[np.uint16]
+    """(monitors,): whose noise is alike, numbered from 0."""
     along: bool = False
     """Whether the rows are one monitor at several times."""
     model: tuple[tuple[Floats, Floats], ...] = ()
@@ -188,6 +220,9 @@ class References:
         names += ["model"] * len(model)
         company = np.flatnonzero(windows["company"].to_numpy()) if "company" in windows.columns else np.arange(m)
         recent, previous = pair("recent", RECENT), pair("previous", 0)
+        segment = np.zeros(m, dtype=np.uint16)
+        if "segment" in windows.columns:
+            segment = np.unique(windows["segment"].to_numpy(), return_inverse=True)[1].astype(np.uint16)
         return cls(
             bin_,
             width / bin_,
@@ -197,6 +232,7 @@ class References:
             previous,
             unlike,
             company,
+            segment,
             "along" in windows.columns,
             model,
             tuple(names),
@@ -325,7 +361,7 @@ def _counts(given: References) -> Expectation:
         smooth = s.profile if given.near >= 1 else np.where(s.used[:, None] > 0, _smooth(day, near), np.nan)
         residuals.append(((day - smooth) / kept, smooth, smooth))
     off, mean, chance = (np.concatenate(part, axis=1) for part in zip(*residuals, strict=True))
-    noise, floor, phi = _noise(off, chance, mean**2, given.company)
+    noise, floor, phi = _noise(off, chance, mean**2, given)
     wander = noise * _at_width(given, earlier - trace, trace, floor, phi, of_days)
     walked = _at_width(replace(given, bins=float(WANDERED)), earlier - trace, trace, floor, phi, of_days)
     moves = np.clip(EXTRAPOLATED * walked, *LEVEL_DRIFT)
@@ -537,28 +573,51 @@ def _smooth(values: Floats, near: int) -> Floats:
     return np.asarray(total / np.maximum(size, 1))
 
 
-def _noise(off: Floats, mean: Floats, square: Floats, company: npt.NDArray[np.int64]) -> tuple[Floats, float, float]:
-    """Each monitor's noise, and the fleet's `floor` and `phi`: variance is noise x (floor x mean + phi x square).
+def _noise(off: Floats, mean: Floats, square: Floats, given: References) -> tuple[Floats, float, Floats]:
+    """Each monitor's noise, the fleet's `floor` and its segment's `phi`.
 
-    The smaller bins tell the floor: 1 for a Poisson count, more where an order counts in the bin after its session's,
-    or where each event is a sum of money. The larger ones then tell `phi`.
+    The variance is noise x (floor x mean + phi x square). The smaller bins tell the floor: 1 for a Poisson count, more
+    where an order counts in the bin after its session's, or where each event is a sum of money. The larger ones then
+    tell `phi`.
     """
     good = np.isfinite(off) & (mean > 0.05)
     telling = np.zeros_like(good)
-    telling[company] = (good & (mean >= 3))[company]
+    telling[given.company] = (good & (mean >= 3))[given.company]
     if telling.any():
         small = telling & (mean <= np.median(mean[telling]))
         floor = float(_robust_mean((off[small] ** 2 / mean[small])[None, :], 1.0)[0])
     else:
         floor = 1.0
-    phi = overdispersion(off[telling] ** 2, floor * mean[telling], square[telling], most=1.0)
-    squares = np.where(good, off**2 / (floor * mean + phi * square), 0.0)
+    residuals = off[telling] ** 2, floor * mean[telling], square[telling]
+    phi = _by_segment(*residuals, given.segment[np.nonzero(telling)[0]], given)
+    squares = np.where(good, off**2 / (floor * mean + phi[:, None] * square), 0.0)
     count = APART * good.sum(axis=1)
     raw = APART * np.minimum(squares, BURST).sum(axis=1)
     noise = np.maximum((raw + ALIKE) / (count + ALIKE), 1.0)
     wild = np.flatnonzero(raw > WILD * count)  # by more than chance: the fleet does not tell
     noise[wild] = _robust_mean(squares[wild], raw[wild] / count[wild], count[wild], FEW)
     return noise, floor, phi
+
+
+def _by_segment(
+    squares: Floats,
+    base: Floats,
+    scale: Floats,
+    segment: npt.NDArray[np.uint16],
+    given: References,
+    guess: Floats | float = 0.0,
+    weight: float = 0,
+) -> Floats:
+    """(monitors,): the `phi` of each monitor's segment, shrunk to the fleet's, of residuals of some `segment`s.
+
+    The fleet's is shrunk to a `guess`, which weighs as much as `weight` residuals.
+    """
+    usual = overdispersion(squares, base, scale, most=1.0, guess=float(np.mean(guess)), weight=weight)
+    groups = int(given.segment.max(initial=0)) + 1
+    if groups == 1:
+        return np.full(len(given.segment), usual)
+    each = overdispersions(squares, base, scale, segment, groups, most=1.0, guess=usual, weight=5 * PRIOR)
+    return each[given.segment]
 
 
 def _robust_mean(
@@ -583,8 +642,8 @@ def _kept(bins: float, given: References) -> float:
     return float((weights**2).sum() / whole * min(bins, 1.0))
 
 
-def _at_width(given: References, off: Floats, mean: Floats, floor: float, phi: float, of_days: Floats) -> float:
-    """The fleet's `phi` of windows as long as this one, from past ones around the recent level.
+def _at_width(given: References, off: Floats, mean: Floats, floor: float, phi: Floats, of_days: Floats) -> Floats:
+    """(monitors,): its segment's `phi` of windows as long as this one, from past ones around the recent level.
 
     That level has chance of its own, by the other days: `of_days` times what a window's would be, were they not
     smoothed. It is counted where the window is expected, and must not pass for what today's level wanders.
@@ -602,11 +661,11 @@ def _at_width(given: References, off: Floats, mean: Floats, floor: float, phi: f
         off, mean, width = _joined(off, join), _joined(mean, join), float(join)
         kept = 1 - 1 / max(off.shape[1], 2)  # the level was fitted to the same bins
     chance = mean * (1 + of_days * _kept(width, given))[:, None]
+    segment = np.broadcast_to(given.segment[:, None], off.shape)[given.company]
     off, mean, chance = off[given.company], mean[given.company], chance[given.company]
     telling = np.isfinite(off) & (mean >= 3)
-    return overdispersion(
-        off[telling] ** 2 / kept, floor * chance[telling], mean[telling] ** 2, most=1.0, guess=phi, weight=5 * PRIOR
-    )
+    residuals = off[telling] ** 2 / kept, floor * chance[telling], mean[telling] ** 2
+    return _by_segment(*residuals, segment[telling], given, guess=phi, weight=5 * PRIOR)
 
 
 def _stretched(mean: Floats, count: int, bins: float) -> Floats:
@@ -634,7 +693,7 @@ def _rates(given: References) -> Expectation:
     of_all = [float(total[given.company].sum()) for total in (hits, other_hits, trials, other_trials)]
     fleet = float(np.clip(sum(of_all[:2]) / max(sum(of_all[2:]), 1.0), 1e-6, 1 - 1e-6))
     off, size, square = _share_residuals(given, days)
-    noise, floor, phi = _noise(off, size, square, given.company)
+    noise, floor, phi = _noise(off, size, square, given)
     wander, noise = noise * phi, max(floor, _unpaired(given, hits, trials)) * noise
     volume = trials + other_trials
     hits, other_hits = np.minimum(hits, trials), np.minimum(other_hits, other_trials)

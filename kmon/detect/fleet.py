@@ -187,7 +187,9 @@ class Fleet:
             *(pl.Series(k, [v], pl.Float64) for k, v in thresholds(metric).items()),
         ]
         unlike = np.zeros(len(pick), dtype=bool) if self.comparable is None else self.comparable.unlike[pick]
-        told = {"unlike": unlike} if company is None or company.all() else {"unlike": unlike, "company": company}
+        told = {"unlike": unlike, "segment": self.monitors["set"].to_numpy()[pick]}
+        if company is not None and not company.all():
+            told["company"] = company
         found = pl.DataFrame({**columns, **told})
         return found.hstack([constant.new_from_index(0, len(pick)) for constant in constants])
 

@@ -469,6 +469,24 @@ def test_normal_counts_are_not_flagged_too_often(
     assert not [alpha for alpha in (0.1, 0.01, 0.001) if too_often(p, alpha)]
 
 
+@pytest.mark.parametrize(
+    ("kind", "level", "width"), [("count", 30.0, 300.0), ("count", 30.0, 900.0), ("rate", 0.3, 300.0)]
+)
+@pytest.mark.parametrize("days", [1, 3])
+def test_each_segment_has_its_own_noise(kind: str, level: float, width: float, days: int) -> None:
+    """A fifth of the fleet is wild: taken for as calm as the rest, it is flagged several times too often."""
+    calm = history(level, 0.0, 0.0, days, kind, width)
+    wild = history(level, 0.2 if kind == "count" else 0.1, 0.0, days, kind, width, seed=2, monitors=800)
+    both = pl.concat([calm, wild])
+    judge = Compare(min_volume=0, tolerance=0)
+    apart = judge.score(both.with_columns(segment=pl.Series([3] * 4000 + [7] * 800)))["p_value"]
+    assert not [
+        alpha for alpha in (0.1, 0.01, 0.001) if too_often(apart[:4000], alpha) or too_often(apart[4000:], alpha)
+    ]
+    together = judge.score(both)["p_value"]
+    assert (together[4000:] <= 0.01).sum() > 1.3 * (apart[4000:] <= 0.01).sum()
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from([0.4, 3.0, 30.0]), st.sampled_from([0.25, 1.0, 1.7]), st.booleans(), st.integers(1, 3),
