@@ -84,7 +84,7 @@ BURST = 16.0
 """The same where events come in bursts: a line of an invoice never comes alone."""
 _USUAL = float(stats.chi2.cdf(ROBUST, 3) + ROBUST * stats.chi2.sf(ROBUST, 1))
 """Mean of a chi-squared variable cut at ROBUST; cut at BURST it is 1."""
-_SAMPLE = 20_000
+_SAMPLE = 8_000
 
 
 @dataclass(frozen=True)
