@@ -347,8 +347,7 @@ def _counts(given: References) -> Expectation:
     alone = _Alone.of(recent, decay, given.bins)
     flat = (used == 0) | (around + before * np.maximum(used, 1) < FEW)
     own = np.where(flat, 1.0, today / np.maximum(before, 1e-9))
-    profile = _weighted([s.profile for s in shapes], weights, m, RECENT + AFTER)
-    trace = np.where(flat[:, None], alone.rate[:, None], own[:, None] * profile[:, :RECENT])
+    trace = np.where(flat[:, None], alone.rate[:, None], _traced(shapes, weights, own))
     certain = ~flat & (own * before >= OWN * np.maximum(spread, 1e-9)) & (given.near >= 1)
     of_days = np.where(certain, own * (_shares(weights, m)[: len(given.days)] ** 2).sum(axis=0), 0.0)
     earlier = _earlier(recent, given)
@@ -371,10 +370,15 @@ def _counts(given: References) -> Expectation:
     disagreement = _disagreement(shapes[: len(given.days)], weights[: len(given.days)], noise)
     effective, around = effective / noise, around / noise  # what varies more tells less
     fit = _of(given.company, ~flat & (before > 0) & ~given.unlike)
-    alike = np.isclose(spread, np.median(spread[fit]) if len(fit) else 0.0, rtol=1e-6)  # the same bins are known
-    alike &= not given.along  # other times of one monitor have other shapes
+    alike = np.full(m, len(fit) > 0 and not given.along)  # other times of one monitor have other shapes
+    for s in shapes if len(fit) else ():
+        alike &= np.isclose(s.decay, np.median(s.decay[fit]), rtol=1e-6)  # the same bins are known
     like = fit[alike[fit]]
-    usual_window = np.where(alike, before * (window[like].sum() / max(before[like].sum(), 1e-9)), window)
+    of_fleet = [
+        _weighted([np.full(m, part[like].sum()) for part in parts], weights, m)
+        for parts in ([s.window for s in shapes], [s.before for s in shapes])
+    ]
+    usual_window = np.where(alike, before * of_fleet[0] / np.maximum(of_fleet[1], 1e-9), window)
     near_events = usual_window / given.bins * _kernel(given).sum() / noise
     chance = (1 / (near_events + 0.5) + 1 / (effective * before + 0.5) + wander) / np.maximum(used, 1)
     window, shaped = _shaped(window, usual_window, chance, like)
@@ -415,7 +419,7 @@ class _Shape:
     used: Floats
     """1 where the day can be used."""
     profile: Floats
-    """(monitors, RECENT + AFTER): events a bin, smoothed."""
+    """(monitors, RECENT + AFTER): events a bin, smoothed; NaN where nothing is known."""
     error: Floats
     """Squared relative error of today's recent bins as that day's, in excess of what chance explains; and its base."""
     error_base: Floats
@@ -479,15 +483,17 @@ class _Alone:
 def _skill(shapes: Sequence[_Shape], company: npt.NDArray[np.int64]) -> list[Floats]:
     """Weights of the days, by how well each tells today's recent bins: a monitor's own error shrunk to the fleet's.
 
-    A day is better than another only as far as chance does not explain it: few events tell no best day.
+    A day is better than another only as far as chance does not explain it: few events tell no best day. One that is
+    known in part counts as far as it is.
     """
-    found = []
+    found, known = [], np.max([s.decay for s in shapes], axis=0, initial=1e-9)
     for s in shapes:
         error, base = s.error[company], s.error_base[company]
         fleet = max(0.0, float(error.sum() / max(base.sum(), 1e-9)))
         typical = np.median(base[base > 0]) if (base > 0).any() else 1.0
         own = (s.error + PRIOR * typical * fleet) / (s.error_base + PRIOR * typical)
-        found.append(s.used / (SHAPELESS + np.maximum(own, 0.0) + s.error_chance / (s.error_base + PRIOR * typical)))
+        off = SHAPELESS + np.maximum(own, 0.0) + s.error_chance / (s.error_base + PRIOR * typical)
+        found.append(s.used * (s.decay / known) / off)
     return found
 
 
@@ -532,18 +538,35 @@ def _earlier(recent: Floats, given: References) -> Floats:
 
 def _ratio(values: Floats, usual: Floats) -> Floats:
     """(monitors, 1): all known values, as a multiple of the usual ones; 1 where there are none."""
-    total, size = np.nansum(values, axis=1), np.where(np.isfinite(values), usual, 0.0).sum(axis=1)
+    known = np.isfinite(values) & np.isfinite(usual)
+    total, size = (np.where(known, part, 0.0).sum(axis=1) for part in (values, usual))
     return np.where(size > 0, total / np.maximum(size, 1e-9), 1.0)[:, None]
 
 
-def _weighted(parts: Sequence[Floats], weights: Sequence[Floats], m: int, columns: int | None = None) -> Floats:
+def _weighted(parts: Sequence[Floats], weights: Sequence[Floats], m: int) -> Floats:
     """The weighted mean over the days that have it; 0 without any."""
-    total = np.zeros(m if columns is None else (m, columns))
-    size = np.zeros(m)
+    total, size = np.zeros(m), np.zeros(m)
     for part, weight in zip(parts, weights, strict=True):
-        total += np.where(weight > 0, weight, 0.0)[(...,) if columns is None else (..., None)] * np.nan_to_num(part)
+        total += np.where(weight > 0, weight, 0.0) * np.nan_to_num(part)
         size += weight
-    return np.asarray(total / np.maximum(size, 1e-300)[(...,) if columns is None else (..., None)])
+    return total / np.maximum(size, 1e-300)
+
+
+def _traced(shapes: Sequence[_Shape], weights: Sequence[Floats], own: Floats) -> Floats:
+    """(monitors, RECENT): what the days make one expect of today's bins; NaN where none knows one.
+
+    Each bin by the days that know it, at today's level against theirs; `own` is that against all of them.
+    """
+    total = np.zeros((4, len(own), RECENT))
+    for s, weight in zip(shapes, weights, strict=True):
+        profile = s.profile[:, :RECENT]
+        known = np.where(np.isfinite(profile), weight[:, None], 0.0)
+        today, before = (part / np.maximum(s.decay, 1e-9) for part in (s.today, s.before))
+        for i, part in enumerate((1.0, np.nan_to_num(profile), today[:, None], before[:, None])):
+            total[i] += known * part
+    size, profile, today, before = total
+    moved = np.where(before > 0, today / np.maximum(before, 1e-9), own[:, None])
+    return moved * profile / np.where(size > 0, size, np.nan)
 
 
 def _shares(weights: Sequence[Floats], m: int) -> Floats:
@@ -565,12 +588,12 @@ def _kernel(given: References) -> Floats:
 
 
 def _smooth(values: Floats, near: int) -> Floats:
-    """The mean of each bin and so many before and after it."""
+    """The mean of each bin and so many before and after it, as far as they are known; NaN where none is."""
     good = np.isfinite(values)
     padded = [np.pad(part, ((0, 0), (near, near))) for part in (np.where(good, values, 0.0), good.astype(float))]
     windows = (np.lib.stride_tricks.sliding_window_view(part, 2 * near + 1, axis=1) for part in padded)
     total, size = (part.sum(axis=2) for part in windows)
-    return np.asarray(total / np.maximum(size, 1))
+    return np.asarray(total / np.where(size > 0, size, np.nan))
 
 
 def _noise(off: Floats, mean: Floats, square: Floats, given: References) -> tuple[Floats, float, Floats]:

@@ -86,6 +86,19 @@ def test_days_that_are_not_known_are_not_used(days: list[npt.ArrayLike], level: 
     assert np.isfinite([found.noise, found.drift, found.volume]).all()
 
 
+@pytest.mark.parametrize("width", [60.0, 300.0, 900.0])
+def test_a_day_that_is_known_in_part_adds_no_noise(width: float) -> None:
+    """History began in the middle of that day, or an incident lay in it."""
+    given = history(30.0, 0.0, 0.3, 2, width=width, monitors=300)
+    began, hidden = np.arange(BINS) < RECENT - 7, np.isin(np.arange(BINS), range(5, 15))
+    alone = expect(given.drop("day2_value", "day2_exposure"), "count")
+    for gone in (began, hidden):
+        day = np.where(gone, np.nan, given["day2_value"].to_numpy())
+        part = expect(given.with_columns(day2_value=pl.Series(day, dtype=given["day2_value"].dtype)), "count")
+        assert np.median(part.noise) < 1.1 * np.median(alone.noise)
+        assert np.median(part.drift) < 1.7 * np.median(alone.drift)
+
+
 def test_bins_that_are_masked_are_not_used() -> None:
     """An outage of today's last hour, and yesterday's of the hour around this time, would tell another story."""
     clean = shaped(1.0, RISING, RISING)
