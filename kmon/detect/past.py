@@ -21,6 +21,10 @@ from kmon.store.schema import EVENTS
 
 Floats = npt.NDArray[np.float64]
 Scope = dict[str, str]
+A_QUESTION = 20_000_000
+"""Events of the days that one question is about, as far as these are several."""
+AT_ONCE = 7
+"""Days that it is about at most."""
 
 
 def chosen(config: Config, store: Store, end: dt.datetime) -> list[Scope]:
@@ -43,7 +47,7 @@ def chosen(config: Config, store: Store, end: dt.datetime) -> list[Scope]:
 
 
 class Past:
-    """Reads series in steps, day by day: no question to the store takes long."""
+    """Reads series in steps, a day or a few at a time: no question to the store takes long."""
 
     def __init__(
         self, store: Store, config: Config, masks: Sequence[Mask], start: dt.datetime, end: dt.datetime
@@ -53,7 +57,10 @@ class Past:
         self._store, self._steps = store, (end - start) // STEP
         self._masks, self._shifts = masks, config.calendar.shifts
         self._calendar = Calendar(config, store)
+        self._days = 1
         self._everything = self._measures({})
+        a_day = self._everything[EVENTS].sum() / ((end - start) / DAY)
+        self._days = int(np.clip(A_QUESTION / max(a_day, 1.0), 1, AT_ONCE))
         self._recorded = self._everything[EVENTS] > 0
         self._recorded &= self._starts() >= naive(store.oldest() or start)  # history begins within a step
 
@@ -104,7 +111,7 @@ class Past:
         found = {measure: np.zeros(self._steps) for measure in self._store.schema.measures}
         begin = self.start
         while begin < self.end:
-            until = min(begin + DAY, self.end)
+            until = min(begin + self._days * DAY, self.end)
             rows = self._store.measures(scope, begin, until, STEP)
             place = ((rows["bucket"].to_numpy() - naive(self.start)) / np.timedelta64(STEP)).astype(np.int64)
             for measure, steps in found.items():
