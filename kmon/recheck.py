@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import structlog
 
 from kmon.config import Config
 from kmon.detect import Fleet, Mask, OwnWindows, Scored, Sweep
@@ -17,9 +18,12 @@ from kmon.detect.contract import BAND, load_detectors
 from kmon.detect.fleet import numbers_of
 from kmon.detect.guests import guest_scored, row_of, with_guest
 from kmon.detect.own import kept_of, normal_gain, verdict_of
+from kmon.errors import StoreError
 from kmon.incidents import Verdict
 from kmon.ledger import Incident
 from kmon.store import Store
+
+log = structlog.get_logger("kmon")
 
 
 class Recheck:
@@ -37,8 +41,7 @@ class Recheck:
         if gone or len(numbers) < len(incident.scope):
             return "unjudged"
         if (own := self._own.get(incident.detector)) is not None:
-            at, since = self._sweep.at, self._sweep.since
-            return own.verdict(self._store, self._config, incident, at, since=since, masks=self._masks)
+            return self._by_its_own(own, incident)
         scored = sorted((s for s in self._sweep.scored if s.detector.name == incident.detector), key=lambda s: s.width)
         if not scored:
             return "unjudged"
@@ -50,6 +53,15 @@ class Recheck:
             return "unjudged"
         verdicts = (self._verdict(one, incident, row) for one in scored)
         return next((verdict for verdict in verdicts if verdict != "unjudged"), "unjudged")
+
+    def _by_its_own(self, detector: OwnWindows, incident: Incident) -> Verdict:
+        """What a detector with windows of its own says; "unjudged" where the store has no time for it."""
+        at, since = self._sweep.at, self._sweep.since
+        try:
+            return detector.verdict(self._store, self._config, incident, at, since=since, masks=self._masks)
+        except StoreError as error:
+            log.warning(f"{detector.name} does not judge an incident again", incident=incident.id, reason=str(error))
+            return "unjudged"
 
     def _as_guest(self, scored: Sequence[Scored], incident: Incident) -> list[Scored]:
         """What is said of the incident's monitor in each width; nothing where it has no events."""

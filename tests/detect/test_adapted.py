@@ -20,6 +20,7 @@ from kmon.doctor import examine
 from kmon.errors import StoreError, UsageError
 from kmon.ledger import Ledger
 from kmon.reasons import why
+from kmon.recheck import Recheck
 from kmon.store import EmbeddedStore
 from kmon.watch import Watch
 from tests.detect.worlds import AT, MINUTE, Mask, add, shop
@@ -216,6 +217,18 @@ def test_where_the_store_takes_too_long_the_sweep_goes_on(capsys: pytest.Capture
         found = sweep(store, full, AT)
     assert (found.own, found.windows) == ((), (5 * MINUTE,))
     assert "surprise is not judged" in capsys.readouterr().out
+
+
+def test_an_incident_goes_on_where_the_store_takes_too_long(
+    ill: EmbeddedStore, ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (incident,) = Watch(settings(), ill, ledger).look(AT).new
+    with _Slow(":memory:", settings()) as slow:
+        add(slow, broken(10))
+        seen = sweep(ill, settings(), AT)
+        assert Recheck(ill, settings(), seen)(incident) == "abnormal"
+        assert Recheck(slow, settings(), seen)(incident) == "unjudged"
+    assert "surprise does not judge an incident again" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("days", [0, 1])
