@@ -32,7 +32,7 @@ class Recheck:
     def __init__(self, store: Store, config: Config, sweep: Sweep, masks: Sequence[Mask] = ()) -> None:
         self._store, self._config, self._sweep, self._masks = store, config, sweep, masks
         self._joined: dict[frozenset[tuple[str, str]], Fleet | None] = {}
-        loaded = (detector for _, detector in load_detectors(config))
+        loaded = (detector for _, detector in reversed(load_detectors(config)))  # of one name the first tells
         self._own = {one.name: one for one in loaded if isinstance(one, OwnWindows)}
 
     def __call__(self, incident: Incident) -> Verdict:

@@ -166,6 +166,14 @@ def test_ones_own_function_is_named_in_the_configuration(ill: EmbeddedStore, fol
         load_detector(DetectorUse(use=use["use"], params={"dais": 1}), folder)  # type: ignore[arg-type]
 
 
+def test_one_may_be_on_trial_beside_itself(calm: EmbeddedStore) -> None:
+    trial = {**USE, "params": {"fit_days": 10}, "shadow": True}
+    found = sweep(calm, settings(detectors=[USE, trial]), AT)
+    assert found.own == ("surprise", "surprise 2")
+    assert [one.use.shadow for one in found.scored] == [False, True]
+    assert found.families["surprise"].rate == pytest.approx(1 / 2 / 288)
+
+
 def test_what_it_expected_may_be_its_own(calm: EmbeddedStore, folder: Path) -> None:
     found = sweep(calm, settings(folder, detectors=[{"use": f"{module(folder)}:expecting"}]), AT)
     scores = found.scored[0].scores.filter(pl.col("metric") == "sessions")
