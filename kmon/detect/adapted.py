@@ -193,7 +193,7 @@ class _Step(NamedTuple):
     """A usual exposure."""
     expected: float
     sd: float
-    """Of a normal step around what is expected: as the last day's were, and no less than chance."""
+    """Of a normal step around what is expected: as those were that told it, and no less than chance."""
 
     @property
     def observed(self) -> float:
@@ -238,7 +238,7 @@ def usual(series: Floats) -> tuple[float, float]:
     if not np.isfinite(expected):
         last = today[np.isfinite(today)][-AN_HOUR:]
         expected = float(np.median(last)) if len(last) >= FEW else np.nan
-        away = today - expected
+        away = last - expected
     away = away[np.isfinite(away)]
     return float(expected), SIGMA * float(np.median(np.abs(away))) if len(away) >= FEW else np.nan
 
