@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kmon.config import Config, load_config
-    from kmon.detect import detector, expected_series, sweep
+    from kmon.detect import detector, expected_series, series_detector, sweep
     from kmon.errors import KmonError
     from kmon.ledger import Incident, Ledger, open_ledger
     from kmon.reasons import Why, why
@@ -35,13 +35,14 @@ __all__ = [
     "open",
     "open_for_reading",
     "open_ledger",
+    "series_detector",
     "sweep",
     "why",
 ]
 
 _HOMES = {
     "kmon.config": ("Config", "load_config"),
-    "kmon.detect": ("detector", "expected_series", "sweep"),
+    "kmon.detect": ("detector", "expected_series", "series_detector", "sweep"),
     "kmon.errors": ("KmonError",),
     "kmon.ledger": ("Incident", "Ledger", "open_ledger"),
     "kmon.reasons": ("Why", "why"),

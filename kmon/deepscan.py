@@ -22,16 +22,15 @@ import polars as pl
 from kmon.clock import floor
 from kmon.config import Config, counted
 from kmon.config.bins import RECENT, bin_for
-from kmon.detect.calendar import Calendar
 from kmon.detect.expect import AFTER
 from kmon.detect.fleet import check_taken_over
-from kmon.detect.models import A_DAY, LEAST, STEP, Forecast, Share, forecast
+from kmon.detect.models import A_DAY, STEP, Forecast, Share, forecast
+from kmon.detect.past import Past, chosen
 from kmon.errors import FitError, UsageError
 from kmon.incidents import show_scope
 from kmon.ledger import Fit, Ledger, open_ledger
 from kmon.references import References
-from kmon.store import Span, Store, open_for_reading
-from kmon.store.schema import EVENTS
+from kmon.store import Store, open_for_reading
 
 Floats = npt.NDArray[np.float64]
 Scope = dict[str, str]
@@ -169,7 +168,8 @@ def scan(
         )
     measures = measures_of(config)
     check_taken_over(store, config, config.metrics.values(), [d for s in config.models.monitors for d in s])
-    past = _Past(store, ledger, config, start, end)
+    told = References.of(ledger, config, start, end)
+    past = Past(store, told.config, told.masks, start, end)
     scanned: list[Scanned] = []
     for scope in chosen(config, store, end):
         mine = list(_scan(config, past, scope, measures, clock))
@@ -197,28 +197,9 @@ def measures_of(config: Config) -> dict[str, str | None]:
     return done
 
 
-def chosen(config: Config, store: Store, end: dt.datetime) -> list[Scope]:
-    """The configured monitors, then the largest of the day before `end` that have enough events to be worth it."""
-    found = [dict(scope) for scope in config.models.monitors]
-    if not config.models.largest:
-        return found
-    sets = [grouping for grouping in config.watch if grouping]
-    rows = store.windows([Span("day", end - DAY, 1, DAY)], [*sets, ()], None, LEAST, [EVENTS])
-    rows = rows.filter(pl.col(EVENTS) >= LEAST)
-    if () not in config.watch:
-        rows = rows.filter(pl.col("set") < len(sets))
-    dimensions = [d for d in store.schema.dimensions if d in rows.columns]
-    largest = rows.sort(EVENTS, *dimensions, descending=[True, *(False for _ in dimensions)])
-    for row in largest.head(config.models.largest).iter_rows(named=True):
-        scope = {d: store.names(d, [row[d]])[row[d]] for d in dimensions if row[d] is not None}
-        if scope not in found:
-            found.append(scope)
-    return found
-
-
 def _scan(
     config: Config,
-    past: _Past,
+    past: Past,
     scope: Scope,
     measures: Mapping[str, str | None],
     clock: Callable[[], dt.datetime],
@@ -260,66 +241,3 @@ def _told(found: Forecast) -> dict[str, Any]:
         "tried": tried,
         "forecast": values,
     }
-
-
-class _Past:
-    """Reads series in steps, day by day: no question to the store takes long."""
-
-    def __init__(self, store: Store, ledger: Ledger, config: Config, start: dt.datetime, end: dt.datetime) -> None:
-        self.start, self.end = start, end
-        self._store, self._steps = store, (end - start) // STEP
-        told = References.of(ledger, config, start, end)
-        self._masks, self._shifts = told.masks, told.config.calendar.shifts
-        self._calendar = Calendar(config, store)
-        self._everything = self._measures({})
-        self._recorded = self._everything[EVENTS] > 0
-        self._recorded &= self._starts() >= _naive(store.oldest() or start)  # history begins within a step
-
-    def read(self, scope: Scope) -> dict[str, Floats]:
-        """All measures of a monitor; NaN where nobody had an event, in a known incident, and before it was counted."""
-        values = self._measures(scope) if scope else self._everything
-        known, starts = self._recorded & self._unspoilt(scope), self._starts()
-        schema = self._store.schema
-        if scope and (since := schema.known_from(*scope)) is not None:
-            known &= starts >= _naive(since)
-        found = {}
-        for measure, steps in values.items():
-            since = schema.known_from(measure)
-            counted = known if since is None else known & (starts >= _naive(since))
-            found[measure] = np.where(counted, steps, np.nan)
-        return found
-
-    def special_days(self, scope: Scope, horizon: int) -> set[dt.date]:
-        """The holidays and days of events of a monitor, in the past and in the `horizon` steps after it."""
-        return self._calendar.special_days(scope, self.start.date(), (self.end + horizon * STEP).date())
-
-    def _starts(self) -> npt.NDArray[np.datetime64]:
-        return _naive(self.start) + np.arange(self._steps) * np.timedelta64(STEP)
-
-    def _unspoilt(self, scope: Scope) -> npt.NDArray[np.bool_]:
-        starts = self._starts()
-        fine = np.ones(self._steps, dtype=bool)
-        for mask in self._masks:
-            if mask.scope.items() <= scope.items():
-                after = starts >= _naive(mask.resolved_at or self.end)
-                fine &= after | (starts + np.timedelta64(STEP) <= _naive(mask.started_at))
-        for shift in self._shifts:
-            if shift.scope.items() <= scope.items():
-                fine &= starts >= _naive(shift.at)
-        return fine
-
-    def _measures(self, scope: Scope) -> dict[str, Floats]:
-        found = {measure: np.zeros(self._steps) for measure in self._store.schema.measures}
-        begin = self.start
-        while begin < self.end:
-            until = min(begin + DAY, self.end)
-            rows = self._store.measures(scope, begin, until, STEP)
-            place = ((rows["bucket"].to_numpy() - _naive(self.start)) / np.timedelta64(STEP)).astype(np.int64)
-            for measure, steps in found.items():
-                steps[place] = rows[measure].fill_null(0).to_numpy()
-            begin = until
-        return found
-
-
-def _naive(time: dt.datetime) -> np.datetime64:
-    return np.datetime64(time.astimezone(dt.UTC).replace(tzinfo=None), "us")

@@ -69,11 +69,9 @@ def _watched(config: Config) -> str:
 
 
 def _detectors(config: Config) -> str:
-    from kmon.detect import load_detector
+    from kmon.detect.contract import load_detectors
 
-    return ", ".join(
-        load_detector(use, config.path.parent).name + (" (shadow)" if use.shadow else "") for use in config.detectors
-    )
+    return ", ".join(one.name + (" (shadow)" if use.shadow else "") for use, one in load_detectors(config))
 
 
 def _notebooks(config: Config) -> str:

@@ -99,7 +99,7 @@ def explain(
     pairs = zip(sweep.scored, sweep.flagged, strict=True)
     rest = _Rest(store, config, sweep.cube)
     pending = [
-        _Pending(s, flagged, sweep.families[s.width], store, config, rest) for s, flagged in pairs if not s.use.shadow
+        _Pending(s, flagged, sweep.families[s.family], store, config, rest) for s, flagged in pairs if not s.use.shadow
     ]
     roots = _Roots(store, config, rest, known, masks)
     causes: list[Cause] = []
@@ -255,9 +255,15 @@ class _Pending:
     def explain(self, cause: Row, scope: Scope) -> list[Child]:
         """Remove and return the anomalies inside the scope of a cause, but for those that stand alone."""
         alone = pl.Series([self.stands_alone(row, cause, scope) for row in self.rows()], dtype=pl.Boolean)
-        inside = pl.Series([scope.items() <= self.scope(row).items() for row in self.rows()], dtype=pl.Boolean)
+        inside = pl.Series([self._lies_in(row, cause, scope) for row in self.rows()], dtype=pl.Boolean)
         self.flagged = self.flagged.with_columns(alone=pl.col("alone") | alone)
         return self._remove(inside & ~alone)
+
+    def _lies_in(self, row: Row, cause: Row, scope: Scope) -> bool:
+        """Whether an anomaly is inside a cause; or overlaps it and changed alike, and cannot be judged again."""
+        mine = self.scope(row)
+        alike = self.scored.overlaps and row["direction"] == cause["direction"] and not disjoint(mine, scope)
+        return alike or scope.items() <= mine.items()
 
     def judge_again(self, rest: _Rest | None = None, but: Scope | None = None) -> list[Child]:
         """Remove and return the anomalies that are none without the causes known by now; none inside the scope `but`.
@@ -308,8 +314,8 @@ def _keep_significant(pending: Sequence[_Pending]) -> None:
     The Benjamini-Hochberg cut-off rises with the number of anomalies: hundreds that one outage causes would let noise
     elsewhere pass.
     """
-    for width in {holder.scored.width for holder in pending}:
-        same = [holder for holder in pending if holder.scored.width == width]
+    for key in {holder.scored.family for holder in pending}:
+        same = [holder for holder in pending if holder.scored.family == key]
         p = np.sort(np.concatenate([holder.flagged["p_value"].to_numpy() for holder in same]))
         family = same[0].family
         passed = p[p <= family.rate * np.arange(1, len(p) + 1) / max(family.tests, 1)]
@@ -368,9 +374,9 @@ def _hidden(pending: Sequence[_Pending], roots: _Roots, known: Sequence[Scope]) 
 
 
 def _best(pending: Sequence[_Pending], known: Sequence[Scope]) -> tuple[_Pending, Row] | None:
-    """The pending anomaly that tells most."""
+    """The pending anomaly that tells most; of a detector with overlapping windows of its own only where no other is."""
     found = ((holder, row) for holder in pending for row in holder.rows())
-    return max(found, key=lambda one: _rank(one[0], one[1], known), default=None)
+    return max(found, key=lambda one: (not one[0].scored.overlaps, _rank(one[0], one[1], known)), default=None)
 
 
 def _rank(holder: _Pending, row: Row, known: Sequence[Scope]) -> float:

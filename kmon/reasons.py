@@ -22,7 +22,7 @@ from kmon.calibrate import Calibration, Key
 from kmon.clock import floor
 from kmon.config import PIPELINE, Config, Metric, show_duration
 from kmon.config.words import known
-from kmon.detect import Scored, Silence, Sweep, due_windows
+from kmon.detect import OwnWindows, Scored, Sweep, due_windows
 from kmon.detect.fleet import check_taken_over, numbers_of
 from kmon.detect.guests import guest_scored, row_of, with_guest
 from kmon.errors import UsageError
@@ -132,7 +132,8 @@ def why(
     )
     own = decision or next((d for d in decisions if (d.incident.metric, d.incident.scope) == (metric, scope)), None)
     incident = _incident_of(then, own)
-    outcome, sentence = _told(asked, moment, windows, own if decision is None else None, incident)
+    open_ = own if decision is None else None
+    outcome, sentence = _told(asked, moment, windows, open_, incident, nothing=not sweep.scored)
     if decision is not None and decision.action == "new" and incident is None and then.swept:
         outcome, sentence = "suppressed", f"{sentence.replace(' fired: ', ' would fire now: ')}; {OTHERWISE}"
     sentence += f"; {UNSWEPT}" if not then.swept else ""
@@ -173,12 +174,12 @@ def _moment(config: Config, store: Store, at: dt.datetime | None) -> dt.datetime
 
 def _is_about(scored: Scored, config: Config, metric: str, scope: dict[str, str]) -> bool:
     """Whether the detector judges a monitor."""
-    return not isinstance(scored.detector, Silence) or scored.detector.watches(config, metric, scope)
+    return not isinstance(scored.detector, OwnWindows) or scored.detector.watches(config, metric, scope)
 
 
 def _is_due(scored: Scored, config: Config, at: dt.datetime, since: dt.datetime | None) -> bool:
     """Whether a sweep at `at` after one at `since` asks a detector about the windows of this width."""
-    if isinstance(scored.detector, Silence):
+    if isinstance(scored.detector, OwnWindows):
         return scored.detector.is_due(config, at, since)
     return scored.width in due_windows(config, at, since)
 
@@ -187,8 +188,9 @@ def _looked_at(sweep: Sweep, config: Config, since: dt.datetime | None) -> Sweep
     """What of the sweep one after `since` looked at."""
     due = [_is_due(one, config, sweep.at, since) for one in sweep.scored]
     scored = tuple(compress(sweep.scored, due))
-    families = {one.width: sweep.families[one.width] for one in scored}
-    return replace(sweep, scored=scored, families=families, flagged=tuple(compress(sweep.flagged, due)))
+    families = {one.family: sweep.families[one.family] for one in scored}
+    flagged = tuple(compress(sweep.flagged, due))
+    return replace(sweep, scored=scored, families=families, flagged=flagged, since=since)
 
 
 class _Then:
@@ -267,7 +269,7 @@ def _joined(
     about = [one for one in sweep.scored if _is_about(one, told.config, metric, scope)]
     own, apart = [one for one in about if not one.apart], [one for one in about if one.apart]
     fleet = own and with_guest(own[0].fleet, store, told.config, scope, masks=told.masks, without=without)
-    families = {one.width: replace(sweep.families[one.width], cutoff=0.0) for one in own}
+    families = {one.family: replace(sweep.families[one.family], cutoff=0.0) for one in own}
     if fleet:
         guests = [guest_scored(one, fleet, metric, told.config) for one in own]
         both = [
@@ -290,7 +292,7 @@ def _explaining(
         for one in joined.scored:
             row = row_of(one.fleet, numbers)
             score = one.score(metric, row) if row is not None else None
-            if score is not None and score["notable"] and score["p_value"] <= joined.families[one.width].reach:
+            if score is not None and score["notable"] and score["p_value"] <= joined.families[one.family].reach:
                 return True
         return False
 
@@ -315,15 +317,22 @@ _VERBS: dict[Outcome, str] = {
 
 
 def _told(
-    asked: Asked, at: dt.datetime, windows: Sequence[Window], open_: Decision | None, incident: str | None
+    asked: Asked,
+    at: dt.datetime,
+    windows: Sequence[Window],
+    open_: Decision | None,
+    incident: str | None,
+    *,
+    nothing: bool,
 ) -> tuple[Outcome, str]:
-    """What the most telling window says, in a sentence; `open_` is what was decided of its open incident."""
+    """What the most telling window says, in a sentence; `open_` is what was decided of its open incident.
+
+    `nothing` where the sweep judged nobody.
+    """
     what = f"{asked.metric} of {show_scope(asked.scope)} at {at:%Y-%m-%d %H:%M:%S} UTC"
     if not windows:
-        return (
-            "not judged",
-            f"{what} was not judged: there was not one event anywhere, the source was quiet or had just begun",
-        )
+        quiet = "there was not one event anywhere, the source was quiet or had just begun"
+        return "not judged", f"{what} was not judged: {quiet if nothing else 'no configured detector is about it'}"
     best = min(windows, key=_rank)
     seen = _numbers(asked.what, best)
     parts = [f"{what} {_VERBS[best.outcome]}: {seen or best.reason}", *([best.reason] if seen else [])]

@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import structlog
 
 from kmon.config import Config
-from kmon.detect import Fleet, Mask, Scored, Silence, Sweep, load_detector
-from kmon.detect.contract import BAND
+from kmon.detect import Fleet, Mask, OwnWindows, Scored, Sweep
+from kmon.detect.contract import BAND, load_detectors
 from kmon.detect.fleet import numbers_of
 from kmon.detect.guests import guest_scored, row_of, with_guest
+from kmon.detect.own import kept_of, normal_gain, verdict_of
+from kmon.errors import StoreError
 from kmon.incidents import Verdict
 from kmon.ledger import Incident
 from kmon.store import Store
 
-TELLING = 3.0
-"""Nats that one side must be ahead: about 20 to 1. For what is normal again, in all `resolve_after` sweeps together."""
+log = structlog.get_logger("kmon")
 
 
 class Recheck:
@@ -30,16 +32,16 @@ class Recheck:
     def __init__(self, store: Store, config: Config, sweep: Sweep, masks: Sequence[Mask] = ()) -> None:
         self._store, self._config, self._sweep, self._masks = store, config, sweep, masks
         self._joined: dict[frozenset[tuple[str, str]], Fleet | None] = {}
-        own = (load_detector(use, config.path.parent) for use in config.detectors if use.use == Silence.name)
-        self._silence = next((one for one in own if isinstance(one, Silence)), None)
+        loaded = (detector for _, detector in reversed(load_detectors(config)))  # of one name the first tells
+        self._own = {one.name: one for one in loaded if isinstance(one, OwnWindows)}
 
     def __call__(self, incident: Incident) -> Verdict:
         numbers = numbers_of(self._store, incident.scope)
         gone = incident.metric not in self._config.metrics  # taken out of kmon.yaml while the incident was open
         if gone or len(numbers) < len(incident.scope):
             return "unjudged"
-        if incident.detector == Silence.name and self._silence is not None:
-            return self._silence.verdict(self._store, self._config, incident.scope, incident.metric, self._sweep.at)
+        if (own := self._own.get(incident.detector)) is not None:
+            return self._by_its_own(own, incident)
         scored = sorted((s for s in self._sweep.scored if s.detector.name == incident.detector), key=lambda s: s.width)
         if not scored:
             return "unjudged"
@@ -51,6 +53,15 @@ class Recheck:
             return "unjudged"
         verdicts = (self._verdict(one, incident, row) for one in scored)
         return next((verdict for verdict in verdicts if verdict != "unjudged"), "unjudged")
+
+    def _by_its_own(self, detector: OwnWindows, incident: Incident) -> Verdict:
+        """What a detector with windows of its own says; "unjudged" where the store has no time for it."""
+        at, since = self._sweep.at, self._sweep.since
+        try:
+            return detector.verdict(self._store, self._config, incident, at, since=since, masks=self._masks)
+        except StoreError as error:
+            log.warning(f"{detector.name} does not judge an incident again", incident=incident.id, reason=str(error))
+            return "unjudged"
 
     def _as_guest(self, scored: Sequence[Scored], incident: Incident) -> list[Scored]:
         """What is said of the incident's monitor in each width; nothing where it has no events."""
@@ -67,10 +78,7 @@ class Recheck:
         if score is None:
             long = scored.width >= incident.window
             return self._against_its_beginning(scored, row, incident) if long else "unjudged"
-        kept = 1 + (incident.observed / incident.expected - 1) / 2 if incident.expected else 2.0
-        gain = self._gain(scored, row, incident, score, max(kept, 0.02))
-        enough = TELLING / self._config.incidents.resolve_after
-        return "abnormal" if gain >= TELLING else "normal" if gain <= -enough else "unjudged"
+        return verdict_of(self._gain(scored, row, incident, score, kept_of(incident)), self._config)
 
     def _gain(self, scored: Scored, row: int, incident: Incident, score: dict[str, float], kept: float) -> float:
         """Log-likelihood of `kept` times the expected level over that of the expected one, in nats."""
@@ -86,8 +94,7 @@ class Recheck:
             gain = observed * np.log(after / before) + (1 - observed) * np.log((1 - after) / (1 - before))
             excess = max(variance * trials / (before * (1 - before)), 1.0)
             return float(trials * gain / excess)
-        middle = expected * (1 + kept) / 2
-        return float((observed - middle) * expected * (kept - 1) / variance)
+        return normal_gain(observed, expected, variance, kept)
 
     def _against_its_beginning(self, scored: Scored, row: int, incident: Incident) -> Verdict:
         """Where the incident has outlasted its references: which is nearer, what it was or what was expected?"""

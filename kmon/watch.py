@@ -93,7 +93,7 @@ class Outcome:
     def __str__(self) -> str:
         if self.sweep is None:
             return self.reason
-        windows = ", ".join(map(show_duration, self.sweep.windows)) or "no"
+        windows = ", ".join([*map(show_duration, self.sweep.windows), *self.sweep.own]) or "no"
         sweep = self.sweep
         counts = [counted(sweep.monitors, "monitor"), counted(sweep.tests, "test")]
         counts.append("1 anomaly" if sweep.anomalies == 1 else f"{sweep.anomalies:,} anomalies")

@@ -16,11 +16,11 @@ import polars as pl
 
 from kmon.alerts.message import number
 from kmon.config import Config, Metric, counted, show_duration
-from kmon.detect import Scored, Sweep
+from kmon.detect import OwnWindows, Scored, Sweep
+from kmon.detect.contract import least_volume
 from kmon.detect.expect import LEARNT, PRIOR, RECENT, Expectation, expect
 from kmon.detect.fleet import numbers_of
 from kmon.detect.guests import row_of
-from kmon.detect.sweeps import least_volume
 from kmon.explain import Cause
 from kmon.incidents import Decision, show_scope
 from kmon.leaves import related
@@ -137,8 +137,8 @@ def window_of(asked: Asked, sweep: Sweep, scored: Scored, *, looked_at: bool) ->
     numbers = numbers_of(asked.store, asked.scope)
     seen = len(numbers) == len(asked.scope)
     row = row_of(scored.fleet, numbers) if seen else None
-    if scored.apart:
-        found = _apart(asked, sweep, scored, row)
+    if isinstance(scored.detector, OwnWindows):
+        found = _apart(asked, sweep, scored, scored.detector, row)
     elif row is None:
         few = "too few events in the last two hours and at this time of the other days"
         found = _not_judged(scored, few if seen else "no event of it was ever seen")
@@ -155,13 +155,13 @@ def _not_judged(scored: Scored, reason: str) -> Window:
     return Window(scored.width, scored.detector.name, "not judged", reason, None, None)
 
 
-def _apart(asked: Asked, sweep: Sweep, scored: Scored, row: int | None) -> Window:
-    """The monitor in the window of a detector that brings its own, such as that of silence."""
+def _apart(asked: Asked, sweep: Sweep, scored: Scored, detector: OwnWindows, row: int | None) -> Window:
+    """The monitor in the window of a detector that brings its own."""
     score = scored.score(asked.metric, row) if row is not None else None
     if score is None:
-        return _not_judged(scored, "it is not silent, or too little is expected in so short a silence")
+        return _not_judged(scored, detector.unjudged(seen=row is not None))
     verdict = _verdict(asked, sweep, scored, score)
-    return Window(scored.window(score), scored.detector.name, value=0.0, exposure=1.0, **verdict)
+    return Window(scored.window(score), detector.name, value=score["value"], exposure=score["exposure"], **verdict)
 
 
 def _at_row(asked: Asked, sweep: Sweep, scored: Scored, row: int) -> Window:
@@ -293,7 +293,7 @@ def _learning(asked: Asked, known: dict[str, Any], volume: float) -> str:
 
 def _verdict(asked: Asked, sweep: Sweep, scored: Scored, score: dict[str, Any]) -> dict[str, Any]:
     """What `Window` has of a judged monitor: the outcome, its reason and the numbers that it comes from."""
-    family = sweep.families[scored.width]
+    family = sweep.families[scored.family]
     outcome, reason = _judged(asked, scored, score, family.reach)
     shown = {key: score[key] for key in ("observed", "expected", "lower", "upper", "p_value")}
     told = {"raw_p_value": score["raw"], "cutoff": family.reach, "tests": family.tests}

@@ -13,8 +13,9 @@ import polars as pl
 import pytest
 
 from kmon.config import Config, Models, load_config
-from kmon.deepscan import _Past, chosen, measures_of, scan
+from kmon.deepscan import measures_of, scan
 from kmon.detect import Sweep, expected_series, observe, sweep
+from kmon.detect.past import Past, chosen
 from kmon.fits import models, usable
 from kmon.ledger import FITS_KEPT, Fit, Ledger
 from kmon.reasons import Why, why
@@ -257,17 +258,17 @@ def test_a_stale_fit_is_not_used_and_it_is_said(answered: Any) -> None:
     assert found.models[0].sentence.endswith("UTC; stale after 36h; the comparison alone judges")
 
 
-def test_special_days_are_those_of_the_calendar(store: EmbeddedStore, ledger: Ledger) -> None:
+def test_special_days_are_those_of_the_calendar(store: EmbeddedStore) -> None:
     sale = {"name": "sale", "dates": [(AT - DAY).date().isoformat()], "scope": {"partner": "large"}}
-    past = _Past(store, ledger, settings(calendar={"events": [sale]}), AT - 4 * DAY, AT - 2 * HOUR)
+    past = Past(store, settings(calendar={"events": [sale]}), [], AT - 4 * DAY, AT - 2 * HOUR)
     assert past.special_days({"partner": "large"}, 288) == {(AT - DAY).date()}
     assert past.special_days({"partner": "small"}, 288) == set()
 
 
-def test_what_came_before_a_new_normal_is_no_past(store: EmbeddedStore, ledger: Ledger) -> None:
+def test_what_came_before_a_new_normal_is_no_past(store: EmbeddedStore) -> None:
     at = AT - 3 * DAY
     shift = {"name": "new", "at": at.isoformat(), "scope": {"partner": "large"}}
-    past = _Past(store, ledger, settings(calendar={"shifts": [shift]}), AT - 4 * DAY, AT)
+    past = Past(store, settings(calendar={"shifts": [shift]}), [], AT - 4 * DAY, AT)
     known = {partner: np.isfinite(past.read({"partner": partner})["sessions"]) for partner in ("large", "small")}
     assert known["large"].sum() == 3 * 288
     assert known["small"].all()

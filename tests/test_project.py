@@ -104,6 +104,20 @@ def test_the_detector_of_contributing_works():
     assert scores["notable"].to_list() == [True, False]
 
 
+def test_the_series_detector_of_contributing_works():
+    import numpy as np
+    import scipy.stats
+
+    import kmon
+
+    code = re.findall(r"```python\n(.*?)```", DOCS["CONTRIBUTING.md"], flags=re.DOTALL)[1]
+    namespace = {"kmon": kmon, "np": np, "scipy": scipy}
+    exec(compile(code, "CONTRIBUTING.md", "exec"), namespace)
+    values = np.append(np.random.default_rng(1).normal(100, 1, 2000), 110.0)
+    p_value = namespace["far"](days=3).judge(np.arange(2001) * 300.0, values, last=1).p_value
+    assert p_value[-1] < 1e-12
+
+
 def test_the_contributing_snippets_are_valid_configuration():
     text = TEMPLATE.read_text(encoding="utf-8")
     for snippet in re.findall(r"```yaml\n(.*?)```", DOCS["CONTRIBUTING.md"], flags=re.DOTALL):

@@ -25,6 +25,7 @@ from kmon.ledger import Incident, Ledger, SweepRecord, Word
 from kmon.replay import Summary, replay
 from kmon.store import EmbeddedStore
 from tests.detect.worlds import AT, MINUTE, config, spread, traffic
+from tests.test_deepscan import traffic as of_days
 
 FIVE = 5 * MINUTE
 
@@ -195,15 +196,31 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return recorded(tmp_path_factory.mktemp("quiet"), events)
 
 
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Four days, in whose last hour a partner has no orders for half an hour."""
+    ago = (pl.lit(AT.replace(tzinfo=None)) - pl.col("event_time")).dt.total_minutes()
+    lost = (pl.col("partner") == "large") & (pl.col("kind") == "o") & ago.is_between(25, 55)
+    return recorded(tmp_path_factory.mktemp("series"), of_days(4).filter(~lost))
+
+
 WORDS: list[Word | None] = [None, "true", "false", "new-normal"]
 
 
-@pytest.fixture(scope="module", params=[*WORDS, "silence"])
-def one_go(request: pytest.FixtureRequest, files: list[Path], quiet: list[Path]) -> tuple[World, Told]:
+@pytest.fixture(scope="module", params=[*WORDS, "silence", "surprise"])
+def one_go(
+    request: pytest.FixtureRequest, files: list[Path], quiet: list[Path], series: list[Path]
+) -> tuple[World, Told]:
     """A world, and what a replay of it in one go tells."""
-    if request.param != "silence":
+    if request.param in WORDS:
         world = World(looking(every="5m"), files, word=request.param)
         return world, world.told()
+    if request.param == "surprise":
+        own = {"detectors": [{"use": "kmon.detect:Surprise"}], "models": {"monitors": [{"partner": "large"}]}}
+        world = World(looking(every="5m", watch=[["partner"]], **own), series, since=AT - 60 * MINUTE)
+        found = world.told()
+        assert [incident["detector"] for incident in found[0]] == ["surprise"]
+        return world, found
     half = 30 * MINUTE
     silence = {"use": "silence", "params": {"days": 1, "every": "30m"}}
     settings = looking(every="30m", windows=["1h"], watch=[["partner"]], detectors=[{"use": "compare"}, silence])

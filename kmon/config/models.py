@@ -228,7 +228,10 @@ class DetectorUse(Model):
     """A detector and its parameters."""
 
     use: str
-    """``compare``, ``silence``, or one's own as ``module:Name``."""
+    """``compare``, ``silence``, ``kmon.detect:Surprise``, or one's own as ``module:Name``.
+
+    A detector of single series, such as Surprise, judges the monitors that ``models`` chooses.
+    """
     params: dict[str, Any] = {}
     shadow: bool = False
     """Score and record, never alert."""

@@ -1,9 +1,10 @@
 """Detection: what is abnormal now, over all monitors (`sweep`), along one (`expected_series`), or in any series."""
 
 from kmon.detect.compare import Compare
-from kmon.detect.contract import SCORES, Detector, detector, load_detector
+from kmon.detect.contract import SCORES, Detector, Points, SeriesDetector, detector, load_detector, series_detector
 from kmon.detect.cube import Cube, observe
 from kmon.detect.fleet import Fleet, Mask, Outlook
+from kmon.detect.own import OwnWindows
 from kmon.detect.series import expected_measures, expected_series
 from kmon.detect.shelf import Shelf
 from kmon.detect.silence import Silence
@@ -20,7 +21,10 @@ __all__ = [
     "Fleet",
     "Mask",
     "Outlook",
+    "OwnWindows",
+    "Points",
     "Scored",
+    "SeriesDetector",
     "SeriesScores",
     "Shelf",
     "Silence",
@@ -34,5 +38,6 @@ __all__ = [
     "load_detector",
     "observe",
     "read_ahead",
+    "series_detector",
     "sweep",
 ]

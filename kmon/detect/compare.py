@@ -5,6 +5,7 @@ expect the level (`kmon.detect.expect`)  ►  exact tails around it (`kmon.detec
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -102,6 +103,8 @@ class Compare:
             judged &= falls | (expected.volume >= own["min_volume"])
         low, high = now.interval(expected, self.coverage)
         evidence = np.where(judged, now.gain(expected), 0.0)
+        sizes = {"noise": expected.noise, "unit": expected.unit}
+        notable = judged & large(now.kind, now.value, now.exposure, now.usual, level, own, **sizes)
         told = expected.known | (now.kind != "rate")  # of nothing the share of the whole fleet would be expected
         return pl.DataFrame(
             {
@@ -114,7 +117,7 @@ class Compare:
                 "direction": _DIRECTIONS.gather(falls.astype(np.uint32)),
                 "evidence": np.clip(np.nan_to_num(evidence), 0, PLENTY),
                 "judged": judged,
-                "notable": judged & _large(now, expected, observed, falls, own),
+                "notable": notable,
             }
         )
 
@@ -123,22 +126,32 @@ class Compare:
         return {"min_volume": self.min_volume, "min_effect": fall, "min_rise": self.min_rise}
 
 
-def _large(
-    now: _Now, expected: Expectation, observed: Floats, falls: npt.NDArray[np.bool_], own: dict[str, Floats]
+def large(
+    kind: str,
+    value: Floats,
+    exposure: Floats,
+    usual: Floats,
+    level: Floats,
+    own: Mapping[str, Floats | float],
+    *,
+    noise: Floats | float = 1.0,
+    unit: Floats | float = 1.0,
 ) -> npt.NDArray[np.bool_]:
-    """Whether the change is worth telling, of those that are certain.
+    """Whether a change from the expected `level` is worth telling, of those that are certain.
 
-    A count that fell by a third and is low by chance has not fallen by half: it gets a standard deviation of doubt.
-    More sessions with as many orders are no lost orders: of a rate the numerator must have moved too.
+    `usual` is a usual exposure, and `own` has `min_effect` and `min_rise`. A count that fell by a third and is low by
+    chance has not fallen by half: it gets a standard deviation of doubt, by `noise` and `unit`. More sessions with as
+    many orders are no lost orders: of a rate the numerator must have moved too.
     """
-    level = expected.level
-    doubt = np.sqrt(expected.noise * (now.value + expected.unit)) if now.kind == "count" else 0.0
+    observed = value / exposure
+    falls = observed < level
+    doubt = np.sqrt(noise * (value + unit)) if kind == "count" else 0.0
     change = (observed + np.where(falls, doubt, 0.0) - level) / np.abs(level)
     enough = np.where(falls, change <= -own["min_effect"], change >= own["min_rise"])
-    if now.kind == "rate":
-        before = level * np.fmin(now.exposure, GROWTH * now.usual)
-        lost = np.fmax(before * own["min_effect"] / 2, NOISE * np.sqrt(expected.noise * before))
-        enough &= np.where(falls, before - now.value >= lost, now.value > before)
+    if kind == "rate":
+        before = level * np.fmin(exposure, GROWTH * usual)
+        lost = np.fmax(before * own["min_effect"] / 2, NOISE * np.sqrt(noise * before))
+        enough &= np.where(falls, before - value >= lost, value > before)
     return np.asarray(enough, dtype=bool)
 
 

@@ -1,4 +1,4 @@
-"""The detector contract: windows in, scores out, both frames with one row a monitor.
+"""The detector contract: windows in, scores out, both frames with one row a monitor; or one series in, p-values out.
 
 `windows` has the columns
 
@@ -24,6 +24,9 @@
 serve as a reference: nothing was recorded, a known incident lies in it, or the day is of another kind than today
 (`kmon.detect.calendar`). `scores` has the columns of SCORES, aligned with `windows`. A detector does not change its
 input, keeps no state between calls, and says "not judged" rather than guess.
+
+A `SeriesDetector` judges the points of one series. The sweep asks it through `kmon.detect.adapted`, about the monitors
+that ``models:`` in kmon.yaml chooses.
 """
 
 from __future__ import annotations
@@ -34,14 +37,17 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from kmon.config import DetectorUse, Metric
+from kmon.config import Config, DetectorUse, Metric
 from kmon.detect.quantiles import in_its_unit
 from kmon.errors import UsageError
 
+Floats = npt.NDArray[np.float64]
 SCORES = pl.Schema(
     {
         "observed": pl.Float64(),  # count in the window, or the rate or mean
@@ -78,6 +84,31 @@ class Detector(Protocol):
         ...
 
 
+class Points(NamedTuple):
+    """What a series detector says of the points of a series, each array as long as that."""
+
+    p_value: npt.ArrayLike
+    """The chance of a point like this where nothing is wrong, two-sided; NaN: not judged."""
+    expected: npt.ArrayLike | None = None
+    """What was expected in its place; None or NaN leaves that to the adapter, which takes the usual level."""
+
+
+class SeriesDetector(Protocol):
+    """Judges the points of one series, each by the points before it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def judge(self, times: Floats, values: Floats, *, last: int) -> Points:
+        """`times` in epoch seconds, in steps; `values` NaN for gaps. Only the `last` points need scores."""
+        ...
+
+
+def least_volume(metric: Metric, detector: Detector) -> float:
+    """What a window must have, now or usually, so that the detector judges it."""
+    return metric.min_volume if metric.min_volume is not None else getattr(detector, "min_volume", 0.0)
+
+
 class _FunctionDetector:
     def __init__(self, function: Callable[..., pl.DataFrame], **params: Any) -> None:
         self.name = function.__name__
@@ -96,24 +127,63 @@ def detector(function: Callable[..., pl.DataFrame]) -> Callable[..., Detector]:
     >>> nothing(floor=2.0).name
     'nothing'
     """
+    return _factory(function, _FunctionDetector, skip=1)
 
-    def make(**params: Any) -> Detector:
-        _check(function.__name__, inspect.signature(function), params, skip=1)
-        return _FunctionDetector(function, **params)
+
+def _factory(function: Callable[..., Any], kind: Callable[..., Any], *, skip: int) -> Callable[..., Any]:
+    """What makes a detector of a function, whose first `skip` arguments are no parameters."""
+
+    def make(**params: Any) -> Any:
+        _check(function.__name__, inspect.signature(function), params, skip=skip)
+        return kind(function, **params)
 
     make.__name__ = function.__name__
     make.__doc__ = function.__doc__
     return make
 
 
+class _FunctionOfSeries:
+    def __init__(self, function: Callable[..., Points | npt.ArrayLike], **params: Any) -> None:
+        self.name = function.__name__
+        self._function, self._params = function, params
+
+    def judge(self, times: Floats, values: Floats, *, last: int) -> Points:
+        found = self._function(times, values, **self._params)
+        return Points(*found) if isinstance(found, tuple) else Points(found)
+
+
+def series_detector(function: Callable[..., Points | npt.ArrayLike]) -> Callable[..., SeriesDetector]:
+    """Make a series detector of a function ``(times, values, **params) -> p_values``, or ``-> (p_values, expected)``.
+
+    >>> @series_detector
+    ... def doubled(times, values, p=1e-6):
+    ...     return [p if value > 2 * values[0] else 1.0 for value in values]
+    >>> doubled(p=0.5).judge([0, 300], [1.0, 3.0], last=1).p_value
+    [1.0, 0.5]
+    """
+    return _factory(function, _FunctionOfSeries, skip=2)
+
+
 BUILT_IN = {"compare": "kmon.detect.compare:Compare", "silence": "kmon.detect.silence:Silence"}
 """What stands behind a name without a colon in ``kmon.yaml``."""
+
+
+def load_detectors(config: Config) -> list[tuple[DetectorUse, Detector]]:
+    """All detectors of a configuration; UsageError where one does not exist, or cannot work with it."""
+    from kmon.detect.own import OwnWindows
+
+    loaded = [(use, load_detector(use, config.path.parent)) for use in config.detectors]
+    for _, one in loaded:
+        if isinstance(one, OwnWindows):
+            one.check(config)
+    return loaded
 
 
 def load_detector(use: DetectorUse, folder: Path) -> Detector:
     """The detector that the configuration names; UsageError with the nearest valid name where it does not exist.
 
-    `folder`, where ``kmon.yaml`` lies, is searched for one's own modules after everything that is installed.
+    One of single series comes adapted. `folder`, where ``kmon.yaml`` lies, is searched for one's own modules after
+    everything that is installed.
     """
     if ":" not in use.use and use.use not in BUILT_IN:
         message = f"there is no detector {use.use!r}: built in is {', '.join(BUILT_IN)}, your own is 'module:Name'"
@@ -128,12 +198,11 @@ def load_detector(use: DetectorUse, folder: Path) -> Detector:
         raise UsageError(message) from error
     try:
         _check(use.use, inspect.signature(factory), use.params)
-        loaded: Detector = factory(**use.params)
+        loaded = factory(**use.params)
     except TypeError as error:
         message = f"the detector {use.use!r} does not take these parameters: {error}"
         raise UsageError(message) from error
-    _check_that_it_judges_windows(use.use, loaded)
-    return loaded
+    return _adapted(use.use, loaded)
 
 
 def scored(detector: Detector, windows: pl.DataFrame, metric: Metric | None = None) -> pl.DataFrame:
@@ -157,18 +226,24 @@ def scored(detector: Detector, windows: pl.DataFrame, metric: Metric | None = No
     return in_its_unit(told, windows, metric) if metric is not None and metric.kind == "quantile" else told
 
 
-def _check_that_it_judges_windows(use: str, loaded: object) -> None:
-    """UsageError for anything else, such as a series detector, which a sweep has no series for."""
+def _adapted(use: str, loaded: Any) -> Detector:
+    """A detector of the sweep; UsageError for what judges neither windows nor a series."""
+    from kmon.detect.adapted import Adapted
+
+    of_series = hasattr(loaded, "judge")
     try:
-        inspect.signature(loaded.score).bind(None)  # type: ignore[attr-defined]
-        if isinstance(loaded.name, str):  # type: ignore[attr-defined]
-            return
+        if of_series:
+            inspect.signature(loaded.judge).bind(None, None, last=1)
+        else:
+            inspect.signature(loaded.score).bind(None)
+        if isinstance(loaded.name, str):
+            return Adapted(loaded) if of_series else loaded
         why = "its name is no text"
     except (AttributeError, TypeError, ValueError) as error:
         why = str(error)
     message = (
-        f"{use!r} is no detector of a sweep, which has a name and score(windows) ({why}): name one that judges windows;"
-        " a detector of single series, such as kmon.detect:Surprise, is for notebooks"
+        f"{use!r} is no detector of a sweep, which has a name and score(windows), or judge(times, values, last=1) where"
+        f" it judges single series ({why})"
     )
     raise UsageError(message)
 

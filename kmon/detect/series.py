@@ -19,10 +19,12 @@ from kmon.config import Config, Metric
 from kmon.config.bins import BIN, bin_for
 from kmon.config.words import nearest
 from kmon.detect.calendar import Calendar
-from kmon.detect.contract import Detector, load_detector, scored
+from kmon.detect.compare import Compare
+from kmon.detect.contract import Detector, load_detectors, scored
 from kmon.detect.expect import AFTER, RECENT
 from kmon.detect.fleet import DAY, DAYS, LAG, RECENT_WINDOWS, Mask, Outlook, check_taken_over, thresholds
 from kmon.detect.models import STEP, at_bins
+from kmon.detect.own import OwnWindows
 from kmon.detect.quantiles import nearest_edges, value_of
 from kmon.errors import UsageError
 from kmon.store import Store
@@ -48,7 +50,7 @@ def expected_series(
 
     Columns: `bucket` (UTC without a zone, one every `grain`), `observed`, `expected`, `lower`, `upper`, `yesterday`;
     null where nothing is known. Counts are per bucket. The references are those of a sweep, scored by the first
-    configured detector; buckets inside `masks` serve as none.
+    configured detector that judges windows, or the comparison; buckets inside `masks` serve as none.
     Of `outlooks` the monitor's own serve as one more. UsageError where a name is unknown.
     """
     if isinstance(metric, str) and metric not in config.metrics:
@@ -92,7 +94,8 @@ def expected_measures(
             first, last = begin - days * DAY + low * step, finish + AFTER * bin_ - days * DAY + high * step
             block = _Block.read(store, where, first, last, step, masks)
             blocks[days] = replace(block, later=shifts - low, like=along.like[days])
-    detector = load_detector(config.detectors[0], config.path.parent)
+    judges = (one for _, one in load_detectors(config) if not isinstance(one, OwnWindows))
+    detector = next(judges, None) or Compare()
     grid = _Grid(start, n, grain // step, bin_ // step, LAG / step)
     told = {one.measure: one for one in outlooks if one.scope == dict(where)}
     return [_scored(m, detector, blocks, told, grid, grain, bin_) for m in chosen]

@@ -12,25 +12,24 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 from scipy import stats
 
-from kmon.clock import EPOCH
 from kmon.config import Config, parse_duration
 from kmon.detect.calendar import Calendar
 from kmon.detect.contract import SCORES
 from kmon.detect.expect import LOOSE, overdispersion
 from kmon.detect.fleet import Fleet, Mask, numbers_of
+from kmon.detect.own import TELLING, Known, Look, OwnWindows, Verdict
 from kmon.errors import UsageError
 from kmon.store import Store
 
 Floats = npt.NDArray[np.float64]
 HOUR = dt.timedelta(hours=1)
-Verdict = Literal["abnormal", "normal", "unjudged"]
 STEADY = 0.02
 """Relative variance of a partner's count from day to day where the fleet tells none."""
 WEIGHT = 4.0
@@ -45,8 +44,6 @@ LEAK = 0.02
 """What still comes of a partner that is silent, of its usual rate: a stray event is no return."""
 SURE = 1.5
 """The store leaves out who had less than so many times `least` on two other days together: nobody that could matter."""
-TELLING = 3.0
-"""Nats that one side must be ahead, as in `kmon.recheck`."""
 
 
 @dataclass(frozen=True)
@@ -178,10 +175,11 @@ def chance(expected: Floats, excess: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class Silence:
+class Silence(OwnWindows):
     """Partners that should have come by now. It brings its own windows, and judges them every so often."""
 
     name: ClassVar[str] = "silence"
+    overlaps: ClassVar[bool] = False
 
     metric: str | None = None
     """Of whose count not one has come; default the first of sessions, events, or any count."""
@@ -210,20 +208,15 @@ class Silence:
             message = f"the detector 'silence', every: {error}"
             raise UsageError(message) from error
 
-    def score(self, windows: pl.DataFrame) -> pl.DataFrame:
-        """Nothing of the windows of a sweep, which are too short for what this is about: none is judged."""
-        nothing = {"judged": False, "notable": False, "p_value": 1.0, "direction": "down", "evidence": 0.0}
-        columns = {name: pl.Series([nothing.get(name)], dtype=dtype) for name, dtype in SCORES.items()}
-        return pl.DataFrame({name: one.new_from_index(0, windows.height) for name, one in columns.items()})
+    def check(self, config: Config) -> None:
+        self.metric_of(config)
+
+    def longest(self, config: Config) -> dt.timedelta:
+        return config.incidents.lasting
 
     def look_every(self, config: Config) -> dt.timedelta:
         """The time between two looks, in whole sweeps."""
         return max(1, -(-parse_duration(self.every) // config.every)) * config.every
-
-    def is_due(self, config: Config, at: dt.datetime, since: dt.datetime | None) -> bool:
-        """Whether a look is due at `at` after a sweep at `since`."""
-        step = self.look_every(config)
-        return since is None or (since - EPOCH) // step < (at - EPOCH) // step
 
     def metric_of(self, config: Config) -> str:
         """The name of the count that it is about; UsageError where there is none."""
@@ -236,16 +229,13 @@ class Silence:
         return self.metric
 
     def watches(self, config: Config, metric: str, scope: Mapping[str, str]) -> bool:
-        """Whether it is about that monitor."""
         return metric == self.metric_of(config) and any(set(grouping) == set(scope) for grouping in self.by)
 
-    def look(
-        self, store: Store, config: Config, at: dt.datetime, masks: Sequence[Mask] = ()
-    ) -> tuple[Fleet, pl.DataFrame, int] | None:
-        """(the silent monitors, a score for each, how many were tested) at `at`; None where nobody is.
+    def unjudged(self, *, seen: bool) -> str:
+        return "it is not silent, or too little is expected in so short a silence"
 
-        The scores have what those of a sweep have, and `seconds`, how long a monitor has been silent.
-        """
+    def look(self, store: Store, config: Config, at: dt.datetime, masks: Sequence[Mask] = ()) -> Look | None:
+        """The silent monitors; each window is as long as one has been silent."""
         name = self.metric_of(config)
         found = [self._of_set(store, config, number, name, at, masks) for number in range(len(self.by))]
         parts = [part for part in found if part is not None]
@@ -253,10 +243,11 @@ class Silence:
             return None
         monitors = pl.concat([monitors for monitors, _, _ in parts], how="diagonal")
         scores = pl.concat([scores for _, scores, _ in parts])
-        scores = scores.with_columns(metric=pl.lit(name), row=pl.int_range(pl.len()))
+        whole = {"value": pl.lit(0.0), "exposure": pl.lit(1.0)}
+        scores = scores.with_columns(metric=pl.lit(name), row=pl.int_range(pl.len()), **whole)
         none = np.zeros((monitors.height, 0), dtype=bool)
         fleet = Fleet(at, HOUR, (), monitors, {}, none, np.zeros(0, dtype=bool))
-        return fleet, scores.filter(pl.col("judged")), sum(tests for _, _, tests in parts)
+        return Look(fleet, scores.filter(pl.col("judged")), sum(tests for _, _, tests in parts))
 
     def _of_set(
         self, store: Store, config: Config, number: int, name: str, at: dt.datetime, masks: Sequence[Mask]
@@ -306,12 +297,21 @@ class Silence:
             schema=SCORES,
         )
 
-    def verdict(self, store: Store, config: Config, scope: dict[str, str], metric: str, at: dt.datetime) -> Verdict:
+    def verdict(
+        self,
+        store: Store,
+        config: Config,
+        incident: Known,
+        at: dt.datetime,
+        *,
+        since: dt.datetime | None = None,
+        masks: Sequence[Mask] = (),
+    ) -> Verdict:
         """Whether a monitor that was silent still is: what came in the shortest of the last hours that can tell.
 
         The likelihood of its usual rate against LEAK of it.
         """
-        measure = config.metrics[metric].parts[0]
+        scope, measure = incident.scope, config.metrics[incident.metric].parts[0]
         start = at - 24 * (self.days + 1) * HOUR
         rows = store.measures(scope, start, at, HOUR)
         hour = (_naive(at) - rows["bucket"]).dt.total_hours() - 1

@@ -8,8 +8,9 @@ The scheduled notebook, the replay and the researcher call the same function.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from typing import Any, Literal
 
 import numpy as np
@@ -22,12 +23,12 @@ from kmon.calibrate import Calibration, Calibrations, Key, Tail
 from kmon.clock import EPOCH, Laps, floor
 from kmon.config import Config, DetectorUse, Metric
 from kmon.detect.calendar import Calendar
-from kmon.detect.contract import SCORES, Detector, load_detector, scored
+from kmon.detect.contract import SCORES, Detector, least_volume, load_detectors, scored
 from kmon.detect.cube import Base, Cube, is_large, recall
 from kmon.detect.fleet import FINE, MINUTE, Fleet, Mask, Outlook, check_taken_over
+from kmon.detect.own import OwnWindows
 from kmon.detect.screen import Asked, Pick, Sums, pick
 from kmon.detect.shelf import Shelf
-from kmon.detect.silence import Silence
 from kmon.errors import StoreError
 from kmon.store import Store
 
@@ -38,6 +39,10 @@ COMPANY = 500
 """Other monitors that suffice to tell what is usual in the fleet."""
 MOST = 0.05
 """The largest false discovery rate of a look, whatever the budget."""
+
+
+FamilyKey = dt.timedelta | str
+"""The width of the windows, or the name of a detector that brings its own."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,19 @@ class Scored:
     calibrations: Calibrations
     tests: int
     """How many monitors were tested; those that are not among the `scores` could be no anomaly."""
-    apart: bool = False
-    """Whether its windows are its own, each as long as `seconds` says, from which no cause is to be taken."""
+    apart: str = ""
+    """What its family is called, where its windows are its own, each as long as `seconds` says, from which no cause is
+    to be taken (`kmon.detect.own`)."""
+
+    @property
+    def family(self) -> FamilyKey:
+        """Of whose tests its own are."""
+        return self.apart or self.width
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a cause that has events in common with what it flags explains that: see `kmon.detect.own`."""
+        return isinstance(self.detector, OwnWindows) and self.detector.overlaps
 
     def window(self, score: Mapping[str, Any]) -> dt.timedelta:
         """How long the window of one of `scores` is."""
@@ -110,8 +126,8 @@ class Sweep:
 
     at: dt.datetime
     scored: tuple[Scored, ...]
-    families: Mapping[dt.timedelta, Family]
-    """By width, of those that were judged."""
+    families: Mapping[FamilyKey, Family]
+    """Of what was judged."""
     monitors: int
     flagged: tuple[pl.DataFrame, ...] = field(repr=False)
     """The anomalies, a frame for each of `scored`, with the columns of its scores."""
@@ -120,12 +136,20 @@ class Sweep:
     cube: Cube | None = field(default=None, repr=False)
     """What was read, for the next sweep."""
     seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
-    """How long it took to ``read``, to ``choose`` whom to look at, to ``score`` them, and to look for ``silence``."""
+    """How long it took to ``read``, to ``choose`` whom to look at, to ``score`` them, and to look for ``silence`` and
+    whatever else has windows of its own."""
+    since: dt.datetime | None = None
+    """The sweep after which windows had become due; None where all were looked at."""
 
     @property
     def windows(self) -> tuple[dt.timedelta, ...]:
         """The widths that were judged."""
-        return tuple(self.families)
+        return tuple(key for key in self.families if isinstance(key, dt.timedelta))
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The families with windows of their own that were judged."""
+        return tuple(key for key in self.families if isinstance(key, str))
 
     @property
     def tests(self) -> int:
@@ -169,15 +193,13 @@ def _is_kept(store: Store, at: dt.datetime, width: dt.timedelta, bin_: dt.timede
     return kept is None or kept <= at - FINE * bin_
 
 
-def false_discovery_rate(config: Config, width: dt.timedelta) -> float:
-    """Of one look at the windows of `width`: the day's budget, in equal parts to the widths and to their looks."""
-    looks = dt.timedelta(days=1) / look_every(config, width)
-    return min(MOST, config.false_alerts_per_day / _shares(config) / looks)
+def false_discovery_rate(config: Config, every: dt.timedelta, own: int = 0) -> float:
+    """Of one of the looks that a family of tests has `every` so often: the day's budget, in equal parts to all of it.
 
-
-def _shares(config: Config) -> int:
-    """The families that share the budget: a width each, and a detector that brings its own windows."""
-    return len(config.windows) + sum(use.use == Silence.name and not use.shadow for use in config.detectors)
+    The families are a width each, and `own` detectors that bring their own windows.
+    """
+    looks = dt.timedelta(days=1) / every
+    return min(MOST, config.false_alerts_per_day / (len(config.windows) + own) / looks)
 
 
 def sweep(
@@ -202,8 +224,10 @@ def sweep(
     """
     laps = Laps()
     check_taken_over(store, config, config.metrics.values(), (d for grouping in config.watch for d in grouping))
-    loaded = [(use, load_detector(use, config.path.parent)) for use in config.detectors]
-    detectors = [(use, d) for use, d in loaded if not isinstance(d, Silence)]
+    loaded = load_detectors(config)
+    detectors = [(use, d) for use, d in loaded if not isinstance(d, OwnWindows)]
+    apart = [(use, d) for use, d in loaded if isinstance(d, OwnWindows)]
+    own = sum(not use.shadow for use, _ in apart)
     judges = [d for _, d in detectors]
     there = shelf.take if shelf is not None else (lambda _: None)
     cube = recall(store, config, at, cube, least=_least(config, judges), shelf=there)
@@ -214,7 +238,7 @@ def sweep(
     watched = cube.watched(config)
     wanted = cube.rows_of(store, [*keep, *(one.scope for one in outlooks)])
     kept = _among(watched, np.union1d(wanted, cube.common))
-    rates = {width: false_discovery_rate(config, width) for width in widths}
+    rates = {width: false_discovery_rate(config, look_every(config, width), own) for width in widths}
     asked = {name: _asked(metric, judges) for name, metric in config.metrics.items()}
     sums = Sums(cube, at, watched, asked, max(widths, default=dt.timedelta(0)), Calendar(config, store))
     picks = {width: pick(sums, width, asked, keep=kept, rate=rate) for width, rate in rates.items()}
@@ -223,7 +247,7 @@ def sweep(
     chosen = np.unique(np.concatenate([kept, touched, *(one.rows for of in picks.values() for one in of.values())]))
     fleet = cube.fleet(store, config, at, chosen, masks=masks, outlooks=outlooks)
     found: list[Scored] = []
-    families: dict[dt.timedelta, Family] = {}
+    families: dict[FamilyKey, Family] = {}
     for width in widths:
         mine = {name: one.among(chosen) for name, one in picks[width].items()}
         scores = [_scored(use, d, fleet, width, config, known, mine) for use, d in detectors]
@@ -231,13 +255,19 @@ def sweep(
         found += scores
     laps.end("score")
     if not cube.quiet(at, max(config.windows)):
-        for use, detector in loaded:
-            if isinstance(detector, Silence) and (one := _silence(use, detector, store, config, at, since, masks)):
-                families[one.width] = _family(_rate_of_silence(config, detector), [one])
+        due_now = [(use, detector) for use, detector in apart if detector.is_due(config, at, since)]
+        for use, detector in due_now:
+            called = _family_name(detector, families)
+            if (one := _look(use, detector, called, store, config, at, masks)) is not None:
+                rate = false_discovery_rate(config, detector.look_every(config), own)
+                families[called] = _family(rate, [one])
                 found.append(one)
-    flagged = tuple(s.scores.filter((pl.col("p_value") <= families[s.width].cutoff) & pl.col("notable")) for s in found)
+    flagged = tuple(
+        s.scores.filter((pl.col("p_value") <= families[s.family].cutoff) & pl.col("notable")) for s in found
+    )
     laps.end("silence")
-    return Sweep(at, tuple(found), families, len(watched), flagged, _tails(found, families), cube, laps.seconds)
+    tails = _tails(found, families)
+    return Sweep(at, tuple(found), families, len(watched), flagged, tails, cube, laps.seconds, since)
 
 
 def _among(watched: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -245,35 +275,34 @@ def _among(watched: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.N
     return rows[np.isin(rows, watched)]
 
 
-def _silence(
+def _look(
     use: DetectorUse,
-    detector: Silence,
+    detector: OwnWindows,
+    called: str,
     store: Store,
     config: Config,
     at: dt.datetime,
-    since: dt.datetime | None,
     masks: Sequence[Mask],
 ) -> Scored | None:
-    """What the detector of silence says, where a look is due and anybody is silent.
+    """What a detector with windows of its own says; None where there is nobody to look at, or no time to.
 
-    Its width stands for all of its windows, none of which is longer, and is that of no other.
+    Its width is the longest that one of them can be.
     """
     try:
-        looked = detector.look(store, config, at, masks) if detector.is_due(config, at, since) else None
+        looked = detector.look(store, config, at, masks)
     except StoreError as error:  # it looks through much; the windows must not wait where that takes too long
-        log.warning("silence is not judged", reason=str(error))
+        log.warning(f"{detector.name} is not judged", reason=str(error))
         return None
     if looked is None:
         return None
-    fleet, scores, tests = looked
-    width = max(config.incidents.lasting, max(config.windows) + dt.timedelta(seconds=1))
-    scores = scores.with_columns(raw=pl.col("p_value"), company=False)
-    return Scored(use, detector, fleet, width, scores, {}, tests, apart=True)
+    scores = looked.scores.with_columns(raw=pl.col("p_value"), company=False)
+    return Scored(use, detector, looked.fleet, detector.longest(config), scores, {}, looked.tests, apart=called)
 
 
-def _rate_of_silence(config: Config, detector: Silence) -> float:
-    looks = dt.timedelta(days=1) / detector.look_every(config)
-    return min(MOST, config.false_alerts_per_day / _shares(config) / looks)
+def _family_name(detector: Detector, taken: Collection[FamilyKey]) -> str:
+    """The name of a detector, with a number where it is configured more than once."""
+    names = chain([detector.name], (f"{detector.name} {number}" for number in count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def _family(rate: float, found: Sequence[Scored]) -> Family:
@@ -290,12 +319,12 @@ def _calibrated(scores: pl.DataFrame, calibration: Calibration | None) -> pl.Dat
     return scores.with_columns(raw=pl.col("p_value"), p_value=pl.Series(p, dtype=pl.Float64))
 
 
-def _tails(found: Sequence[Scored], families: Mapping[dt.timedelta, Family]) -> dict[Key, Tail]:
+def _tails(found: Sequence[Scored], families: Mapping[FamilyKey, Family]) -> dict[Key, Tail]:
     """The p-values of the first detector for monitors which no known incident touches, and which are no anomaly."""
     tails: dict[Key, Tail] = {}
     for one in (one for one in found if one.use is found[0].use and not one.apart):
         calm = one.fleet.untouched[one.scores["row"].to_numpy()]
-        usual = pl.col("company") & (pl.col("p_value") > families[one.width].cutoff)
+        usual = pl.col("company") & (pl.col("p_value") > families[one.family].cutoff)
         normal = one.scores.filter(pl.Series(calm) & usual)
         for (metric,), part in normal.group_by("metric"):
             tails[str(metric), one.width.total_seconds()] = Tail.of(part["raw"].to_numpy())
@@ -310,7 +339,7 @@ def read_ahead(store: Store, config: Config, at: dt.datetime, shelf: Shelf) -> L
     """
     if not is_large(store):
         return "small"
-    detectors = [load_detector(use, config.path.parent) for use in config.detectors if use.use != Silence.name]
+    detectors = [detector for _, detector in load_detectors(config) if not isinstance(detector, OwnWindows)]
     at = floor(at, config.every)
     base = Base.at(store, config, at, _least(config, detectors)).next()
     kept = shelf.take(base.as_of)
@@ -359,11 +388,6 @@ def _asked(metric: Metric, detectors: Sequence[Detector]) -> Asked:
     if len(changes) < len(told) or not changes:
         return Asked(metric, least, None)
     return Asked(metric, least, (min(fall for fall, _ in changes), min(rise for _, rise in changes)))
-
-
-def least_volume(metric: Metric, detector: Detector) -> float:
-    """What a window must have, now or usually, so that the detector judges it."""
-    return metric.min_volume if metric.min_volume is not None else getattr(detector, "min_volume", 0.0)
 
 
 def _cutoff(p: npt.NDArray[np.float64], rate: float) -> float:

@@ -20,7 +20,7 @@ import pytest
 
 import kmon.detect
 from kmon.config import DetectorUse
-from kmon.detect import SCORES, Silence, load_detector
+from kmon.detect import SCORES, OwnWindows, Silence, load_detector
 from kmon.detect.contract import BUILT_IN
 from kmon.detect.models import A_DAY, CANDIDATES, Share, forecast
 from kmon.detect.silence import History
@@ -58,6 +58,13 @@ def test_all_are_found() -> None:
     assert sorted(SHIPPED) == ["compare", "silence", "surprise"]
     assert (OF_SERIES, WITH_A_LOOK) == (["surprise"], ["silence"])
     assert sorted(BUILT_IN) == sorted(SHIPPED.keys() - set(OF_SERIES))
+    assert {name for name, one in SHIPPED.items() if issubclass(one, OwnWindows)} == set(WITH_A_LOOK)
+    adapted = {
+        name: load_detector(DetectorUse(use=f"kmon.detect:{SHIPPED[name].__name__}"), ROOT) for name in OF_SERIES
+    }
+    assert {name: (one.name, isinstance(one, OwnWindows)) for name, one in adapted.items()} == {
+        name: (name, True) for name in OF_SERIES
+    }
     assert sorted(CANDIDATES) == ["binomial", "components", "ets", "glm", "mstl"]
 
 
@@ -260,6 +267,40 @@ def test_no_point_and_one_point_have_no_score(of_series: Any, n: int) -> None:
     assert np.isnan(alarm(of_series, t[:n], v[:n])).all()
     v[:-1] = np.nan
     assert np.isnan(alarm(of_series, t, v)).all()
+
+
+def chances(detector: Any, t: Floats, v: Floats, last: int = 288) -> Floats:
+    """What it tells a sweep of the last points."""
+    return np.asarray(detector.judge(t, v, last=last).p_value)[-last:]
+
+
+def test_a_sweep_is_told_chances_of_a_series_left_alone(of_series: Any) -> None:
+    t, v = series()
+    v[2700:2710] = np.nan
+    before = (t.copy(), v.copy())
+    p = chances(of_series, t, v)
+    np.testing.assert_array_equal((t, v), before)
+    np.testing.assert_array_equal(chances(of_series, t, v), p)
+    np.testing.assert_array_equal(chances(of_series, t, v, last=1), p[-1:])
+    assert (np.isnan(p) == np.isnan(v[-288:])).all()
+    assert ((p > 0) & (p <= 1))[np.isfinite(p)].all()
+
+
+@pytest.mark.parametrize(("factor", "level"), [(0.2, 100.0), (3.0, 100.0), (0.2, 1e9), (3.0, 1e-6)])
+def test_a_sweep_is_told_of_a_change_while_it_lasts_a_little(of_series: Any, factor: float, level: float) -> None:
+    t, v = series(level)
+    calm = chances(of_series, t, v)
+    v[-3:] *= factor
+    assert chances(of_series, t, v)[-1] < 1e-5
+    assert calm.min() > 1e-5
+
+
+@pytest.mark.parametrize("n", [0, 1, 100])
+def test_a_sweep_is_told_nothing_of_a_new_series(of_series: Any, n: int) -> None:
+    t, v = series()
+    assert np.isnan(chances(of_series, t[:n], v[:n])).all()
+    v[:-1] = np.nan
+    assert np.isnan(chances(of_series, t, v)).all()
 
 
 # ---- candidates of models --------------------------------------------------------------------------------------------

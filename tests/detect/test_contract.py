@@ -8,11 +8,10 @@ import polars as pl
 import pytest
 
 from kmon.config import DetectorUse
-from kmon.detect import SCORES, detector, load_detector, sweep
+from kmon.detect import SCORES, detector, load_detector
 from kmon.detect.contract import scored
-from kmon.doctor import examine
 from kmon.errors import UsageError
-from tests.detect.worlds import AT, config, shop, traffic, windows
+from tests.detect.worlds import windows
 
 MINE = '''
 import polars as pl
@@ -89,23 +88,13 @@ def test_ones_own_class_and_function_lie_beside_the_configuration(folder: Path) 
         ("MINE:Nameless", {}, "has a name"),
         ("MINE:Silent", {}, "no attribute 'score'"),
         ("MINE:nothing", {}, "is no detector of a sweep"),
-        ("kmon.detect:Surprise", {}, "no detector of a sweep.*judges windows; a detector of single series, such as"),
+        ("kmon.detect:SeriesScores", {"surprise": 1, "alarm": 2}, "or judge.times, values, last=1. where it judges"),
         ("kmon.detect:Surprise", {"spam": 1}, "did you mean 'span'"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(folder: Path, use: str, params: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         load_detector(DetectorUse(use=use.replace("MINE", module(folder)), params=params), folder)
-
-
-def test_a_series_detector_is_refused_before_any_sweep(folder: Path) -> None:
-    """By the checks of an installation, and by a sweep in a sentence instead of a traceback."""
-    settings = config(folder, detectors=[{"use": "compare"}, {"use": "kmon.detect:Surprise", "shadow": True}])
-    with shop(traffic(2.0)) as store, pytest.raises(UsageError, match="is no detector of a sweep"):
-        sweep(store, settings, AT)
-    (check,) = [check for check in examine(settings) if check.name == "detectors"]
-    assert not check.ok
-    assert "kmon.detect:Surprise" in check.detail
 
 
 def test_scores_that_break_the_contract_are_refused(folder: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from kmon.config import DetectorUse
 from kmon.detect import SCORES, Silence, load_detector, sweep
 from kmon.detect.silence import History, chance, longest, usual
+from kmon.doctor import examine
 from kmon.errors import UsageError
 from kmon.ledger import Ledger
 from kmon.reasons import why
@@ -284,6 +285,13 @@ def test_it_looks_every_ten_minutes_and_has_its_own_share_of_the_budget():
 def test_which_monitors_it_is_about(metric: str, scope: dict[str, str], is_about: bool) -> None:
     silence = load_detector(DetectorUse(use="silence"), ROOT)
     assert silence.watches(config(), metric, scope) is is_about
+
+
+def test_a_silence_without_a_count_is_refused_at_load(tmp_path):
+    rates = settings(tmp_path, metrics={"conversion": {"rate": "orders / sessions"}})
+    (check,) = [check for check in examine(rates) if check.name == "detectors"]
+    assert not check.ok
+    assert "the detector 'silence' needs a count" in check.detail
 
 
 def test_why_tells_of_a_silent_partner_that_no_line_of_watch_has():

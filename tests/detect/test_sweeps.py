@@ -50,7 +50,9 @@ def test_the_budget_of_false_alerts_is_shared_by_widths_and_looks(
     windows: list[str], every: str, alerts: float, rates: dict[str, float]
 ) -> None:
     settings = config(windows=windows, every=every, false_alerts_per_day=alerts)
-    found = {show_duration(width): false_discovery_rate(settings, width) for width in settings.windows}
+    found = {
+        show_duration(width): false_discovery_rate(settings, look_every(settings, width)) for width in settings.windows
+    }
     assert found == pytest.approx(rates)
 
 

@@ -8,7 +8,8 @@ Five oddities of a point (`kmon.detect.surprise.oddities`) are each put on the s
     alarm      log of the days between two points like this, by the far tail of the past: for waking somebody, with
                the threshold `alarm_at`, which needs no labels
 
-An event is told where it begins and where it gets worse: a score that is not larger than those before it is 0.
+An event is told where it begins and where it gets worse: a score that is not larger than those before it is 0. The
+chances that `judge` tells a sweep are of each point by itself, by the far tail.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from kmon.detect.contract import Points
 from kmon.detect.surprise import oddities, peaks
 from kmon.errors import UsageError
 
 Floats = npt.NDArray[np.float64]
 DAY = 86_400
+KINDS = 5
+"""Oddities."""
 MOST_SLOTS = 20_000_000
 """Of a regular grid; more would mean a step that does not fit the times."""
 
@@ -104,20 +108,27 @@ class Surprise:
         which is faster and gives the same: a job reads the last `memory_days` days and scores what is new. UsageError
         where there are not as many times as values, or the step does not fit the times.
         """
-        t, v = np.array(times, dtype=np.float64), np.array(values, dtype=np.float64)
-        if t.shape != v.shape or t.ndim != 1 or not np.isfinite(t).all():
-            message = "a series needs as many values as times"
-            raise UsageError(message)
+        t, v = _series(times, values)
         if not len(t):
             return SeriesScores(v, v.copy())
         grid = _Grid.of(t, step)
-        x = np.full(grid.slots[-1] + 1, np.nan)
-        x[grid.slots] = np.where(np.isfinite(v), v, np.nan)
-        start = 0 if last is None else int(grid.slots[-min(max(last, 1), len(t))])
-        bulk, tail = self._scores(x, grid, max(0, start - max(self.rest, self.settle)))
+        start = 0 if last is None else grid.start(last)
+        bulk, tail = self._scores(grid.filled(v), grid, max(0, start - max(self.rest, self.settle)))
         told = (onsets(bulk, self.settle, self.worse), onsets(tail - np.log(grid.day), self.rest, self.worse))
-        known = np.isfinite(v) & (grid.slots >= start)
-        return SeriesScores(*(np.where(known, scores[grid.slots], np.nan) for scores in told))
+        return SeriesScores(*(grid.of_points(scores, v, start) for scores in told))
+
+    def judge(self, times: npt.ArrayLike, values: npt.ArrayLike, *, last: int) -> Points:
+        """See `kmon.detect.contract.SeriesDetector`: the chance that any of the oddities is as large, by the far tail.
+
+        No more than the sum of their chances, be they related or not (Bonferroni), and no less than `peaks.MOST` tells.
+        """
+        t, v = _series(times, values)
+        if not len(t):
+            return Points(v)
+        grid = _Grid.of(t, None)
+        start = grid.start(last)
+        _, tail = self._scores(grid.filled(v), grid, start)
+        return Points(np.minimum(KINDS * np.exp(-grid.of_points(tail, v, start)), 1.0))
 
     def oddities(self, x: Floats, day: int) -> list[Floats]:
         """The oddities of a regular series with `day` points a day."""
@@ -173,6 +184,29 @@ class _Grid:
             message = f"the series spans {slots[-1] - slots[0]:,} steps of {step:g} s: pass the step that it has"
             raise UsageError(message)
         return cls(slots - slots[0], max(1, round(DAY / step)), int(slots[0]))
+
+    def start(self, last: int) -> int:
+        """The slot of the first of the `last` points."""
+        return int(self.slots[-min(max(last, 1), len(self.slots))])
+
+    def filled(self, v: Floats) -> Floats:
+        """The values by slot; NaN where there is none."""
+        x = np.full(self.slots[-1] + 1, np.nan)
+        x[self.slots] = np.where(np.isfinite(v), v, np.nan)
+        return x
+
+    def of_points(self, scores: Floats, v: Floats, start: int) -> Floats:
+        """Scores by slot, from the slot `start` on, as those of the points; NaN where there is no value."""
+        return np.where(np.isfinite(v) & (self.slots >= start), scores[self.slots], np.nan)
+
+
+def _series(times: npt.ArrayLike, values: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """Copies; UsageError where it is no series."""
+    t, v = np.array(times, dtype=np.float64), np.array(values, dtype=np.float64)
+    if t.shape != v.shape or t.ndim != 1 or not np.isfinite(t).all():
+        message = "a series needs as many values as times"
+        raise UsageError(message)
+    return t, v
 
 
 def onsets(scores: Floats, rest: int, worse: float = 0.0) -> Floats:
