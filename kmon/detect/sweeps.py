@@ -232,7 +232,9 @@ def sweep(
     laps.end("score")
     if not cube.quiet(at, max(config.windows)):
         for use, detector in loaded:
-            if isinstance(detector, Silence) and (one := _silence(use, detector, store, config, at, since, masks)):
+            if not isinstance(detector, Silence):
+                continue
+            if one := _silence(use, detector, store, config, at, since, masks, shelf):
                 families[one.width] = _family(_rate_of_silence(config, detector), [one])
                 found.append(one)
     flagged = tuple(s.scores.filter((pl.col("p_value") <= families[s.width].cutoff) & pl.col("notable")) for s in found)
@@ -253,13 +255,14 @@ def _silence(
     at: dt.datetime,
     since: dt.datetime | None,
     masks: Sequence[Mask],
+    shelf: Shelf | None,
 ) -> Scored | None:
     """What the detector of silence says, where a look is due and anybody is silent.
 
     Its width stands for all of its windows, none of which is longer, and is that of no other.
     """
     try:
-        looked = detector.look(store, config, at, masks) if detector.is_due(config, at, since) else None
+        looked = detector.look(store, config, at, masks, shelf) if detector.is_due(config, at, since) else None
     except StoreError as error:  # it looks through much; the windows must not wait where that takes too long
         log.warning("silence is not judged", reason=str(error))
         return None
@@ -305,12 +308,14 @@ def _tails(found: Sequence[Scored], families: Mapping[dt.timedelta, Family]) -> 
 def read_ahead(store: Store, config: Config, at: dt.datetime, shelf: Shelf) -> Literal["small", "there", "read"]:
     """Have the cube ready that sweeps of the next period need, where none shall wait for it: in a large fleet.
 
-    `at` is the newest instant of which all data is there. Returns how that went: the fleet is small and needs none, the
-    cube was there and got what has passed since, or it was read.
+    And the days that the detector of silence looks back on, or more of them. `at` is the newest instant of which all
+    data is there. Returns how it went with the cube: the fleet is small and needs none, the cube was there and got what
+    has passed since, or it was read.
     """
     if not is_large(store):
         return "small"
-    detectors = [load_detector(use, config.path.parent) for use in config.detectors if use.use != Silence.name]
+    loaded = [load_detector(use, config.path.parent) for use in config.detectors]
+    detectors = [one for one in loaded if not isinstance(one, Silence)]
     at = floor(at, config.every)
     base = Base.at(store, config, at, _least(config, detectors)).next()
     kept = shelf.take(base.as_of)
@@ -318,6 +323,9 @@ def read_ahead(store: Store, config: Config, at: dt.datetime, shelf: Shelf) -> L
     cube = kept if kept is not None and there else base.read(store, config)
     cube.advance(store, at)
     shelf.put(cube)
+    for one in loaded:
+        if isinstance(one, Silence):
+            one.read_ahead(store, config, at, shelf)
     return "there" if there else "read"
 
 
