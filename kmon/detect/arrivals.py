@@ -14,11 +14,12 @@ import contextlib
 import datetime as dt
 import hashlib
 import itertools
+import mmap
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +97,8 @@ class Slot:
     @classmethod
     def read(cls, path: Path) -> Slot:
         """OSError, or ValueError where the file is not whole."""
-        told = np.memmap(path, dtype=np.uint8, mode="r")
+        with path.open("rb") as file:
+            told = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
         size, large, records, total = told[: 8 * HEAD].view(np.float64)
         ends = np.cumsum([8 * HEAD, 8 * large, 8 * large, size])
         if len(told) != ends[-1]:
@@ -123,7 +125,7 @@ class Slot:
 
     def count(self, rows: Ints) -> Floats:
         """The counts of some numbers, in order."""
-        found = (self.of_rows(rows) % 16).astype(np.float64)
+        found = (self.of_rows(rows) & MANY).astype(np.float64)
         large = np.flatnonzero(found == MANY)
         found[large] = self.counts[np.searchsorted(self.keys, rows[large])]
         return found
@@ -152,17 +154,20 @@ class Arrivals:
         """
         first = max(at - hours * HOUR, floor(store.oldest() or at, SLOT))
         records = store.received_by(max(first, at - CHECKED), at, SLOT)
-        missing = [start for start in _slots(first, at) if self._is_missing(start, records)]
-        allowed = missing[: most // SLOT]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            there = {path.name for path in self.folder.iterdir()}
+            missing = [
+                start for start in _slots(first, at) if _name(start) not in there or self._is_late(start, records)
+            ]
+            allowed = missing[: most // SLOT]
             for span in _joined(allowed):
                 rows = store.arrivals(span, self.dimension, self.measure).partition_by("slot", as_dict=True)
                 for number in range(span.count):
                     start = span.start + number * SLOT
                     found = rows.get((number,), pl.DataFrame(schema=_NOTHING))
                     Slot.of(found, records.get(start, 0)).write(self._place(start))
-            self._tidy(at - hours * HOUR - DAY)
+            self._tidy(there, at - hours * HOUR - DAY)
         except OSError as error:
             log.warning("what came is not kept", folder=str(self.folder), reason=str(error))
             return False
@@ -203,25 +208,25 @@ class Arrivals:
         return Seen(then, monitors, newest, counts, everything, tests)
 
     def _place(self, start: dt.datetime) -> Path:
-        return self.folder / f"{start.astimezone(dt.UTC):%Y%m%dT%H%M}"
+        return self.folder / _name(start)
 
-    def _is_missing(self, start: dt.datetime, records: Mapping[dt.datetime, int]) -> bool:
-        """Whether it is not there, or too much has come since it was read."""
+    def _is_late(self, start: dt.datetime, records: Mapping[dt.datetime, int]) -> bool:
+        """Whether too much of a slot has come since it was read, or it cannot be read."""
+        if start not in records:
+            return False
         try:
-            if start not in records:
-                return not self._place(start).exists()
             had = Slot.read(self._place(start)).records
         except (OSError, ValueError):
             return True
         return records[start] - had > LATE * had
 
-    def _tidy(self, before: dt.datetime) -> None:
+    def _tidy(self, there: Collection[str], before: dt.datetime) -> None:
         """Take away what is older, what a process that was killed has left, and what is nobody's any more."""
         old = time.time() - FORGOTTEN
-        for path in self.folder.iterdir():
+        for name in there:
+            path = self.folder / name
             with contextlib.suppress(FileNotFoundError):  # another process does the same
-                left = path.name.startswith(HALF) and path.stat().st_mtime < old
-                if left or path.name < self._place(before).name:
+                if name < _name(before) or (name.startswith(HALF) and path.stat().st_mtime < old):
                     path.unlink()
         for other in self.folder.parent.iterdir():
             if other != self.folder and other.stat().st_mtime < old:
@@ -229,6 +234,11 @@ class Arrivals:
 
 
 _NOTHING = pl.Schema({"number": pl.UInt32(), "n": pl.Float64(), "minute": pl.UInt8()})
+
+
+def _name(start: dt.datetime) -> str:
+    """Of the file of a slot."""
+    return f"{start.astimezone(dt.UTC):%Y%m%dT%H%M}"
 
 
 def _slots(first: dt.datetime, end: dt.datetime) -> Iterator[dt.datetime]:
@@ -255,9 +265,9 @@ def _minutes_ago(slots: Mapping[int, Slot], lasting: int) -> Ints:
     left = np.arange(1, len(ago))
     for back in range(lasting * AN_HOUR):
         if back in slots:
-            minute = slots[back].of_rows(left) // 16
-            came = minute > 0
-            ago[left[came]] = (back + 1) * width - (minute[came].astype(np.int64) - 1)
+            packed = slots[back].of_rows(left)
+            came = packed > 0
+            ago[left[came]] = (back + 1) * width - (packed[came] // 16).astype(np.int64) + 1
             left = left[~came]
     return ago
 
@@ -265,10 +275,21 @@ def _minutes_ago(slots: Mapping[int, Slot], lasting: int) -> Ints:
 def _usual(slots: Mapping[int, Slot], rows: Ints, gap: Ints, hours: int) -> Floats:
     """What came yesterday and on the first of the days, in the hours of which the last `gap` + 1 are silent today."""
     found = np.zeros(len(rows))
-    for hour in range(24):
+    for hour in range(gap.max(initial=-1) + 1):
         mine = np.flatnonzero(gap >= hour)
-        for day in {24, hours - 24}:
-            for back in range((day + hour) * AN_HOUR, (day + hour + 1) * AN_HOUR):
-                if back in slots:
-                    found[mine] += slots[back].count(rows[mine])
+        backs = [(day + hour) * AN_HOUR + slot for day in {24, hours - 24} for slot in range(AN_HOUR)]
+        found[mine] += _sum([slots[back] for back in backs if back in slots], rows[-1] + 1)[rows[mine]]
+    return found
+
+
+def _sum(slots: Sequence[Slot], size: int) -> Floats:
+    """By number: the counts of a dozen slots."""
+    small = np.zeros(size, dtype=np.uint8)  # in which a dozen half bytes have room
+    for slot in slots:
+        known = slot.packed[:size]
+        small[: len(known)] += known & MANY
+    found = small.astype(np.float64)
+    for slot in slots:
+        large = slot.keys < size
+        found[slot.keys[large]] += slot.counts[large] - MANY
     return found
