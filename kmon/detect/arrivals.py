@@ -182,14 +182,11 @@ class Arrivals:
         """
         then = floor(at, SLOT)
         first = max(then - hours * HOUR, floor(store.oldest() or then, SLOT))
-        try:
-            slots = {(then - start) // SLOT - 1: Slot.read(self._place(start)) for start in _slots(first, then)}
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            log.warning("what came is read again", folder=str(self.folder), reason=str(error))
-            shutil.rmtree(self.folder, ignore_errors=True)
-            return None
+        slots: dict[int, Slot] = {}
+        for start in _slots(first, then):
+            if (slot := self._slot(start)) is None:
+                return None
+            slots[(then - start) // SLOT - 1] = slot
         ago = _minutes_ago(slots, lasting)
         tests = int((ago > 0).sum())
         gone = np.flatnonzero(ago > quiet / dt.timedelta(minutes=1))
@@ -214,11 +211,20 @@ class Arrivals:
         """Whether too much of a slot has come since it was read, or it cannot be read."""
         if start not in records:
             return False
+        slot = self._slot(start)
+        return slot is None or records[start] - slot.records > LATE * slot.records
+
+    def _slot(self, start: dt.datetime) -> Slot | None:
+        """None where there is none that can be used."""
+        path = self._place(start)
         try:
-            had = Slot.read(self._place(start)).records
-        except (OSError, ValueError):
-            return True
-        return records[start] - had > LATE * had
+            return Slot.read(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            log.warning("what came is read again", file=str(path), reason=str(error))
+            path.unlink(missing_ok=True)
+            return None
 
     def _tidy(self, there: Collection[str], before: dt.datetime) -> None:
         """Take away what is older, what a process that was killed has left, and what is nobody's any more."""
