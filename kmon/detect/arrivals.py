@@ -133,26 +133,27 @@ class Slot:
 
 @dataclass(frozen=True)
 class Arrivals:
-    """Of one dimension's values, by a measure that is a count."""
+    """Of one dimension's values, by a measure that is a count, in so many whole days."""
 
     folder: Path
     dimension: str
     measure: str
+    hours: int
 
     @classmethod
-    def of(cls, folder: Path, store: Store, dimension: str, measure: str) -> Arrivals:
+    def of(cls, folder: Path, store: Store, dimension: str, measure: str, hours: int) -> Arrivals:
         """In `folder`: of this very store, while what it counts is defined as it is."""
         known = store.schema
         parts = [known.measures[measure], known.since.get(measure), known.since.get(dimension), store.noted(ID)]
-        digest = hashlib.sha256(repr((dimension, measure, *parts)).encode()).hexdigest()
-        return cls(folder / FOLDER / f"{dimension}.{digest[:16]}", dimension, measure)
+        digest = hashlib.sha256(repr((dimension, measure, hours, *parts)).encode()).hexdigest()
+        return cls(folder / FOLDER / f"{dimension}.{digest[:16]}", dimension, measure, hours)
 
-    def fill(self, store: Store, at: dt.datetime, hours: int, most: dt.timedelta) -> bool:
-        """Read what is missing of the `hours` before `at`, the newest first, but not more than `most` of it.
+    def fill(self, store: Store, at: dt.datetime, most: dt.timedelta) -> bool:
+        """Read what is missing of the hours before `at`, the newest first, but not more than `most` of it.
 
         Returns whether all is there. StoreError where the store does not answer.
         """
-        first = max(at - hours * HOUR, floor(store.oldest() or at, SLOT))
+        first = self._first(store, at)
         records = store.received_by(max(first, at - CHECKED), at, SLOT)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -167,34 +168,31 @@ class Arrivals:
                     start = span.start + number * SLOT
                     found = rows.get((number,), pl.DataFrame(schema=_NOTHING))
                     Slot.of(found, records.get(start, 0)).write(self._place(start))
-            self._tidy(there, at - hours * HOUR - DAY)
+            self._tidy(there, at - self.hours * HOUR - DAY)
         except OSError as error:
             log.warning("what came is not kept", folder=str(self.folder), reason=str(error))
             return False
         return len(allowed) == len(missing)
 
-    def silent(
-        self, store: Store, at: dt.datetime, *, quiet: dt.timedelta, hours: int, lasting: int, least: float
-    ) -> Seen | None:
+    def silent(self, store: Store, at: dt.datetime, *, quiet: dt.timedelta, lasting: int, least: float) -> Seen | None:
         """As `Store.silent` at the last SLOT that is over by `at`, without those who have come since.
 
         None where not all that it takes is there.
         """
         then = floor(at, SLOT)
-        first = max(then - hours * HOUR, floor(store.oldest() or then, SLOT))
         slots: dict[int, Slot] = {}
-        for start in _slots(first, then):
+        for start in _slots(self._first(store, then), then):
             if (slot := self._slot(start)) is None:
                 return None
             slots[(then - start) // SLOT - 1] = slot
         ago = _minutes_ago(slots, lasting)
         tests = int((ago > 0).sum())
         gone = np.flatnonzero(ago > quiet / dt.timedelta(minutes=1))
-        chosen = gone[_usual(slots, gone, (ago[gone] - 1) // 60, hours) >= least]
+        chosen = gone[_usual(slots, gone, (ago[gone] - 1) // 60, self.hours) >= least]
         if then < at:
             came = store.arrivals(Span("since", then, 1, at - then), self.dimension, self.measure)["number"]
             chosen = chosen[~np.isin(chosen, came.to_numpy())]
-        counts, everything = np.zeros((len(chosen), hours)), np.zeros((1, hours))
+        counts, everything = np.zeros((len(chosen), self.hours)), np.zeros((1, self.hours))
         for back, slot in slots.items():
             counts[:, back // AN_HOUR] += slot.count(chosen)
             everything[0, back // AN_HOUR] += slot.total
@@ -203,6 +201,10 @@ class Arrivals:
             pl.Duration("us")
         )
         return Seen(then, monitors, newest, counts, everything, tests)
+
+    def _first(self, store: Store, at: dt.datetime) -> dt.datetime:
+        """Where the first slot of a look at `at` begins; before the first event there is nothing to keep."""
+        return max(at - self.hours * HOUR, floor(store.oldest() or at, SLOT))
 
     def _place(self, start: dt.datetime) -> Path:
         return self.folder / _name(start)

@@ -85,9 +85,9 @@ class Shelf:
         except OSError as error:
             log.warning("what sweeps have read is not kept", folder=str(where), reason=str(error))
 
-    def arrivals(self, store: Store, dimension: str, measure: str) -> Arrivals:
-        """Who came when, of the values of a dimension; by a measure that is a count."""
-        return Arrivals.of(self.folder, store, dimension, measure)
+    def arrivals(self, store: Store, dimension: str, measure: str, hours: int) -> Arrivals:
+        """Who came when in so many hours, of the values of a dimension; by a measure that is a count."""
+        return Arrivals.of(self.folder, store, dimension, measure, hours)
 
     def _place(self, as_of: dt.datetime) -> Path:
         return self.folder / f"{as_of.astimezone(dt.UTC):%Y%m%dT%H%M%S}"

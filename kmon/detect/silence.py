@@ -270,13 +270,19 @@ class Silence:
         """Have on the shelf what the next looks into a large fleet need, or more of it than before."""
         measure = config.metrics[self.metric_of(config)].parts[0]
         for by in self.by:
-            if (kept := _kept(store, by, measure, shelf)) is not None:
-                kept.fill(store, floor(at, SLOT), self._hours, AHEAD)
+            if (kept := self._kept(store, by, measure, shelf)) is not None:
+                kept.fill(store, floor(at, SLOT), AHEAD)
 
     @property
     def _hours(self) -> int:
         """That a look goes by."""
         return 24 * (self.days + 1)
+
+    def _kept(self, store: Store, by: Sequence[str], measure: str, shelf: Shelf | None) -> Arrivals | None:
+        """What is kept of a large fleet; None where nothing is."""
+        if shelf is None or len(by) > 1 or not is_large(store):
+            return None
+        return shelf.arrivals(store, by[0], measure, self._hours)
 
     def _of_set(
         self,
@@ -308,13 +314,13 @@ class Silence:
         """Who is silent: by what is kept, or as the store tells it where that is not all there."""
         lasting = int(min(config.incidents.lasting, 24 * HOUR) / HOUR)
         quiet = min(max(config.windows), lasting * HOUR)
-        asked: Any = {"quiet": quiet, "hours": self._hours, "lasting": lasting, "least": SURE * self.least}
-        kept = _kept(store, by, measure, shelf)
-        if kept is not None and kept.fill(store, floor(at, SLOT), self._hours, AT_ONCE):
+        asked: Any = {"quiet": quiet, "lasting": lasting, "least": SURE * self.least}
+        kept = self._kept(store, by, measure, shelf)
+        if kept is not None and kept.fill(store, floor(at, SLOT), AT_ONCE):
             seen = kept.silent(store, at, **asked)
             if seen is not None:
                 return seen
-        rows = store.silent(by, measure, at, **asked)
+        rows = store.silent(by, measure, at, hours=self._hours, **asked)
         everything = _table(rows.filter(pl.col(by[0]).is_null()).with_columns(row=pl.lit(0)), 1, self.days)
         rows = rows.filter(pl.col(by[0]).is_not_null())
         monitors = rows.group_by(by, maintain_order=True).agg(pl.col("newest").max())
@@ -368,11 +374,6 @@ class Silence:
             if abs(gain) >= TELLING:
                 return "abnormal" if gain > 0 else "normal"
         return "unjudged"
-
-
-def _kept(store: Store, by: Sequence[str], measure: str, shelf: Shelf | None) -> Arrivals | None:
-    """What is kept of a large fleet; None where nothing is."""
-    return shelf.arrivals(store, by[0], measure) if shelf is not None and len(by) == 1 and is_large(store) else None
 
 
 def _table(rows: pl.DataFrame, monitors: int, days: int) -> Floats:

@@ -193,7 +193,7 @@ def test_what_cannot_be_read_is_read_again(
     store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, kept = found(store), ahead(tmp_path, store)
-    folder = kept.arrivals(store, "partner", "sessions").folder
+    folder = kept.arrivals(store, "partner", "sessions", 24 * (DAYS + 1)).folder
     for n, torn in enumerate((b"", b"torn", b"\0" * 4096)):
         (folder / f"{AT - (n + 1) * 5 * HOUR:%Y%m%dT%H%M}").write_bytes(torn)
         assert found(store, shelf=kept) == plain
@@ -204,12 +204,14 @@ def test_what_cannot_be_read_is_read_again(
 
 
 def test_another_store_and_another_definition_have_their_own(store: EmbeddedStore, tmp_path: Path) -> None:
-    mine = Arrivals.of(tmp_path, store, "partner", "sessions")
-    assert Arrivals.of(tmp_path, store, "partner", "sessions") == mine
+    """And a look that goes by other days, as those that it does not need are taken away."""
+    mine = Arrivals.of(tmp_path, store, "partner", "sessions", 72)
+    assert Arrivals.of(tmp_path, store, "partner", "sessions", 72) == mine
     with shop(arrivals(), settings(), AT) as other:
-        assert Arrivals.of(tmp_path, other, "partner", "sessions").folder != mine.folder
-    assert Arrivals.of(tmp_path, store, "partner", "orders").folder != mine.folder
-    assert Arrivals.of(tmp_path, store, "country", "sessions").folder != mine.folder
+        others = [Arrivals.of(tmp_path, other, "partner", "sessions", 72)]
+    told = ("partner", "orders", 72), ("country", "sessions", 72), ("partner", "sessions", 192)
+    others += [Arrivals.of(tmp_path, store, *what) for what in told]
+    assert mine.folder not in [one.folder for one in others]
 
 
 def test_a_full_disk_is_no_reason_not_to_judge(store: EmbeddedStore, tmp_path: Path) -> None:
@@ -220,7 +222,7 @@ def test_a_full_disk_is_no_reason_not_to_judge(store: EmbeddedStore, tmp_path: P
 def test_what_is_old_is_taken_away(store: EmbeddedStore, tmp_path: Path) -> None:
     """And what a killed process left half written, and what is of a store that is gone; but nothing that is new."""
     kept = ahead(tmp_path, store, AT - 2 * DAY)
-    mine = kept.arrivals(store, "partner", "sessions").folder
+    mine = kept.arrivals(store, "partner", "sessions", 24 * (DAYS + 1)).folder
     for name in ("halfold", "halfnew", "../gone/slot", "../new/slot"):
         path = mine / name
         path.parent.mkdir(exist_ok=True)
