@@ -98,6 +98,12 @@ def test_what_some_partitions_and_the_others_brought(store: EmbeddedStore) -> No
     assert store.received(AT - 4 * MINUTE, AT, []) == (0, 23)
 
 
+def test_what_each_step_brought(store: EmbeddedStore) -> None:
+    put(store, came((21, "a", "", 1), (20, "a", "", 2), (11, "b", "", 4), (11, "", "bad", 8), (1, "a", "", 16)))
+    step = 10 * MINUTE
+    assert store.received_by(AT - 2 * step, AT, step) == {AT - 2 * step: 6, AT - step: 16}
+
+
 def test_pauses_lie_between_minutes_with_events(store: EmbeddedStore) -> None:
     put(store, came((20, "a", "", 1), (12, "a", "", 1), (15, "b", "", 1), (14, "", "bad", 1), (11, "a", "", 1)))
     assert store.pauses(AT - HOUR, AT, 3 * MINUTE, ["a"]) == [(AT - 19 * MINUTE, AT - 12 * MINUTE)]

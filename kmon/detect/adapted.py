@@ -28,6 +28,7 @@ from kmon.detect.fleet import DAY, Fleet, Mask, numbers_of
 from kmon.detect.models import A_DAY, AN_HOUR, STEP
 from kmon.detect.own import Known, Look, OwnWindows, Verdict, kept_of, normal_gain, verdict_of
 from kmon.detect.past import Past, chosen
+from kmon.detect.shelf import Shelf
 from kmon.detect.tails import divergence
 from kmon.errors import UsageError
 from kmon.store import Store
@@ -87,7 +88,9 @@ class Adapted(OwnWindows):
             return "it is none of the monitors that 'models' chooses"
         return "nothing or too little came in the newest five minutes, or too little is known of the days before"
 
-    def look(self, store: Store, config: Config, at: dt.datetime, masks: Sequence[Mask] = ()) -> Look | None:
+    def look(
+        self, store: Store, config: Config, at: dt.datetime, masks: Sequence[Mask] = (), shelf: Shelf | None = None
+    ) -> Look | None:
         """The newest complete step of the chosen monitors, judged or not."""
         past = _past(store, config, at, masks, config.models.history)
         if past is None:

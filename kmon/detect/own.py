@@ -18,6 +18,7 @@ from kmon.clock import EPOCH
 from kmon.config import Config
 from kmon.detect.contract import SCORES
 from kmon.detect.fleet import Fleet, Mask
+from kmon.detect.shelf import Shelf
 from kmon.store import Store
 
 Verdict = Literal["abnormal", "normal", "unjudged"]
@@ -78,8 +79,16 @@ class OwnWindows(ABC):
         """Whether it may be about that monitor."""
 
     @abstractmethod
-    def look(self, store: Store, config: Config, at: dt.datetime, masks: Sequence[Mask] = ()) -> Look | None:
-        """What it says at `at`, with known incidents `masks`; None where there is nobody to look at."""
+    def look(
+        self, store: Store, config: Config, at: dt.datetime, masks: Sequence[Mask] = (), shelf: Shelf | None = None
+    ) -> Look | None:
+        """What it says at `at`, with known incidents `masks`; None where there is nobody to look at.
+
+        `shelf` is where there may be what looks before this one have read.
+        """
+
+    def read_ahead(self, store: Store, config: Config, at: dt.datetime, shelf: Shelf) -> None:  # noqa: B027
+        """Have on the shelf what the next looks into a large fleet need, where that is much."""
 
     @abstractmethod
     def verdict(

@@ -2,6 +2,7 @@
 
     <folder>/<as_of>/cube.json        up to where it is filled, and by what configuration; written last
     <folder>/<as_of>/*.npy            the tables, of which the columns of today are filled in place
+    <folder>/arrivals/                who came when, for who is silent (`kmon.detect.arrivals`)
 
 Nothing in it is needed: what is missing, broken, by another configuration or of another store is read again from the
 store. Two that fill the same cube write the same numbers.
@@ -25,6 +26,7 @@ import numpy as np
 import structlog
 
 from kmon.config import Config
+from kmon.detect.arrivals import FOLDER, Arrivals
 from kmon.detect.cube import Cube, Day
 from kmon.detect.keys import Keys
 from kmon.store import Span, Store
@@ -83,6 +85,10 @@ class Shelf:
         except OSError as error:
             log.warning("what sweeps have read is not kept", folder=str(where), reason=str(error))
 
+    def arrivals(self, store: Store, dimension: str, measure: str, hours: int) -> Arrivals:
+        """Who came when in so many hours, of the values of a dimension; by a measure that is a count."""
+        return Arrivals.of(self.folder, store, dimension, measure, hours)
+
     def _place(self, as_of: dt.datetime) -> Path:
         return self.folder / f"{as_of.astimezone(dt.UTC):%Y%m%dT%H%M%S}"
 
@@ -99,7 +105,7 @@ class Shelf:
 
     def _tidy(self) -> None:
         """Take away all but the newest cubes, and after a while what a process that was killed has left."""
-        there = sorted(self.folder.iterdir())
+        there = sorted(path for path in self.folder.iterdir() if path.name != FOLDER)
         whole = [place for place in there if (place / TOLD).exists()]
         left = [place for place in there if place not in whole and time.time() - place.stat().st_mtime > LEFT]
         for old in (*whole[:-KEPT], *left):

@@ -2,6 +2,8 @@
 
     hourly counts of the days before  ►  its own count of as long at this hour  ►  P(none)  ►  longer than ever before
 
+The counts are asked of the store in one question, or are kept on a shelf in a large fleet (`kmon.detect.arrivals`).
+
 Windows end at an hour, in which a partner with three events an hour can prove nothing. A silence grows until it can:
 its window is the time since the last event. Partners appear and retire by themselves: who is new has no usual count,
 and who has been silent for `incidents.lasting` is not asked about any more.
@@ -12,19 +14,23 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 from scipy import stats
 
+from kmon.clock import floor
 from kmon.config import Config, parse_duration
+from kmon.detect.arrivals import SLOT, Arrivals, Seen
 from kmon.detect.calendar import Calendar
 from kmon.detect.contract import SCORES
+from kmon.detect.cube import is_large
 from kmon.detect.expect import LOOSE, overdispersion
 from kmon.detect.fleet import Fleet, Mask, numbers_of
 from kmon.detect.own import TELLING, Known, Look, OwnWindows, Verdict
+from kmon.detect.shelf import Shelf
 from kmon.errors import UsageError
 from kmon.store import Store
 
@@ -44,6 +50,8 @@ LEAK = 0.02
 """What still comes of a partner that is silent, of its usual rate: a stray event is no return."""
 SURE = 1.5
 """The store leaves out who had less than so many times `least` on two other days together: nobody that could matter."""
+AT_ONCE, AHEAD = 6 * HOUR, 48 * HOUR
+"""Of a large fleet's days, what a look reads at most, as a sweep must not wait long, and what is read ahead at once."""
 
 
 @dataclass(frozen=True)
@@ -234,10 +242,15 @@ class Silence(OwnWindows):
     def unjudged(self, *, seen: bool) -> str:
         return "it is not silent, or too little is expected in so short a silence"
 
-    def look(self, store: Store, config: Config, at: dt.datetime, masks: Sequence[Mask] = ()) -> Look | None:
-        """The silent monitors; each window is as long as one has been silent."""
+    def look(
+        self, store: Store, config: Config, at: dt.datetime, masks: Sequence[Mask] = (), shelf: Shelf | None = None
+    ) -> Look | None:
+        """The silent monitors; each window is as long as one has been silent.
+
+        On the `shelf` is what a large fleet's looks have read; such a look is that of the last multiple of ten minutes.
+        """
         name = self.metric_of(config)
-        found = [self._of_set(store, config, number, name, at, masks) for number in range(len(self.by))]
+        found = [self._of_set(store, config, number, name, at, masks, shelf) for number in range(len(self.by))]
         parts = [part for part in found if part is not None]
         if not parts:
             return None
@@ -249,28 +262,67 @@ class Silence(OwnWindows):
         fleet = Fleet(at, HOUR, (), monitors, {}, none, np.zeros(0, dtype=bool))
         return Look(fleet, scores.filter(pl.col("judged")), sum(tests for _, _, tests in parts))
 
+    def read_ahead(self, store: Store, config: Config, at: dt.datetime, shelf: Shelf) -> None:
+        """Have on the shelf what the next looks into a large fleet need, or more of it than before."""
+        measure = config.metrics[self.metric_of(config)].parts[0]
+        for by in self.by:
+            if (kept := self._kept(store, by, measure, shelf)) is not None:
+                kept.fill(store, floor(at, SLOT), AHEAD)
+
+    @property
+    def _hours(self) -> int:
+        """That a look goes by."""
+        return 24 * (self.days + 1)
+
+    def _kept(self, store: Store, by: Sequence[str], measure: str, shelf: Shelf | None) -> Arrivals | None:
+        """What is kept of a large fleet; None where nothing is."""
+        if shelf is None or len(by) > 1 or not is_large(store):
+            return None
+        return shelf.arrivals(store, by[0], measure, self._hours)
+
     def _of_set(
-        self, store: Store, config: Config, number: int, name: str, at: dt.datetime, masks: Sequence[Mask]
+        self,
+        store: Store,
+        config: Config,
+        number: int,
+        name: str,
+        at: dt.datetime,
+        masks: Sequence[Mask],
+        shelf: Shelf | None,
     ) -> tuple[pl.DataFrame, pl.DataFrame, int] | None:
         by, measure = list(self.by[number]), config.metrics[name].parts[0]
+        seen = self._seen(store, config, by, measure, at, shelf)
+        if seen.monitors.is_empty():
+            return None
+        counts, monitors = seen.counts, seen.monitors
+        flow = _flow(seen.everything, counts)
+        newest = seen.newest.dt.truncate("1m")  # as it is when ten seconds are merged into minutes
+        silent, seconds = ((_naive(end) - newest).dt.total_seconds().to_numpy().astype(float) for end in (seen.at, at))
+        _spoil(counts, monitors, store, masks, seen.at)
+        like, shift = Calendar(config, store).hours(monitors, seen.at, self.days)
+        given = History(counts, silent / 3600, like, shift, flow)
+        keys = monitors.select(pl.lit(number, pl.Int32).alias("set"), *by)
+        return keys, self._scores(given).with_columns(seconds=pl.Series(seconds)), seen.tests
+
+    def _seen(
+        self, store: Store, config: Config, by: list[str], measure: str, at: dt.datetime, shelf: Shelf | None
+    ) -> Seen:
+        """Who is silent: by what is kept, or as the store tells it where that is not all there."""
         lasting = int(min(config.incidents.lasting, 24 * HOUR) / HOUR)
         quiet = min(max(config.windows), lasting * HOUR)
-        rows = store.silent(
-            by, measure, at, quiet=quiet, hours=24 * (self.days + 1), lasting=lasting, least=SURE * self.least
-        )
-        everything = rows.filter(pl.col(by[0]).is_null())
+        asked: Any = {"quiet": quiet, "lasting": lasting, "least": SURE * self.least}
+        kept = self._kept(store, by, measure, shelf)
+        if kept is not None and kept.fill(store, floor(at, SLOT), AT_ONCE):
+            seen = kept.silent(store, at, **asked)
+            if seen is not None:
+                return seen
+        rows = store.silent(by, measure, at, hours=self._hours, **asked)
+        everything = _table(rows.filter(pl.col(by[0]).is_null()).with_columns(row=pl.lit(0)), 1, self.days)
         rows = rows.filter(pl.col(by[0]).is_not_null())
-        if rows.is_empty():
-            return None
         monitors = rows.group_by(by, maintain_order=True).agg(pl.col("newest").max())
         counts = _table(rows.join(monitors.with_row_index("row"), on=by, how="left"), monitors.height, self.days)
-        flow = _flow(_table(everything.with_columns(row=pl.lit(0)), 1, self.days), counts)
-        seconds = (_naive(at) - monitors["newest"]).dt.total_seconds().to_numpy().astype(float)
-        _spoil(counts, monitors, store, masks, at)
-        like, shift = Calendar(config, store).hours(monitors, at, self.days)
-        given = History(counts, seconds / 3600, like, shift, flow)
-        keys = monitors.select(pl.lit(number, pl.Int32).alias("set"), *by)
-        return keys, self._scores(given).with_columns(seconds=pl.Series(seconds)), int(rows["tests"][0])
+        tests = rows["tests"][0] if rows.height else 0
+        return Seen(at, monitors.select(by), monitors["newest"], counts, everything, tests)
 
     def _scores(self, given: History) -> pl.DataFrame:
         with np.errstate(all="ignore"):

@@ -258,7 +258,7 @@ def sweep(
         due_now = [(use, detector) for use, detector in apart if detector.is_due(config, at, since)]
         for use, detector in due_now:
             called = _family_name(detector, families)
-            if (one := _look(use, detector, called, store, config, at, masks)) is not None:
+            if (one := _look(use, detector, called, store, config, at, masks, shelf)) is not None:
                 rate = false_discovery_rate(config, detector.look_every(config), own)
                 families[called] = _family(rate, [one])
                 found.append(one)
@@ -283,13 +283,14 @@ def _look(
     config: Config,
     at: dt.datetime,
     masks: Sequence[Mask],
+    shelf: Shelf | None,
 ) -> Scored | None:
     """What a detector with windows of its own says; None where there is nobody to look at, or no time to.
 
     Its width is the longest that one of them can be.
     """
     try:
-        looked = detector.look(store, config, at, masks)
+        looked = detector.look(store, config, at, masks, shelf)
     except StoreError as error:  # it looks through much; the windows must not wait where that takes too long
         log.warning(f"{detector.name} is not judged", reason=str(error))
         return None
@@ -334,12 +335,14 @@ def _tails(found: Sequence[Scored], families: Mapping[FamilyKey, Family]) -> dic
 def read_ahead(store: Store, config: Config, at: dt.datetime, shelf: Shelf) -> Literal["small", "there", "read"]:
     """Have the cube ready that sweeps of the next period need, where none shall wait for it: in a large fleet.
 
-    `at` is the newest instant of which all data is there. Returns how that went: the fleet is small and needs none, the
-    cube was there and got what has passed since, or it was read.
+    And the days that the detector of silence looks back on, or more of them. `at` is the newest instant of which all
+    data is there. Returns how it went with the cube: the fleet is small and needs none, the cube was there and got what
+    has passed since, or it was read.
     """
     if not is_large(store):
         return "small"
-    detectors = [detector for _, detector in load_detectors(config) if not isinstance(detector, OwnWindows)]
+    loaded = [detector for _, detector in load_detectors(config)]
+    detectors = [one for one in loaded if not isinstance(one, OwnWindows)]
     at = floor(at, config.every)
     base = Base.at(store, config, at, _least(config, detectors)).next()
     kept = shelf.take(base.as_of)
@@ -347,6 +350,9 @@ def read_ahead(store: Store, config: Config, at: dt.datetime, shelf: Shelf) -> L
     cube = kept if kept is not None and there else base.read(store, config)
     cube.advance(store, at)
     shelf.put(cube)
+    for one in loaded:
+        if isinstance(one, OwnWindows):
+            one.read_ahead(store, config, at, shelf)
     return "there" if there else "read"
 
 

@@ -378,6 +378,24 @@ class Store(Questions, Intake):
             f" FROM {source} GROUP BY GROUPING SETS ({groups}) HAVING {present}"
         )
 
+    def arrivals(self, span: Span, dimension: str, measure: str) -> pl.DataFrame:
+        """How many came by value of a dimension in each window of `span`, by a measure that is a count.
+
+        A row for each value that came: `slot` (0-based), its `number` (0: an event without one), `n`, and `minute` of
+        the window in which it last came (0-based).
+        """
+        self.refresh()
+        return self.sql(self.arrivals_sql(span, dimension, measure))
+
+    def arrivals_sql(self, span: Span, dimension: str, measure: str) -> str:
+        count = sql.name(measure)
+        columns = [f"{sql.name(self._known(dimension))} AS number", f"{count} AS n", "bucket"]
+        last = f"epoch(max(bucket) - {sql.time(span.start)})::BIGINT % {int(span.width.total_seconds())} // 60"
+        return (
+            f"SELECT slot, number, sum(n)::DOUBLE AS n, ({last})::UTINYINT AS minute"
+            f" FROM ({self._slots_sql([span], columns, f'{count} > 0')}) GROUP BY slot, number"
+        )
+
     def silent(
         self,
         by: Sequence[str],

@@ -69,6 +69,18 @@ class Intake(ABC):
             f" FROM intake WHERE reason = '' AND minute >= {sql.time(start)} AND minute < {sql.time(end)}"
         )
 
+    def received_by(self, start: dt.datetime, end: dt.datetime, step: dt.timedelta) -> dict[dt.datetime, int]:
+        """The events of each step, a multiple of whole minutes from `start` on, with some in [start, end)."""
+        return dict(self._asked(self.received_by_sql(start, end, step)).rows())
+
+    @staticmethod
+    def received_by_sql(start: dt.datetime, end: dt.datetime, step: dt.timedelta) -> str:
+        return (
+            f"SELECT time_bucket(to_seconds({step.total_seconds():.0f}), minute, {sql.time(start)}) AS start,"
+            f" sum(records)::BIGINT AS records FROM intake WHERE reason = ''"
+            f" AND minute >= {sql.time(start)} AND minute < {sql.time(end)} GROUP BY 1 ORDER BY 1"
+        )
+
     def pauses(
         self, start: dt.datetime, end: dt.datetime, least: dt.timedelta, partitions: Sequence[str] = ()
     ) -> list[tuple[dt.datetime, dt.datetime]]:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kmon.detect import Silence
+from kmon.detect import Shelf, Silence
+from kmon.detect.arrivals import SLOT
 from kmon.detect.silence import History, chance, longest, usual
-from kmon.store import EmbeddedStore
-from tests.detect.worlds import AT, config
+from kmon.store import EmbeddedStore, Span
+from tests.detect.worlds import AT, DAY, config
 
 HOURS = 24 * 8
 SHAPE = 1 + 0.8 * np.sin(2 * np.pi * np.arange(24) / 24)
@@ -81,27 +82,45 @@ def scale(share=0.05):
     """A look at 500,000 partners (Zipf), over 8 days of minutes at a share of 96 million rows a day."""
     full = config(windows=["1h"], watch=[["partner"]])
     with tempfile.TemporaryDirectory() as folder:
-        store = EmbeddedStore(str(Path(folder) / "kmon.duckdb"), full)
-        con, rows = store.connection, int(96e6 * share)
-        con.execute("INSERT INTO dim_partner SELECT i, 'p' || i FROM range(1, 500001) t(i)")
-        for day in range(8):
-            con.execute(
-                "INSERT INTO rollup_1m (bucket, partner, country, browser, events_, sessions, orders)"
-                f" SELECT TIMESTAMP '2026-01-02 12:00' + INTERVAL {day} DAY + to_minutes(i * 1440 // {rows}) AS bucket,"
-                " least(500000, exp(random() * ln(500000.0)))::UINTEGER AS partner, 1, 1, 1, 1, 0"
-                f" FROM range({rows}) t(i) ORDER BY time_bucket(INTERVAL 1 HOUR, bucket), partner"
-            )
-        con.execute("CHECKPOINT")
-        asked = {"quiet": dt.timedelta(hours=1), "hours": HOURS, "lasting": 24, "least": 12.0}
-        for _ in range(3):
-            began, cpu = time.perf_counter(), time.process_time()
-            found = store.silent(["partner"], "sessions", AT, **asked)
-            verb = f"{time.perf_counter() - began:.2f} s ({time.process_time() - cpu:.2f} s of processor)"
-            began = time.perf_counter()
-            looked = Silence().look(store, full, AT)
-            judged = looked[1].height if looked else 0
-            print(f"{8 * rows:,} rows: verb {verb}, {found.height:,} rows; look {time.perf_counter() - began:.2f} s,"
-                  f" {judged} judged of {looked[2] if looked else 0:,}")  # fmt: skip
+        path, rows = str(Path(folder) / "kmon.duckdb"), int(96e6 * share)
+        with EmbeddedStore(path, full) as store:
+            con = store.connection
+            con.execute("INSERT INTO dim_partner SELECT i, 'p' || i FROM range(1, 500001) t(i)")
+            for day in range(8):
+                con.execute(
+                    "INSERT INTO rollup_1m (bucket, partner, country, browser, events_, sessions, orders)"
+                    f" SELECT TIMESTAMP '2026-01-{day + 2:02} 12:00' + to_minutes(i * 1440 // {rows}) AS bucket,"
+                    " least(500000, exp(random() * ln(500000.0)))::UINTEGER AS partner, 1, 1, 1, 1, 0"
+                    f" FROM range({rows}) t(i) ORDER BY time_bucket(INTERVAL 1 HOUR, bucket), partner"
+                )
+            con.execute("CHECKPOINT")
+        print(f"{8 * rows:,} rows")
+        with EmbeddedStore(path, full) as store:
+            looks(store, full, Path(folder))
+
+
+def looks(store, full, folder):
+    """What a look costs without a shelf and with one."""
+    shelf, silence, before = Shelf.of(folder / "cubes", store, full), Silence(), AT - dt.timedelta(minutes=10)
+    for _ in range(2):
+        told("a look without a shelf", lambda: silence.look(store, full, AT))
+    for _ in range(4):
+        told("two days read ahead", lambda: silence.read_ahead(store, full, before, shelf))
+    kept = sum(path.stat().st_size for path in shelf.folder.rglob("*"))
+    print(f"{kept / 1e6:,.0f} MB kept")
+    hour = Span("an hour", AT - DAY, 6, SLOT)
+    told("its largest question, an hour", lambda: store.arrivals(hour, "partner", "sessions"))
+    for what in ("the next look", "and again"):
+        told(what, lambda: silence.look(store, full, AT, shelf=shelf))
+
+
+def told(what, work):
+    """Say how long some work takes, and of a look how many monitors were judged."""
+    began, cpu = time.perf_counter(), time.process_time()
+    found = work()
+    spent = f"{time.perf_counter() - began:.2f} s, {time.process_time() - cpu:.2f} s of processor"
+    judged = f"; {found[1].height} judged of {found[2]:,}" if isinstance(found, tuple) else ""
+    print(f"{what}: {spent}{judged}", flush=True)
 
 
 if __name__ == "__main__":

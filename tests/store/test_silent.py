@@ -1,7 +1,8 @@
-"""The verb `silent`: hourly counts of those who have not come for a while."""
+"""The verbs `silent`, hourly counts of those who have not come for a while, and `arrivals`, of who came."""
 
 import pytest
 
+from kmon.store import Span
 from tests.conftest import T, settle
 from tests.store.conftest import HOUR, MINUTE
 
@@ -46,3 +47,22 @@ def test_the_silent_by_the_hour(reader, store, config, five, compacted):
 )
 def test_who_is_silent(reader, five, changes, partners):
     assert {name for name, _, _ in told(reader, **changes)[0]} - {""} == partners
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_who_came_in_each_window(reader, store, config, commit, compacted):
+    """Twice in the first ten minutes, once and without a partner in the second; an order is no session."""
+    commit(
+        {"partner": "p1", "event_time": T},
+        {"partner": "p1", "event_time": T + 3.5 * MINUTE},
+        {"partner": "p2", "event_time": T + 10 * MINUTE},
+        {"partner": None, "event_time": T + 19 * MINUTE},
+        {"partner": "p2", "event_time": T + 11 * MINUTE, "operation": "order"},
+        {"partner": "p2", "event_time": T + 20 * MINUTE},
+    )
+    if compacted:
+        settle(store, config, minutes=T + HOUR)
+    rows = reader.arrivals(Span("", T, 2, 10 * MINUTE), "partner", "sessions")
+    names = {**reader.names("partner", rows["number"].to_list()), 0: ""}
+    found = sorted((r["slot"], names[r["number"]], r["n"], r["minute"]) for r in rows.iter_rows(named=True))
+    assert found == [(0, "p1", 2, 3), (1, "", 1, 9), (1, "p2", 1, 0)]
