@@ -40,6 +40,8 @@ FAINT = 3
 """Of what is certain and too small to be an anomaly, the most telling ones of a metric that are looked into."""
 NEARLY = 0.7
 """Of an anomaly's change, which that of a larger scope must be to account for it."""
+HARDLY = 1e-3
+"""What is as likely without a cause, and changed as much, was not explained by it: fewer events tell less."""
 APART = 200
 """Values of a dimension with many that are told apart: those with the most telling anomalies."""
 MOST = 25
@@ -280,6 +282,8 @@ class _Pending:
             still = same & (again["p_value"] <= self.family.reach)
             if metric in known.untouched:
                 still |= part["direction"] == "down"
+            as_much = (again["effect"].abs() >= NEARLY * part["effect"].abs()) & (again["p_value"] <= HARDLY)
+            still |= same & as_much & (part["direction"] == self._config.metrics[str(metric)].good)
             gone.append(part.select("metric", "row").with_columns(gone=~still))
         marked = self.flagged.join(pl.concat(gone), on=["metric", "row"], how="left", maintain_order="left")
         inside = [but is not None and but.items() <= self.scope(row).items() for row in self.rows()]

@@ -250,11 +250,9 @@ def _incident_of(then: _Then, decision: Decision | None) -> str | None:
 
 
 def _cause_of(causes: Sequence[Cause], metric: str, scope: dict[str, str]) -> Cause | None:
-    """The cause that explains the monitor: its own, or the one that lists it."""
-    for cause in causes:
-        if any(child.metric == metric and child.scope == scope for child in cause.children):
-            return cause
-    return None
+    """The cause that explains the monitor: its own, or one that lists it, which may do so for some windows only."""
+    listing = [c for c in causes if any(child.metric == metric and child.scope == scope for child in c.children)]
+    return next((c for c in listing if c.metric == metric and c.scope == scope), listing[0] if listing else None)
 
 
 def _joined(

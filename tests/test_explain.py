@@ -250,6 +250,15 @@ def test_what_lies_across_an_incident_that_is_over_is_not_told(ended: int | None
     assert all(cause.scope.get("browser") == "edge" for cause in causes)
 
 
+def test_what_is_only_less_certain_without_a_cause_is_not_explained_by_it() -> None:
+    """Conversion falls in the browser that most come with; what is left of p1's surge elsewhere is as large."""
+    most = pl.when(EDGE).then(8.0).otherwise(0.2)
+    surge = pl.when(P1 & NEXT).then(3.0 * most).otherwise(most)
+    with shop(traffic(surge, rate(EDGE, 0.02))) as store:
+        causes = explained(store, config())
+    assert ("sessions", "up", {"partner": "p1"}) in [(c.metric, c.direction, c.scope) for c in causes]
+
+
 def test_one_dimension_is_searched_no_further_than_its_values() -> None:
     """Where an anomaly is already a leaf of the base cuboid, it names the cause itself."""
     one = config(dimensions=["partner"], watch=[[], ["partner"]])

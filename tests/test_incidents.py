@@ -236,6 +236,19 @@ def test_a_rate_that_falls_in_a_rise_that_has_ended_is_its_echo(metric: str, win
     assert [decision.action for decision in decisions] == actions
 
 
+def test_a_rate_that_falls_where_a_known_rise_has_just_grown_is_its_echo() -> None:
+    """The rise was known in one country, in which the fall does not lie; by the end of this sweep it is everywhere."""
+    rise = replace(incident(metric="sessions", direction="up"), scope={"partner": "p1", "country": "SE"})
+    fall = cause("conversion", partner="p1", browser="edge")
+    for known in ([rise], []):
+        causes = [fall, cause("sessions", "up", 30.0, partner="p1")]
+        decisions = decide(config(), AT, causes, known, verdict("abnormal"))
+        grown = next(decision for decision in decisions if decision.is_about(causes[1]))
+        echo = next(decision for decision in decisions if decision.is_about(fall))
+        assert (grown.action, grown.incident.scope) == ("joined" if known else "new", {"partner": "p1"})
+        assert (echo.action, echo.of) == ("echo", grown.incident.id)
+
+
 def nearly() -> Incident:
     """An open incident of p1 that looks normal again."""
     return replace(incident(), seen_at=AT - MINUTE)
