@@ -442,6 +442,8 @@ def series(
 ) -> None:
     """A monitor's series with its expected band."""
     from kmon import arguments
+    from kmon.clock import floor
+    from kmon.config import MINUTE
     from kmon.detect import expected_series
     from kmon.fits import outlooks
     from kmon.ledger import open_ledger
@@ -454,8 +456,13 @@ def series(
     width = arguments.duration(grain)
     with open_for_reading(loaded, store) as opened:
         newest = opened.watermark(loaded.events.lateness, loaded.events.idle) or dt.datetime.now(dt.UTC)
-        until = arguments.moment(end) or dt.datetime.fromtimestamp(newest.timestamp() // 60 * 60, dt.UTC)
+        until = arguments.moment(end) or floor(newest, MINUTE)
         begin = arguments.moment(start) or until - dt.timedelta(hours=3)
+        if width >= MINUTE and begin != floor(begin, MINUTE):
+            begin = floor(begin, MINUTE)
+            show.err.print(f"buckets of {grain} begin at whole minutes: this is from {show.clock(begin)} UTC")
+        if end is None:
+            until -= max(until - begin, dt.timedelta()) % width  # the last bucket is complete
         with open_ledger(loaded, store) as ledger:
             told = References.of(ledger, loaded, begin - MONTH, until)
             models = outlooks(ledger, told.config, until)

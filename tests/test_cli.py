@@ -65,6 +65,16 @@ def test_a_name_with_quotes_newlines_emoji_and_sql_filters_and_shows(replayed):
     assert "O'Neil \"& <b>\\n\U0001f600" in table
 
 
+def test_series_begins_at_whole_minutes_and_ends_with_a_complete_bucket(replayed):
+    folder, _, _ = replayed
+    asked = ("series", "orders", "--from", "2026-03-02T09:58:10Z", "-s", "s.duckdb", "-f", "json")
+    by_minute, by_two = (kmon(*asked, "--grain", grain, cwd=folder) for grain in ("1m", "2m"))
+    assert "buckets of 1m begin at whole minutes: this is from 2026-03-02 09:58:00 UTC" in by_minute.stderr
+    assert [row["bucket"] for row in json.loads(by_minute.stdout)] == ["2026-03-02T09:58:00Z", "2026-03-02T09:59:00Z"]
+    assert len(json.loads(by_two.stdout)) == 1
+    assert kmon(*asked, "--grain", "10s", cwd=folder).stderr == ""
+
+
 def test_status_tells_offsets_rows_and_dead_letters(replayed):
     folder, _, _ = replayed
     found = json.loads(kmon("status", "-s", "s.duckdb", "-f", "json", cwd=folder).stdout)
