@@ -374,7 +374,7 @@ def hit(
     The partners, or values of another dimension, that its scope leaves open: those that lost more than by chance.
     """
     from kmon import arguments
-    from kmon.alerts.message import quantity
+    from kmon.alerts.message import estimate, quantity
     from kmon.hit import hit_of, open_dimension
     from kmon.ledger import open_ledger
     from kmon.store import open_for_reading
@@ -396,7 +396,7 @@ def hit(
         (
             one.value,
             *("-" if v is None else show.right(quantity(metric, v)) for v in (one.observed, one.expected)),
-            *one.impact.values(),
+            *(show.right(f"{'-' if v < 0 else '+'}{estimate(v)}") for v in one.impact.values()),
         )
         for one in found.worst
     ]
