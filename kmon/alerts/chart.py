@@ -245,7 +245,7 @@ class _Picture:
         times = _times(self.left, self.right)
         axes.set_xticks([_number(at) for at in times], _time_labels(times))
         low, high = axes.get_ylim()
-        locator = MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=self.metric.kind == "count" and high > 4)
+        locator = MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=self.metric.kind == "count" and high >= 1)
         most = 1.0001 if self.metric.kind == "rate" else high
         values = np.array([v for v in locator.tick_values(low, high) if low <= v <= min(high, most)])
         axes.set_yticks(list(values), _value_labels(values, 100.0 if self.metric.kind == "rate" else 1 / self.scale))
