@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import importlib.metadata
 import logging
 import os
 import sys
@@ -23,7 +24,10 @@ from kmon.errors import KmonError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from rich.text import Text
+
     from kmon.config import Config, Metric
+    from kmon.ledger import Incident
     from kmon.windows import Window
 
 app = typer.Typer(name="kmon", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -35,7 +39,8 @@ StorePath = Annotated[
     Optional[str], typer.Option("--store", "-s", help="A path or quack: address; default from the configuration.")
 ]
 Output = Annotated[Literal["table", "json"], typer.Option("--format", "-f", help="A table for people, or JSON.")]
-Moment = Annotated[Optional[str], typer.Option(help="RFC 3339 time; UTC where it names no offset.")]
+TIME = "RFC 3339 time; UTC where it names no offset."
+Moment = Annotated[Optional[str], typer.Option(help=TIME)]
 Wheres = Annotated[
     Optional[list[str]], typer.Option("--where", "-w", metavar="K=V", help="A dimension's value; may be repeated.")
 ]
@@ -45,8 +50,20 @@ Standby = Annotated[
 DEFAULT = Path("kmon.yaml")
 
 
+def _version(*, wanted: bool) -> None:
+    if wanted:
+        show.out.print(f"kmon {importlib.metadata.version('kmon')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False) -> None:
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=lambda on: _version(wanted=on), is_eager=True),
+    ] = False,
+) -> None:
     """Real-time anomaly monitoring of business metrics."""
     from kmon import logs
 
@@ -129,7 +146,8 @@ def reload(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output
 
     loaded = _load(config)
     check_named(loaded)
-    changes = reload_.ask(loaded, parts.store_path(loaded, store))
+    with show.waiting("waiting for the running kmon"):
+        changes = reload_.ask(loaded, parts.store_path(loaded, store))
     if format == "json":
         show.print_json({"changes": changes})
     else:
@@ -204,7 +222,7 @@ def replay(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="In order of arrival.")],
     config: ConfigPath = DEFAULT,
     store: StorePath = None,
-    detect_from: Annotated[Optional[str], typer.Option(help="Judge from this event time on.")] = None,
+    detect_from: Annotated[Optional[str], typer.Option(help=f"Judge from this event time on. {TIME}")] = None,
     every: Annotated[
         Optional[str], typer.Option(help="Time between two sweeps; default from the configuration.")
     ] = None,
@@ -271,7 +289,9 @@ def detect(at: Moment = None, config: ConfigPath = DEFAULT, store: StorePath = N
     from kmon import arguments
     from kmon.watch import run
 
-    outcome = run(_load(config), store=store, at=arguments.moment(at))
+    loaded, instant = _load(config), arguments.moment(at)
+    with show.waiting("judging"):
+        outcome = run(loaded, store=store, at=instant)
     if format == "json":
         show.print_json(outcome.public())
         return
@@ -300,7 +320,8 @@ def incidents(
 
     for one in status or ():
         arguments.known("status", one, (*OPEN, "resolved"))
-    with open_ledger(_load(config), store, must_exist=True) as ledger:
+    loaded = _load(config)
+    with open_ledger(loaded, store, must_exist=True) as ledger:
         found = ledger.incidents(status=status or (), since=arguments.moment(since))
         said = {label.incident: label.word for label in ledger.labels()}
     if format == "json":
@@ -316,8 +337,7 @@ def incidents(
             show.clock(i.started_at),
             show.clock(i.detected_at),
             show.clock(i.resolved_at),
-            i.observed,
-            i.expected,
+            *_figures(i, loaded),
             said.get(i.id, ""),
         )
         for i in found
@@ -325,6 +345,19 @@ def incidents(
     times = ("since (UTC)", "detected", "resolved")
     columns = ["id", "status", "severity", "what", "where", *times, "observed", "expected", "label"]
     show.table(columns, rows, empty="no incidents")
+
+
+def _figures(incident: Incident, config: Config) -> tuple[Text, Text]:
+    """What was observed and what was expected, as alerts have it."""
+    from kmon.alerts import operators
+    from kmon.alerts.message import metric_of, quantity
+    from kmon.config import PIPELINE
+
+    if incident.metric == PIPELINE:
+        observed, expected = operators.figures(incident)
+    else:
+        observed, expected = (quantity(metric_of(incident, config), v) for v in (incident.observed, incident.expected))
+    return show.right(observed), show.right(expected)
 
 
 @app.command()
@@ -341,6 +374,7 @@ def hit(
     The partners, or values of another dimension, that its scope leaves open: those that lost more than by chance.
     """
     from kmon import arguments
+    from kmon.alerts.message import estimate, quantity
     from kmon.hit import hit_of, open_dimension
     from kmon.ledger import open_ledger
     from kmon.store import open_for_reading
@@ -348,13 +382,24 @@ def hit(
     loaded = _load(config)
     dimension = by or open_dimension(loaded)
     arguments.known("dimension", dimension, loaded.dimensions)
-    with open_for_reading(loaded, store) as opened, open_ledger(loaded, store, must_exist=True) as ledger:
+    with (
+        show.waiting("asking whom it hit"),
+        open_for_reading(loaded, store) as opened,
+        open_ledger(loaded, store, must_exist=True) as ledger,
+    ):
         found = hit_of(opened, ledger, loaded, incident, by=dimension, most=limit)
     if format == "json":
         show.print_json({"incident": incident, **found.public()})
         return
-    measures = list(found.worst[0].impact) if found.worst else []
-    rows = [(one.value, one.observed, one.expected, *one.impact.values()) for one in found.worst]
+    measures, metric = list(found.worst[0].impact) if found.worst else [], loaded.metrics[found.metric]
+    rows = [
+        (
+            one.value,
+            *("-" if v is None else show.right(quantity(metric, v)) for v in (one.observed, one.expected)),
+            *(show.right(f"{'-' if v < 0 else '+'}{estimate(v)}") for v in one.impact.values()),
+        )
+        for one in found.worst
+    ]
     columns = [dimension, "observed", "expected", *(f"{m} (observed - expected)" for m in measures)]
     title = f"{found.count:,} hit from {show.clock(found.start)} to {show.clock(found.end)} (UTC), by {found.measure}"
     show.table(columns, rows, title=title, empty="nobody was hit by more than chance")
@@ -371,8 +416,8 @@ def label(
     ] = None,
     metric: Annotated[Optional[str], typer.Option(help="Of the incident that was not found.")] = None,
     where: Wheres = None,
-    start: Annotated[Optional[str], typer.Option("--from", help="When it began; RFC 3339.")] = None,
-    end: Annotated[Optional[str], typer.Option("--to", help="When it ended.")] = None,
+    start: Annotated[Optional[str], typer.Option("--from", help=f"When it began. {TIME}")] = None,
+    end: Annotated[Optional[str], typer.Option("--to", help=f"When it ended. {TIME}")] = None,
     remove: Annotated[Optional[str], typer.Option(metavar="LABEL", help="Take a label back.")] = None,
     by: Annotated[Optional[str], typer.Option(help="Who says so; default the user.")] = None,
     config: ConfigPath = DEFAULT,
@@ -433,8 +478,8 @@ def label(
 def series(
     metric: str,
     where: Wheres = None,
-    start: Annotated[Optional[str], typer.Option("--from", help="Default three hours before the end.")] = None,
-    end: Annotated[Optional[str], typer.Option("--to", help="Default the newest complete minute.")] = None,
+    start: Annotated[Optional[str], typer.Option("--from", help=f"{TIME} Default three hours before the end.")] = None,
+    end: Annotated[Optional[str], typer.Option("--to", help=f"{TIME} Default the newest complete minute.")] = None,
     grain: Annotated[str, typer.Option(help="Width of a bucket.")] = "1m",
     config: ConfigPath = DEFAULT,
     store: StorePath = None,
@@ -442,6 +487,8 @@ def series(
 ) -> None:
     """A monitor's series with its expected band."""
     from kmon import arguments
+    from kmon.clock import floor
+    from kmon.config import MINUTE
     from kmon.detect import expected_series
     from kmon.fits import outlooks
     from kmon.ledger import open_ledger
@@ -452,10 +499,15 @@ def series(
     scope = arguments.scope(loaded, where)
     arguments.known("metric", metric, loaded.metrics)
     width = arguments.duration(grain)
-    with open_for_reading(loaded, store) as opened:
+    with show.waiting("reading the series"), open_for_reading(loaded, store) as opened:
         newest = opened.watermark(loaded.events.lateness, loaded.events.idle) or dt.datetime.now(dt.UTC)
-        until = arguments.moment(end) or dt.datetime.fromtimestamp(newest.timestamp() // 60 * 60, dt.UTC)
+        until = arguments.moment(end) or floor(newest, MINUTE)
         begin = arguments.moment(start) or until - dt.timedelta(hours=3)
+        if width >= MINUTE and begin != floor(begin, MINUTE):
+            begin = floor(begin, MINUTE)
+            show.err.print(f"buckets of {grain} begin at whole minutes: this is from {show.clock(begin)} UTC")
+        if end is None:
+            until -= max(until - begin, dt.timedelta()) % width  # the last bucket is complete
         with open_ledger(loaded, store) as ledger:
             told = References.of(ledger, loaded, begin - MONTH, until)
             models = outlooks(ledger, told.config, until)
@@ -471,7 +523,7 @@ def series(
 def why(
     metric: str,
     where: Wheres = None,
-    at: Annotated[Optional[str], typer.Option(help="Default the newest complete instant.")] = None,
+    at: Annotated[Optional[str], typer.Option(help=f"{TIME} Default the newest complete instant.")] = None,
     config: ConfigPath = DEFAULT,
     store: StorePath = None,
     format: Output = "table",
@@ -484,9 +536,13 @@ def why(
     from kmon.windows import days_unused
 
     loaded = _load(config)
-    scope = arguments.scope(loaded, where)
-    with open_for_reading(loaded, store) as opened, open_ledger(loaded, store) as ledger:
-        found = answer(loaded, opened, ledger, metric, scope, arguments.moment(at))
+    scope, instant = arguments.scope(loaded, where), arguments.moment(at)
+    with (
+        show.waiting("judging it again"),
+        open_for_reading(loaded, store) as opened,
+        open_ledger(loaded, store) as ledger,
+    ):
+        found = answer(loaded, opened, ledger, metric, scope, instant)
     if format == "json":
         show.print_json(found.public())
         return
@@ -550,8 +606,10 @@ def query(sql: str, config: ConfigPath = DEFAULT, store: StorePath = None, forma
     """Ad-hoc SQL, read-only; the view 'rollup' has everything."""
     from kmon.store import open_for_reading
 
-    with open_for_reading(_load(config), store) as opened:
-        show.frame(opened.sql(sql), format)
+    loaded = _load(config)
+    with show.waiting("asking the store"), open_for_reading(loaded, store) as opened:
+        found = opened.sql(sql)
+    show.frame(found, format)
 
 
 @jobs_app.callback()
@@ -603,7 +661,7 @@ def jobs_run(
 
     loaded = _load(config)
     arguments.known("job", name, loaded.jobs)
-    with open_ledger(loaded, store) as ledger:
+    with show.waiting(f"running {name}"), open_ledger(loaded, store) as ledger:
         run = run_job(name, loaded.jobs[name], loaded, ledger, store=store, params=arguments.pairs(parameter))
     _summary({"job": run.job, "status": run.status, "notebook": run.notebook}, format)
 
@@ -616,7 +674,9 @@ def status(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output
     """How far the data is, and how kmon itself is."""
     from kmon.status import status as collect
 
-    found = collect(_load(config), store)
+    loaded = _load(config)
+    with show.waiting("asking the store"):
+        found = collect(loaded, store)
     if format == "json":
         show.print_json(found)
         return
@@ -642,7 +702,9 @@ def doctor(config: ConfigPath = DEFAULT, store: StorePath = None, format: Output
     """Check installation, configuration, source and sinks."""
     from kmon.doctor import examine
 
-    checks = list(examine(_load(config), store))
+    loaded = _load(config)
+    with show.waiting("checking"):
+        checks = list(examine(loaded, store))
     if format == "json":
         show.print_json([vars(check) for check in checks])
     else:

@@ -175,8 +175,11 @@ def _is_running(config: Config) -> bool:
 
 
 def _disk(config: Config) -> str:
-    free = shutil.disk_usage(config.path.parent).free / 2**30
-    if free < 1:
-        message = f"only {free:.1f} GiB are free beside {config.path}: make room"
+    return _room(shutil.disk_usage(config.path.parent).free, config)
+
+
+def _room(free: int, config: Config) -> str:
+    if free < 2**30:
+        message = f"only {free / 2**20:.0f} MiB are free beside {config.path}: make room"
         raise KmonError(message)
-    return f"{free:.0f} GiB free"
+    return f"{free / 2**30:.0f} GiB free"

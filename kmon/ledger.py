@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -252,10 +253,15 @@ def open_ledger(config: Config, store: str | None = None, *, must_exist: bool = 
         return Ledger.open(url)
     own = store is not None and not store.startswith("quack:")
     path = Path(store) if own and store else config.resolve(config.store)
-    if must_exist and not ledger_file(path).exists():
-        message = f"{ledger_file(path)} does not exist: nothing was judged yet, start with 'kmon up' or 'kmon replay'"
+    file = ledger_file(path)
+    if must_exist and not file.exists():
+        message = f"{file} does not exist: nothing was judged yet, start with 'kmon up' or 'kmon replay'"
         raise LedgerError(message)
-    return Ledger.open(f"sqlite:///{ledger_file(path)}")
+    if not os.access(file.parent, os.W_OK):  # SQLite writes there also to read
+        wrong = "cannot be written" if file.parent.exists() else "does not exist"
+        message = f"the ledger {file} cannot be opened: the folder {file.parent} {wrong}"
+        raise LedgerError(message)
+    return Ledger.open(f"sqlite:///{file}")
 
 
 class _Time(sa.TypeDecorator[dt.datetime]):

@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
@@ -32,6 +32,11 @@ def visible(text: object) -> str:
 def scope(values: Mapping[str, str]) -> str:
     """A scope for people: ``partner=p17 country=SE``, or ``everything``."""
     return " ".join(f"{dimension}={visible(value)}" for dimension, value in values.items()) or "everything"
+
+
+def right(text: str) -> Text:
+    """A figure with its unit, under others."""
+    return Text(visible(text), justify="right")
 
 
 def number(value: object) -> str:
@@ -111,6 +116,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     return value if isinstance(value, int | str | type(None)) else str(value)
+
+
+def waiting(what: str) -> AbstractContextManager[object]:
+    """A spinner on standard error while something takes seconds; nothing where nobody watches."""
+    return err.status(what) if err.is_terminal else nullcontext()
 
 
 @contextmanager

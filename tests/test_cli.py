@@ -1,6 +1,7 @@
 """The command line, run as people run it: a process with arguments, an exit code and two streams."""
 
 import datetime as dt
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -8,7 +9,9 @@ import sys
 import pytest
 
 from kmon.config import load_config
+from kmon.ledger import Ledger
 from kmon.resources import TEMPLATE
+from tests.alerts.conftest import INCIDENT, record
 from tests.command import kmon, kmon_json
 
 
@@ -49,6 +52,20 @@ def test_incidents_are_a_json_array(replayed):
     assert len(json.loads(found.stdout)) == summary["incidents"]
 
 
+def test_incidents_show_rates_as_alerts_do_and_tell_programs_the_numbers(replayed):
+    folder, _, _ = replayed
+    with Ledger.beside(folder / "rates.duckdb") as ledger:
+        record(ledger, INCIDENT, [])
+    table = kmon("incidents", "-s", "rates.duckdb", cwd=folder).stdout
+    assert "11.0 %" in table
+    assert "31.2 %" in table
+    assert kmon_json("incidents", "-s", "rates.duckdb", cwd=folder)[0]["observed"] == 0.11
+
+
+def test_the_version_is_that_of_the_package(tmp_path):
+    assert kmon("--version", cwd=tmp_path).stdout == f"kmon {importlib.metadata.version('kmon')}\n"
+
+
 def test_query_counts_what_was_ingested(replayed):
     folder, _, _ = replayed
     sql = "SELECT partner, sum(orders) AS orders FROM rollup GROUP BY 1 ORDER BY 2 DESC"
@@ -63,6 +80,16 @@ def test_a_name_with_quotes_newlines_emoji_and_sql_filters_and_shows(replayed):
     assert [row["observed"] for row in series] == [1.0]
     table = kmon("query", "SELECT DISTINCT partner FROM rollup", "-s", "s.duckdb", cwd=folder).stdout
     assert "O'Neil \"& <b>\\n\U0001f600" in table
+
+
+def test_series_begins_at_whole_minutes_and_ends_with_a_complete_bucket(replayed):
+    folder, _, _ = replayed
+    asked = ("series", "orders", "--from", "2026-03-02T09:58:10Z", "-s", "s.duckdb", "-f", "json")
+    by_minute, by_two = (kmon(*asked, "--grain", grain, cwd=folder) for grain in ("1m", "2m"))
+    assert "buckets of 1m begin at whole minutes: this is from 2026-03-02 09:58:00 UTC" in by_minute.stderr
+    assert [row["bucket"] for row in json.loads(by_minute.stdout)] == ["2026-03-02T09:58:00Z", "2026-03-02T09:59:00Z"]
+    assert len(json.loads(by_two.stdout)) == 1
+    assert kmon(*asked, "--grain", "10s", cwd=folder).stderr == ""
 
 
 def test_status_tells_offsets_rows_and_dead_letters(replayed):
@@ -114,6 +141,24 @@ def test_detect_says_when_there_is_nothing_new(replayed):
         (["label", "incident", "--metric", "orders", "-s", "s.duckdb"], 2, "needs --metric, --from and --to"),
         (["label", "--remove", "lbl_9", "-s", "s.duckdb"], 2, "there is no label 'lbl_9': 'kmon label' lists them"),
         (["label", "-s", "none.duckdb"], 1, "none.ledger.sqlite does not exist"),
+        (["series", "orders", "-s", "/nowhere/s.duckdb"], 1, "/nowhere/s.duckdb does not exist"),
+        (
+            [
+                "label",
+                "incident",
+                "--metric",
+                "orders",
+                "--from",
+                "2026-03-02",
+                "--to",
+                "2026-03-03",
+                "-s",
+                "/nowhere/s",
+            ],
+            1,
+            "the folder /nowhere does not exist",
+        ),
+        (["up", "-s", "/proc/s.duckdb"], 1, "the folder /proc cannot be written"),
         (["jobs", "run", "nope"], 2, "there is no job 'nope': it is one of deep_scan, detect, prepare"),
         (["simulate", "--out", "x", "--partners", "0"], 2, "'--partners'"),
         (["init", "--example", "nope"], 2, "there is no example 'nope': there is online_retail"),

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from kmon.config import Telemetry
-from kmon.doctor import Check, examine
+from kmon.doctor import Check, _room, examine
+from kmon.errors import KmonError
 from kmon.ledger import open_ledger
 from kmon.store import serving, token_for
 from tests.store.conftest import free_address
@@ -37,6 +38,12 @@ def test_the_port_for_prometheus(settings, store):
                 "telemetry", True, f"port {port} is in use, as it is while kmon is running"
             )
     assert found(wanted, "telemetry") == Check("telemetry", True, f"port {port} is free")
+
+
+def test_a_full_disk_is_told_in_figures_that_say_something(settings):
+    with pytest.raises(KmonError, match="only 20 MiB are free beside"):
+        _room(20 * 2**20, settings)
+    assert _room(5 * 2**30, settings) == "5 GiB free"
 
 
 def test_one_of_something_is_told_in_the_singular(settings, store):

@@ -25,7 +25,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 
 from kmon.alerts.message import headline, metric_of, moment, quantity, words
-from kmon.config import MINUTE, Config
+from kmon.config import BUCKET, MINUTE, Config
 from kmon.ledger import Incident
 from kmon.partners import Partners
 from kmon.store import Store
@@ -68,24 +68,40 @@ def series_for(
 ) -> pl.DataFrame:
     """What `draw` needs: some time before the incident until half an hour after it, or until the data ends.
 
-    Columns as `kmon.detect.expected_series` returns them. Minutes inside `masks` (known incidents) and inside
-    `incident` itself are no references; `outlooks` are what models forecast.
+    Columns as `kmon.detect.expected_series` returns them, in buckets of whole minutes. Where the data ends between two
+    of them, the last bucket ends there and overlaps the one before: it is complete, and what a sweep judged. Minutes
+    inside `masks` (known incidents) and `incident` itself are no references; `outlooks` are what models forecast.
     """
     from kmon.detect import expected_measures
+    from kmon.detect.series import CONTEXT
 
-    quarter = 15 * MINUTE
-    grain = incident.window
-    if grain < 60 * MINUTE:  # points enough to see a shape; a longer window is a point, which shows what was judged
-        grain = MINUTE if grain <= 5 * MINUTE else round(grain / 3 / MINUTE) * MINUTE
-    before = dt.timedelta(hours=3) if incident.window <= quarter else 40 * incident.window
-    end = store.watermark(config.events.lateness, config.events.idle) or incident.detected_at
+    window = _shown(incident)
+    grain = window  # of a long one each point is what was judged; a shorter one takes more of them to see a shape
+    if window < 60 * MINUTE:
+        grain = MINUTE if window <= 5 * MINUTE else round(window / 3 / MINUTE) * MINUTE
+    before = dt.timedelta(hours=3) if window <= 15 * MINUTE else 40 * window
+    last = store.watermark(config.events.lateness, config.events.idle) or incident.detected_at
     if incident.resolved_at is not None:
-        end = min(end, incident.resolved_at + 2 * quarter)
-    end = _floor(max(end, incident.detected_at), MINUTE)
-    end = incident.detected_at + (end - incident.detected_at) // grain * grain  # buckets end here: all are complete
+        last = min(last, incident.resolved_at + 30 * MINUTE)
+    last = _floor(max(last, incident.detected_at), BUCKET)
+    end = _floor(incident.detected_at, MINUTE)
+    end += (last - end) // grain * grain
     start = end + (incident.started_at - before - end) // grain * grain
+    spans = [(start, end)] if last == end else [(start, end), (last - CONTEXT * grain, last)]
     options: Any = {"grain": grain, "masks": [*masks, incident], "outlooks": outlooks}
-    return expected_measures(store, config, [incident.metric], incident.scope, start, end, **options)[0]
+    found = [expected_measures(store, config, [incident.metric], incident.scope, *span, **options)[0] for span in spans]
+    return pl.concat([found[0], *(frame.tail(1) for frame in found[1:])])
+
+
+def _shown(incident: Incident) -> dt.timedelta:
+    """The width of the windows that show an incident: a return to normal shows in shorter ones than the whole.
+
+    In half of the time that it took to notice the fall, unless that was a moment of a long incident.
+    """
+    if incident.resolved_at is None:
+        return incident.window
+    noticed, lasted = incident.detected_at - incident.started_at, incident.resolved_at - incident.started_at
+    return min(incident.window, max(MINUTE, max(noticed / 2, lasted / 24) // MINUTE * MINUTE))
 
 
 def _floor(at: dt.datetime, grain: dt.timedelta) -> dt.datetime:
@@ -122,7 +138,7 @@ class _Picture:
         self.incident, self.axes, self.metric = incident, axes, metric_of(incident, config)
         self.colour = ALARM[incident.severity]
         buckets = series["bucket"].to_numpy().astype("datetime64[us]")
-        self.grain = dt.timedelta(microseconds=int(np.diff(buckets).min().astype(int))) if len(buckets) > 1 else MINUTE
+        self.grain = (buckets[1] - buckets[0]).item() if len(buckets) > 1 else MINUTE
         self.x: Floats = (buckets - np.datetime64(0, "us")) / np.timedelta64(
             DAY
         ) + self.grain / DAY / 2  # their middles
@@ -144,7 +160,8 @@ class _Picture:
         if self.metric.kind != "count" and floor > 0.5 * top:  # a rate near 100 % would be a flat line
             low = max(0.0, floor - 0.15 * (top - floor))
         self.axes.set_xlim(self.left, self.right)
-        self.axes.set_ylim(low, top + 0.16 * (top - low))
+        story = 0.025 + 0.058 * len(self._story().splitlines())  # what it takes of the height
+        self.axes.set_ylim(low, top + story / (1 - story) * (top - low))
 
     def incident_span(self) -> None:
         start = max(_number(self.incident.started_at), self.left)
@@ -172,12 +189,12 @@ class _Picture:
         self.axes.scatter(self.x[alone], values[alone], s=9, color=style["color"], zorder=style["zorder"], linewidths=0)
 
     def marker(self) -> None:
-        """A dot on the line where it was detected: on the last bucket that detection had seen."""
+        """A dot on the line where it was detected: on the bucket that ends closest to what detection had seen."""
         at = _number(self.incident.detected_at)
-        known = np.flatnonzero(np.isfinite(self.y["observed"]) & (self.x <= at))
-        if not len(known) or not self.left <= at <= self.right:
+        known = np.flatnonzero(np.isfinite(self.y["observed"]))
+        if not len(known) or not self.left <= at <= self.right + self.grain / DAY / 2:
             return
-        spot = known[-1]
+        spot = known[np.abs(self.x[known] + self.grain / DAY / 2 - at).argmin()]
         self.axes.scatter(
             self.x[spot],
             self.y["observed"][spot],
@@ -228,7 +245,7 @@ class _Picture:
         times = _times(self.left, self.right)
         axes.set_xticks([_number(at) for at in times], _time_labels(times))
         low, high = axes.get_ylim()
-        locator = MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=self.metric.kind == "count" and high > 4)
+        locator = MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=self.metric.kind == "count" and high >= 1)
         most = 1.0001 if self.metric.kind == "rate" else high
         values = np.array([v for v in locator.tick_values(low, high) if low <= v <= min(high, most)])
         axes.set_yticks(list(values), _value_labels(values, 100.0 if self.metric.kind == "rate" else 1 / self.scale))

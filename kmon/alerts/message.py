@@ -101,12 +101,12 @@ def compose(
     since = f"since {moment(incident.started_at, now)}"
     if end is not None:
         since = f"from {moment(incident.started_at, now).removesuffix(' UTC')} to {moment(end, now)}"
-    loss = _loss(incident, config)
+    lost, an_hour = (" and ".join(losses(incident, config, hourly=hourly, gains=True)) for hourly in (False, True))
     counted = f" in {window}" if metric.kind == "count" else ""
     figures = f"{observed} instead of {expected} ({usual}){counted}"
     ending = "so far" if end is None else "in all"
     told = f"{title}: {figures} {since}." if kind != "resolved" else f"{title}. It was {figures} {since}."
-    parts = [f"{what}." if what else "", told, f"About {loss} {ending}." if loss else ""]
+    parts = [f"{what}." if what else "", told, f"About {lost} {ending}." if lost else ""]
     rows = [
         ("Change", what),
         ("Observed", f"{observed} in {window}"),
@@ -114,7 +114,7 @@ def compose(
         ("Since" if end is None else "From", since.partition(" ")[2] + _local(incident, partner, now)),
         (
             f"Loss {ending}" if _is_bad(incident, metric) else f"Effect {ending}",
-            f"about {loss}{_an_hour(incident, config)}" if loss else "",
+            f"about {an_hour}" if lost else "",
         ),
         ("Most hit", most_hit(hits, partners) if hits else ""),
         ("Account team", show(partner.account_team) if partner else ""),
@@ -279,43 +279,53 @@ def _local(incident: Incident, partner: Partner | None, now: dt.datetime) -> str
     return f" ({at:%H:%M} in {partner.timezone})"
 
 
-def _loss(incident: Incident, config: Config) -> str:
-    """``420 fewer orders and 31,500 less in amount``; empty where nothing is known or lost."""
-    parts = []
+def losses(incident: Incident, config: Config, *, hourly: bool, gains: bool) -> list[str]:
+    """``420 fewer orders``, ``amount lower by 31,500 (630,000 an hour)``: what it changed, as far as that is known.
+
+    Of any measure, whatever its name is. `hourly` tells what an open one costs in money, `gains` what became more.
+    """
+    told = []
     for measure, delta in incident.impact.items():
-        if math.isfinite(delta) and abs(delta) >= 0.5:
-            less, of = ("fewer", "") if measure.endswith("s") else ("less", " in")
-            parts.append(
-                f"{number(_rough(abs(delta)))} {'more' if delta > 0 else less}{of} {measure.replace('_', ' ')}"
-            )
-    return " and ".join(parts)
+        if not math.isfinite(delta) or abs(delta) < 0.5 or (delta > 0 and not gains):
+            continue
+        name, size = show(measure.replace("_", " ")), estimate(delta)
+        if measure.endswith("s"):
+            said = f"{size} {'more' if delta > 0 else 'fewer'} {name}"
+        else:
+            said = f"{name} {'higher' if delta > 0 else 'lower'} by {size}"
+        told.append(said + (_an_hour(incident, config, measure) if hourly else ""))
+    return told
 
 
-def _an_hour(incident: Incident, config: Config) -> str:
-    """`` (630,000 amount an hour)`` of what an open incident costs in money; empty where that is not known or lost."""
+def _an_hour(incident: Incident, config: Config, measure: str) -> str:
+    """`` (630,000 an hour)`` of what an open incident costs in money; empty where that is not known or lost."""
     from kmon.impact import an_hour  # and with it all of detection: not for those who only route
 
     money = config.incidents.money
-    cost = an_hour(incident, money.measure, incident.seen_at) if money and incident.resolved_at is None else None
-    return f" ({number(_rough(cost))} {show(money.measure)} an hour)" if money and cost and cost >= 0.5 else ""
+    if money is None or money.measure != measure or incident.resolved_at is not None:
+        return ""
+    cost = an_hour(incident, measure, incident.seen_at)
+    return f" ({estimate(cost)} an hour)" if cost and cost >= 0.5 else ""
 
 
 def most_hit(hits: Hits, partners: Partners) -> str:
-    """``Nordic Shoes (-120 orders), p3 (-80 orders), 41 more``; empty where nobody was hit by more than chance."""
+    """``Nordic Shoes (orders -120), p3 (orders -80), 41 more``; empty where nobody was hit by more than chance."""
     told = []
     for one in hits.worst[:NAMED]:
         known = partners.get(one.value) if hits.dimension == "partner" else None
         delta = one.impact[hits.measure]
         name = show((known.name if known else "") or one.value, 40)
-        told.append(
-            f"{name} ({'-' if delta < 0 else '+'}{number(_rough(abs(delta)))} {hits.measure.replace('_', ' ')})"
-        )
+        told.append(f"{name} ({hits.measure.replace('_', ' ')} {'-' if delta < 0 else '+'}{estimate(delta)})")
     more = hits.count - len(told)
     return ", ".join([*told, *([f"{more:,} more"] if more else [])])
 
 
+def estimate(change: float) -> str:
+    """The size of a change, which is an estimate: two digits of a small one, three of a larger one."""
+    return number(_rough(abs(change)))
+
+
 def _rough(size: float) -> float:
-    """Two digits of a small figure, three of a larger one: it is an estimate."""
     digits = 2 if size < 1000 else 3
     return round(size, digits - 1 - math.floor(math.log10(size))) if size > 0 else 0.0
 

@@ -34,6 +34,12 @@ _TOOLTIP = f"""
   <div style="color: {MUTED}">yesterday @yesterday_text</div>
 </div>"""
 
+PERCENT = """
+const steps = ticks.slice(1).map((other, i) => 100 * Math.abs(other - ticks[i]))
+const digits = steps.length ? Math.max(0, -Math.floor(Math.log10(Math.min(...steps)) + 1e-9)) : 2
+return (100 * tick).toFixed(digits) + ' %'"""
+"""As many digits as tell the ticks apart."""
+
 
 class Axis:
     """What the charts of a page share: the time range and the cross-hair."""
@@ -86,9 +92,9 @@ class MetricChart:
             days="%d %b", months="%b %Y",
         )  # fmt: skip
         f.xaxis.ticker = DatetimeTicker(desired_num_ticks=5)
-        f.yaxis.ticker = BasicTicker(desired_num_ticks=3)
+        f.yaxis.ticker = BasicTicker(desired_num_ticks=3, min_interval=1 if self._metric.kind == "count" else 0)
         f.yaxis.formatter = (
-            CustomJSTickFormatter(code="return parseFloat((100 * tick).toFixed(2)) + ' %'")
+            CustomJSTickFormatter(code=PERCENT)
             if self._metric.kind == "rate"
             else NumeralTickFormatter(format="0.[0]a")
         )
@@ -131,6 +137,16 @@ class MetricChart:
         if (y_range.start, y_range.end) != (low, high):
             y_range.update(start=low, end=high)
         self._mark([i for i in incidents if i.metric == self._name], where, chosen, high, x)
+
+    @property
+    def shaded(self) -> bool:
+        """Whether an incident covers all that is selected."""
+        return bool(self._spans.data["x0"])
+
+    @property
+    def marked(self) -> bool:
+        """Whether an incident begins somewhere."""
+        return bool(self._marks.data["x"])
 
     def _mark(
         self, incidents: Sequence[Incident], where: dict[str, str], chosen: str | None, high: float, x: npt.NDArray[Any]

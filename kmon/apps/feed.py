@@ -16,6 +16,7 @@ from kmon.apps.samples import Samples, read
 from kmon.apps.selection import Selection
 from kmon.config import BUCKET, Config, load_config
 from kmon.detect import expected_measures
+from kmon.detect.series import CONTEXT
 from kmon.errors import ConfigError, KmonError, StoreError
 from kmon.hit import Hits, hit
 from kmon.impact import is_due
@@ -35,8 +36,6 @@ ENOUGH = 60
 """Events that a bucket should have on average: with fewer, lines are mostly noise."""
 LEAST = 12
 """Buckets that a range must have."""
-CONTEXT = 24
-"""Windows scored together with the newest one: the detector learns the spread of a series from all it is given."""
 
 
 @dataclass(frozen=True)

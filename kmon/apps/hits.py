@@ -7,6 +7,7 @@ import html
 from collections.abc import Callable
 from dataclasses import replace
 
+from kmon.alerts.message import estimate
 from kmon.apps import words
 from kmon.apps.selection import Selection, write_query
 from kmon.config import Config, counted
@@ -58,4 +59,4 @@ def _row(config: Config, hits: Hits, one: Hit, selection: Selection, partner: Ca
 
 def _signed(change: float) -> str:
     sign = words.MINUS if change < 0 else "+"
-    return f"{sign}{words.number(round(abs(change)))}" if round(abs(change)) else words.NOTHING
+    return f"{sign}{estimate(change)}" if round(abs(change)) else words.NOTHING

@@ -10,11 +10,11 @@ import param
 from panel.custom import JSComponent
 
 from kmon.alerts import operators
+from kmon.alerts.message import losses
 from kmon.apps import words
 from kmon.apps.feed import View
 from kmon.apps.selection import concerns, of_incident, write_query
 from kmon.config import PIPELINE, Config
-from kmon.impact import an_hour
 from kmon.labels import SAYS
 from kmon.ledger import Incident, Label
 from kmon.partners import Partner
@@ -98,7 +98,7 @@ def row(
         "lasted": words.duration(until - incident.started_at),
         "observed": observed,
         "expected": expected,
-        "loss": ", ".join([*loss(incident), *_an_hour(config, incident)]) or words.NOTHING,
+        "loss": ", ".join(losses(incident, config, hourly=True, gains=False)) or words.NOTHING,
         "status": incident.status,
         "said": _said(label, now) if label else "",
         "open": incident.resolved_at is None,
@@ -116,16 +116,3 @@ def _named(config: Config, dimension: str, value: str, partner: Known) -> str:
     """A value with its name, where it has one: ``Urban Sport 3 (p3)``, as in alerts."""
     known = partner(value) if dimension == config.dimensions[0] else None
     return f"{known.name} ({value})" if known and known.name and known.name != value else value
-
-
-def _an_hour(config: Config, incident: Incident) -> list[str]:
-    """What an open one costs an hour, in money."""
-    money = config.incidents.money
-    cost = an_hour(incident, money.measure, incident.seen_at) if money and incident.resolved_at is None else None
-    return [f"{words.number(round(cost))} an hour"] if cost is not None and round(cost) > 0 else []
-
-
-def loss(incident: Incident) -> list[str]:
-    """What was lost, by measure, as far as it is known: to the whole one. What was gained counts as nothing."""
-    named = {m: words.title(m).lower() if m.endswith("s") else f"in {words.title(m).lower()}" for m in incident.impact}
-    return [f"{words.number(round(-v))} {named[m]}" for m, v in incident.impact.items() if round(-v) > 0]

@@ -85,7 +85,7 @@ class PartnerPage:
         self._cards = {name: parts.card(self._facts[name], self.charts[name].figure) for name in self._config.metrics}
         self._head, self._notice, self._blank = parts.text(""), parts.text(""), parts.text("")
         self._grid = parts.cards(list(self._cards.values()))
-        self._legend = parts.text(parts.LEGEND)
+        self._legend = parts.text("")
         self._samples = parts.text("", css_classes=["panel"], visible=False)
         self._hits = parts.text("", css_classes=["panel"], visible=False)
         self._incidents = IncidentList(self.pick, self._went_to, **parts.styled("panel"), sizing_mode="stretch_width")
@@ -215,6 +215,8 @@ class PartnerPage:
                 frame = parts.joined(view.series[name], view.latest[name])
                 chart.show(frame, view.grain, where, shown, chosen)
                 _set(self._facts[name], parts.facts(self._config, name, view))
+        charts = self.charts.values()
+        _set(self._legend, parts.legend(marked=any(c.marked for c in charts), shaded=any(c.shaded for c in charts)))
         for name, card in self._cards.items():
             parts.choose(card, chosen=name == view.selection.metric)
         _set(self._hits, hits.section(self._config, view.hits, view.selection, view.watermark, self._feed.partner))

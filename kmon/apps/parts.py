@@ -17,11 +17,6 @@ from kmon.apps.selection import covers
 from kmon.config import Config, counted
 from kmon.partners import Partner
 
-LEGEND = (
-    '<div class="legend"><span><i></i>observed</span><span><i class="expected"></i>expected</span>'
-    '<span><i class="band"></i>expected range</span><span><i class="yesterday"></i>yesterday</span>'
-    '<span><i class="incident"></i>incident</span><span>times in UTC</span></div>'
-)
 Lookup = Callable[[str], Partner | None]
 
 
@@ -83,6 +78,15 @@ def brand(config: Config) -> str:
     )
     name = "" if config.name == "kmon" else f"<small>{words.safe(config.name)}</small>"
     return f'<div class="brand">{mark}kmon{name}</div>'
+
+
+def legend(*, marked: bool, shaded: bool) -> str:
+    """What the charts show, of incidents only if there are any."""
+    shown = [("", "observed"), ("expected", "expected"), ("band", "expected range"), ("yesterday", "yesterday")]
+    shown += [("mark", "an incident begins")] if marked else []
+    shown += [("incident", "an incident of all that is selected")] if shaded else []
+    keys = "".join(f'<span><i class="{key}"></i>{name}</span>' for key, name in shown)
+    return f'<div class="legend">{keys}<span>times in UTC</span></div>'
 
 
 def head(config: Config, view: View, partner: Lookup, now: dt.datetime) -> str:

@@ -84,7 +84,7 @@ def section(config: Config, samples: Samples | None, now: dt.datetime | None) ->
     known = {field.path or name for name, field in fields.items() if name in told}
     rows = "".join(_row(event, shown, known, now) for event in samples.events.iter_rows(named=True))
     return (
-        f'<div class="samples"><h2>Sample events</h2><p class="quiet">{words.safe(_told(samples, now))}</p>'
+        f'<div class="samples events"><h2>Sample events</h2><p class="quiet">{words.safe(_told(samples, now))}</p>'
         f"<table><tr>{head}</tr>{rows}</table></div>"
     )
 

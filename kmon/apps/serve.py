@@ -49,7 +49,8 @@ def command(config: Config, port: int, *, show: bool = False) -> list[str]:
     return [
         *(sys.executable, "-m", "panel", "serve", *pages, "--address", config.apps.host, "--port", str(port), *index),
         *(argument for origin in sorted(origins) for argument in ("--allow-websocket-origin", origin)),
-        *("--log-level", "warning", "--warm", *(["--show"] if show else [])),
+        *("--setup", str(Path(__file__).with_name("quiet.py")), "--log-level", "warning", "--warm"),
+        *(["--show"] if show else []),
     ]
 
 

@@ -16,7 +16,7 @@ from kmon import environment
 from kmon.config.checks import InconsistentError, Loc
 from kmon.config.models import Config
 from kmon.config.words import nearest
-from kmon.errors import ConfigError
+from kmon.errors import ConfigError, KmonError
 
 NO_KEYS = ("path", "copied", "digest")
 """What a configuration knows that the file does not say."""
@@ -40,6 +40,8 @@ _Loader.add_constructor("tag:yaml.org,2002:timestamp", _timestamp)
 def copy_config(path: Path, to: Path) -> Config:
     """Copy a ``kmon.yaml`` to `to`, which stands for it from then on; ConfigError, as `load_config`, where it is bad.
 
+    KmonError where it cannot be copied.
+
     The copy keeps the path of the original, in which the names of files are resolved and errors told.
     """
     load_config(path)  # an error that the original has is its own
@@ -47,8 +49,8 @@ def copy_config(path: Path, to: Path) -> Config:
         text = path.read_text(encoding="utf-8-sig")
         to.write_text(f"{text}\n# kmon runs by this copy of {path.absolute()}\n", encoding="utf-8")
     except OSError as error:
-        message = f"{to} cannot be written: {error.strerror}"
-        raise ConfigError(message) from error
+        message = f"the folder {to.parent} cannot be written ({error.strerror}): kmon keeps its files there"
+        raise KmonError(message) from error
     return load_config(to)
 
 

@@ -102,6 +102,7 @@ class Compare:
         if now.kind == "count":  # what comes from nothing is new, and no surge
             judged &= falls | (expected.volume >= own["min_volume"])
         low, high = now.interval(expected, self.coverage)
+        low, high = np.minimum(low, level), np.maximum(high, level)  # of next to nothing an interval has no shape
         evidence = np.where(judged, now.gain(expected), 0.0)
         sizes = {"noise": expected.noise, "unit": expected.unit}
         notable = judged & large(now.kind, now.value, now.exposure, now.usual, level, own, **sizes)

@@ -32,6 +32,8 @@ from kmon.store.schema import EVENTS
 from kmon.store.sql import Where
 
 MINUTE = dt.timedelta(minutes=1)
+CONTEXT = 24
+"""Buckets to score with one that is asked for alone: the detector learns a series' spread from all it is given."""
 
 
 def expected_series(
@@ -49,8 +51,10 @@ def expected_series(
     """One monitor in [start, end) with what was expected of it.
 
     Columns: `bucket` (UTC without a zone, one every `grain`), `observed`, `expected`, `lower`, `upper`, `yesterday`;
-    null where nothing is known. Counts are per bucket. The references are those of a sweep, scored by the first
-    configured detector that judges windows, or the comparison; buckets inside `masks` serve as none.
+    null where nothing is known. Counts are per bucket. From a minute on, buckets should begin at whole minutes: if not,
+    the one in which the store's ten seconds give way to minutes lacks up to one of these. The references are those of a
+    sweep, scored by the first configured detector that judges windows, or the comparison; buckets inside `masks` serve
+    as none.
     Of `outlooks` the monitor's own serve as one more. UsageError where a name is unknown.
     """
     if isinstance(metric, str) and metric not in config.metrics:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import datetime as dt
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,10 @@ from PIL import Image
 from kmon.alerts.chart import draw, drawable, series_for
 from kmon.config import Config
 from kmon.partners import Partners
-from kmon.store import EmbeddedStore
+from kmon.sources import Move
+from kmon.store import Commit, EmbeddedStore
 from tests.alerts.conftest import EVIL, INCIDENT, MINUTE, RESOLVED, T
+from tests.conftest import settle
 
 COLUMNS = ("observed", "expected", "lower", "upper", "yesterday")
 
@@ -95,10 +99,10 @@ def test_what_no_font_has_is_a_box() -> None:
 @pytest.mark.parametrize(
     ("incident", "rows", "first", "grain"),
     [
-        (INCIDENT, 184, T - 180 * MINUTE, MINUTE),
-        (RESOLVED, 184, T - 180 * MINUTE, MINUTE),
-        (replace(INCIDENT, window=15 * MINUTE), 37, T - 182 * MINUTE, 5 * MINUTE),
-        (replace(INCIDENT, window=60 * MINUTE), 41, T + (3 - 41 * 60) * MINUTE, 60 * MINUTE),
+        (INCIDENT, 185, T - 180 * MINUTE, MINUTE),
+        (RESOLVED, 185, T - 180 * MINUTE, MINUTE),
+        (replace(INCIDENT, window=15 * MINUTE), 38, T - 182 * MINUTE, 5 * MINUTE),
+        (replace(INCIDENT, window=60 * MINUTE), 42, T + (3 - 41 * 60) * MINUTE, 60 * MINUTE),
     ],
 )
 def test_series_reaches_from_well_before_to_where_the_data_is_complete(
@@ -109,3 +113,59 @@ def test_series_reaches_from_well_before_to_where_the_data_is_complete(
     buckets = frame["bucket"].to_list()
     assert (frame.height, buckets[0], buckets[1] - buckets[0]) == (rows, first.replace(tzinfo=None), grain)
     assert frame["observed"][-2] == pytest.approx(0.3)
+
+
+SECOND = dt.timedelta(seconds=1)
+SILENT = replace(
+    INCIDENT, metric="sessions", scope={"partner": "p17"}, window=MINUTE, detected_at=T + 70 * SECOND
+)  # from T + 10 s until T + 5 min
+
+
+@pytest.fixture
+def quiet(tmp_path: Path, make_config: Callable[..., Config]) -> Iterator[Callable[[dt.timedelta], EmbeddedStore]]:
+    """A store up to so long after T: p17 and p18 have a session every ten seconds, but p17 while it is silent."""
+    opened = []
+
+    def fill(after: dt.timedelta) -> EmbeddedStore:
+        config = make_config()
+        begin = T.replace(tzinfo=None) - 200 * MINUTE
+        ends = {1440 * MINUTE: 240 * MINUTE, 0 * MINUTE: 200 * MINUTE + after}  # of the day before and of today
+        times = [begin - ago + i * 10 * SECOND for ago, end in ends.items() for i in range(end // (10 * SECOND))]
+        silent = (T.replace(tzinfo=None) + 10 * SECOND, T.replace(tzinfo=None) + 5 * MINUTE)
+        rows = [(at, p) for at in times for p in ("p17", "p18") if p == "p18" or not silent[0] <= at < silent[1]]
+        events = pl.DataFrame(rows, schema=["event_time", "partner"], orient="row")
+        events = events.with_columns(operation=pl.lit("session"), status=pl.lit("ok"), amount=pl.lit(1.0))
+        texts = [n for n, f in config.events.fields.items() if f.type == "string" and n not in events.columns]
+        events = events.with_columns(pl.lit(None, pl.String).alias(name) for name in texts)
+        store = EmbeddedStore(tmp_path / "quiet.duckdb", config)
+        opened.append(store)
+        newest = {"0": T + after + config.events.lateness}
+        store.commit(Commit([Move("test", 0, 0, events.height)], events, newest))
+        settle(store, config, minutes=T - 60 * MINUTE)  # older ones are kept by the minute
+        return store
+
+    yield fill
+    for store in opened:
+        store.close()
+
+
+def test_the_window_that_fired_between_two_minutes_is_the_last_one_and_no_other_dips(
+    make_config: Callable[..., Config], partners: Partners, quiet: Callable[[dt.timedelta], EmbeddedStore]
+) -> None:
+    config = make_config()
+    frame = series_for(SILENT, quiet(70 * SECOND), config)
+    assert frame["bucket"][-1] == (T + 10 * SECOND).replace(tzinfo=None)
+    assert frame["observed"].to_list() == [6.0] * 180 + [1.0, 0.0]
+    assert frame["yesterday"].to_list() == [6.0] * 182
+    shade = np.abs(pixels(draw(SILENT, frame, config, partners)) - np.array([250, 232, 234])).sum(axis=2) < 12
+    assert shade.sum() > 500
+
+
+def test_a_chart_of_what_is_over_shows_the_return_to_normal(
+    make_config: Callable[..., Config], quiet: Callable[[dt.timedelta], EmbeddedStore]
+) -> None:
+    end = T + 380 * SECOND
+    over = replace(SILENT, status="resolved", window=10 * MINUTE, resolved_at=end)
+    frame = series_for(over, quiet(380 * SECOND), make_config())
+    assert frame["bucket"].to_list()[-2:] == [(end - s * SECOND).replace(tzinfo=None) for s in (80, 60)]
+    assert frame["observed"].to_list()[-8:] == [6.0, 1.0, 0.0, 0.0, 0.0, 0.0, 6.0, 6.0]

@@ -22,14 +22,14 @@ def test_firing_in_words(make_config: Callable[..., Config], partners: Partners)
     message = compose(INCIDENT, "firing", make_config(), partners, T)
     assert message.summary == (
         "Conversion of Nordic Shoes (p17) in SE is down 65 %: 11.0 % instead of 31.2 % (27.1 to 35.4 %)"
-        " since 14:05 UTC. About 420 fewer orders and 31,500 less in amount so far."
+        " since 14:05 UTC. About 420 fewer orders and amount lower by 31,500 so far."
     )
     assert message.text.splitlines() == [
         "Conversion of Nordic Shoes (p17) in SE is down 65 %",
         "Observed: 11.0 % in 5 min",
         "Expected: 31.2 % (27.1 to 35.4 %)",
         "Since: 14:05 UTC (15:05 in Europe/Stockholm)",
-        "Loss so far: about 420 fewer orders and 31,500 less in amount (630,000 amount an hour)",
+        "Loss so far: about 420 fewer orders and amount lower by 31,500 (630,000 an hour)",
         "Account team: Nordics",
         "critical · detected 14:08 UTC · inc_1",
         INCIDENT.url,
@@ -42,9 +42,9 @@ def test_firing_in_words(make_config: Callable[..., Config], partners: Partners)
         (
             44,
             [("p17", -120.4), ("p3", -81.0), ("p5", -1234.0), ("p6", -3.0)],
-            "Nordic Shoes (-120 orders), p3 (-81 orders), p5 (-1,230 orders), 41 more",
+            "Nordic Shoes (orders -120), p3 (orders -81), p5 (orders -1,230), 41 more",
         ),
-        (1, [("<!here>\n", 2.04)], r"<!here>\n (+2 orders)"),
+        (1, [("<!here>\n", 2.04)], r"<!here>\n (orders +2)"),
         (0, [], None),
     ],
 )
@@ -82,7 +82,7 @@ def test_a_change_in_words(make_config: Callable[..., Config], partners: Partner
             "resolved",
             "Conversion of Nordic Shoes (p17) in SE is back to normal after 25 minutes. It was 11.0 %",
         ),
-        (RESOLVED, "resolved", "from 14:05 to 14:30 UTC. About 420 fewer orders and 31,500 less in amount in all."),
+        (RESOLVED, "resolved", "from 14:05 to 14:30 UTC. About 420 fewer orders and amount lower by 31,500 in all."),
         (replace(RESOLVED, resolved_at=T + 1440 * MINUTE), "resolved", "is down 65 % for 1 day and counts as normal"),
         (
             replace(RESOLVED, reason="labelled the new normal by ann"),

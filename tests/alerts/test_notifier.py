@@ -367,7 +367,7 @@ def test_the_message_says_whom_it_hit_most_where_the_scope_does_not(
     put(replace(INCIDENT, scope=scope, started_at=T + 5 * MINUTE, seen_at=T + 15 * MINUTE))
     assert make(sink, store=store).drain() == 1
     told = dict(sink.alerts[0].message.rows).get("Most hit", "")
-    assert told.startswith("Nordic Shoes (-") == ("partner" not in scope)
+    assert told.startswith("Nordic Shoes (amount -") == ("partner" not in scope)
 
 
 def test_a_sink_that_is_gone(make: Make, put: Any, only: Any, ledger: Ledger) -> None:

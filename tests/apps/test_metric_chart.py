@@ -35,6 +35,11 @@ def sources(chart: MetricChart) -> dict[str, dict[str, list[object]]]:
     return {type(r.glyph).__name__: r.data_source.data for r in glyphs}
 
 
+def test_ticks_are_whole_for_counts(empty: Config) -> None:
+    counts, rates = (MetricChart(empty, name, Axis()).figure.yaxis[0] for name in ("visits", "conversion"))
+    assert (counts.ticker.min_interval, rates.ticker.min_interval) == (1, 0)
+
+
 @pytest.mark.parametrize(
     ("expected", "runs"), [([10.0] * 6, 1), ([10.0, 10.0, None, None, 10.0, 10.0], 2), ([None] * 6, 0)]
 )
@@ -51,6 +56,7 @@ def test_an_incident_shades_what_it_covers_and_marks_the_rest(
     chart = MetricChart(empty, "conversion", Axis())
     chart.show(frame([0.2] * 6, [0.25] * 6), MINUTE, where, [incident(), incident(metric="visits")], chosen)
     assert len(sources(chart)["VStrip"]["x0"]) == shaded
+    assert (chart.shaded, chart.marked) == (bool(shaded), True)
     marks = [r for r in chart.figure.renderers if getattr(r.glyph, "marker", None) == "inverted_triangle"]
     assert len(marks[0].data_source.data["x"]) == 1
 

@@ -125,7 +125,7 @@ def test_a_link_to_an_incident_shows_when_it_was(filled: Config) -> None:
 def test_the_list_of_incidents_is_words(filled: Config, opened: PartnerPage) -> None:
     (row,) = incidents.groups(filled, opened.view, None, Feed(filled).partner)[0]["rows"]
     assert row["where"] == [["Shop", EVIL]]  # text: the browser gets it with textContent
-    assert (row["what"], row["loss"], row["status"]) == ("▼ Conversion", "45 purchases", "firing")
+    assert (row["what"], row["loss"], row["status"]) == ("▼ Conversion", "45 fewer purchases", "firing")
 
 
 @pytest.mark.parametrize(
@@ -152,10 +152,11 @@ def test_a_partner_has_its_name_in_the_list(filled: Config, opened: PartnerPage)
     assert row["where"] == [["Shop", "North & Sons (north)"], ["Region", "EU"]]
 
 
-def test_a_loss_is_told_in_whole_ones(filled: Config, opened: PartnerPage) -> None:
+def test_a_loss_is_told_as_in_alerts_and_a_gain_is_none(filled: Config, opened: PartnerPage) -> None:
     (incident,) = opened.view.incidents
     lost = replace(incident, impact={"purchases": -15.2, "amount": -1201.7, "visits": 3.0, "refunds": -0.4})
-    assert incidents.loss(lost) == ["15 purchases", "1,202 in amount"]
+    row = incidents.row(filled, lost, None, lambda _: None)
+    assert row["loss"] == "15 fewer purchases, amount lower by 1,200"
 
 
 def test_a_broken_configuration_is_a_sentence_on_the_page(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -41,3 +43,14 @@ def test_every_page_of_the_notebooks_folder_is_served(empty: Config) -> None:
     own.mkdir(parents=True)
     (own / "mine.ipynb").write_text("{}", encoding="utf-8")
     assert str(own / "mine.ipynb") in serve(empty, port=0).command
+
+
+def test_visitors_are_no_news_and_errors_of_the_pages_are(empty: Config) -> None:
+    command = serve(empty, port=0).command
+    told = "import logging, runpy, sys; logging.basicConfig(); runpy.run_path(sys.argv[1]);"
+    told += "logging.getLogger('tornado.access').warning('404 GET /overview');"
+    told += "logging.getLogger('bokeh.server.views.ws').warning('connection was closed');"
+    told += "logging.getLogger('tornado.access').error('500 GET /partner')"
+    setup = command[command.index("--setup") + 1]
+    done = subprocess.run([sys.executable, "-c", told, setup], capture_output=True, text=True, check=True)
+    assert done.stderr == "ERROR:tornado.access:500 GET /partner\n"

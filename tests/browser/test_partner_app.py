@@ -8,6 +8,7 @@ from urllib.parse import quote
 from playwright.sync_api import Locator, Page, expect
 
 from kmon import labels
+from kmon.apps.chart import PERCENT
 from kmon.config import load_config
 from kmon.ledger import open_ledger
 from tests.apps.shop import EVIL
@@ -112,3 +113,12 @@ def test_an_open_page_shows_a_metric_that_was_added_to_the_configuration(page: P
     finally:
         site.config.write_text(text, encoding="utf-8")
     expect(page.locator(".bk-Figure")).to_have_count(2)
+
+
+def test_the_ticks_of_a_small_rate_are_told_apart(page: Page) -> None:
+    told = page.evaluate(
+        f"() => {{ const label = (tick, ticks) => {{ {PERCENT} }};"
+        " const all = (...ticks) => ticks.map(tick => label(tick, ticks)).join();"
+        " return [all(0, 0.00002, 0.00004), all(0, 0.5, 1), all(0.3)] }"
+    )
+    assert told == ["0.000 %,0.002 %,0.004 %", "0 %,50 %,100 %", "30.00 %"]

@@ -117,6 +117,9 @@ def test_an_empty_range_and_a_stranger(store: EmbeddedStore) -> None:
     assert expected_series(store, config(), "sessions", WHERE, AT, AT).is_empty()
     unknown = expected_series(store, config(), "conversion", {"partner": "nobody"}, START, AT)
     assert unknown["observed"].null_count() == 20
+    nothing = expected_series(store, config(), "sessions", {"partner": "nobody"}, START, AT)
+    assert (nothing["lower"] <= nothing["expected"]).all()
+    assert (nothing["expected"] <= nothing["upper"]).all()
 
 
 @pytest.mark.parametrize(
