@@ -56,6 +56,8 @@ OWN = 1.5
 nor of hours that no neighbours smooth, where an event may be a large order."""
 PRIOR = 20.0
 """Events, or bins, that what is usual in the fleet weighs against a monitor's own."""
+TOGETHER = 300.0
+"""Residuals that the fleet's `phi` weighs against a segment's: a segment of one monitor has but its own."""
 ALIKE = 40.0
 """Independent residuals that the fleet's noise weighs against a monitor's own."""
 STEADY = 0.01
@@ -639,7 +641,7 @@ def _by_segment(
     groups = int(given.segment.max(initial=0)) + 1
     if groups == 1:
         return np.full(len(given.segment), usual)
-    each = overdispersions(squares, base, scale, segment, groups, most=1.0, guess=usual, weight=5 * PRIOR)
+    each = overdispersions(squares, base, scale, segment, groups, most=1.0, guess=usual, weight=TOGETHER)
     return each[given.segment]
 
 
