@@ -348,8 +348,8 @@ def _counts(given: References) -> Expectation:
     effective = np.where(squared > 0, spread / np.maximum(squared, 1e-9), 1.0)  # plain counts in a decaying one
     alone = _Alone.of(recent, decay, given.bins)
     flat = (used == 0) | (around + before * np.maximum(used, 1) < FEW)
-    own = np.where(flat, 1.0, today / np.maximum(before, 1e-9))
-    trace = np.where(flat[:, None], alone.rate[:, None], _traced(shapes, weights, own))
+    own = np.where(flat, 1.0, (today + 0.5) / (before + 0.5))
+    trace = np.where(flat[:, None], alone.rate[:, None], _traced(shapes, weights, m))
     certain = ~flat & (own * before >= OWN * np.maximum(spread, 1e-9)) & (given.near >= 1)
     of_days = np.where(certain, own * (_shares(weights, m)[: len(given.days)] ** 2).sum(axis=0), 0.0)
     earlier = _earlier(recent, given)
@@ -395,7 +395,8 @@ def _counts(given: References) -> Expectation:
     share = discount * effective * level / (prior + discount * effective * level)
     factor = usual * (prior + discount * counted) / (prior + discount * effective * level)
     drift = 1 / (prior + discount * counted) + np.where(alike, shaped, 1.0) / (around + 0.5)
-    drift += share / (effective * before * np.maximum(used, 1) + 0.5)
+    by_before = np.where(alike, (1 - shaped - share) ** 2, 0.0)  # the fleet's shape is a multiple of it, less the level
+    drift += np.maximum(share, by_before) / (effective * before * np.maximum(used, 1) + 0.5)
     drift += np.where(given.unlike, TREND, 0.0)  # the shape is of another kind of day, too
     expected = np.where(flat, alone.window, factor * window)
     drift = np.where(flat, noise * alone.drift, drift + disagreement)
@@ -554,21 +555,20 @@ def _weighted(parts: Sequence[Floats], weights: Sequence[Floats], m: int) -> Flo
     return total / np.maximum(size, 1e-300)
 
 
-def _traced(shapes: Sequence[_Shape], weights: Sequence[Floats], own: Floats) -> Floats:
+def _traced(shapes: Sequence[_Shape], weights: Sequence[Floats], m: int) -> Floats:
     """(monitors, RECENT): what the days make one expect of today's bins; NaN where none knows one.
 
-    Each bin by the days that know it, at today's level against theirs; `own` is that against all of them.
+    Each bin by the days that know it, at today's level against theirs.
     """
-    total = np.zeros((4, len(own), RECENT))
+    total = np.zeros((4, m, RECENT))
     for s, weight in zip(shapes, weights, strict=True):
         profile = s.profile[:, :RECENT]
         known = np.where(np.isfinite(profile), weight[:, None], 0.0)
-        today, before = (part / np.maximum(s.decay, 1e-9) for part in (s.today, s.before))
+        today, before = ((part + 0.5) / np.maximum(s.decay, 1e-9) for part in (s.today, s.before))
         for i, part in enumerate((1.0, np.nan_to_num(profile), today[:, None], before[:, None])):
             total[i] += known * part
     size, profile, today, before = total
-    moved = np.where(before > 0, today / np.maximum(before, 1e-9), own[:, None])
-    return moved * profile / np.where(size > 0, size, np.nan)
+    return (today / np.maximum(before, 1e-9)) * profile / np.where(size > 0, size, np.nan)
 
 
 def _shares(weights: Sequence[Floats], m: int) -> Floats:

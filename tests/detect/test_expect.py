@@ -500,6 +500,20 @@ def test_each_segment_has_its_own_noise(kind: str, level: float, width: float, d
     assert (together[4000:] <= 0.05).sum() > 1.15 * (apart[4000:] <= 0.05).sum()
 
 
+@pytest.mark.parametrize("level", [0.4, 1.0, 3.0])
+@pytest.mark.parametrize("width", [300.0, 1800.0, 3600.0])
+def test_normal_counts_of_which_little_is_known_of_today_are_not_flagged_too_often(level: float, width: float) -> None:
+    """An incident of the whole fleet hides all but half an hour of two hours ago."""
+    given = history(level, 0.0, 0.1, 1, width=width, seed=3)
+    hidden = np.arange(RECENT) >= 6
+    parts = {
+        name: pl.Series(np.where(hidden, np.nan, given[name].to_numpy()), dtype=given[name].dtype)
+        for name in ("recent_value", "recent_exposure")
+    }
+    p = Compare(min_volume=0, tolerance=0).score(given.with_columns(**parts))["p_value"]
+    assert not [alpha for alpha in (0.1, 0.01, 0.001) if too_often(p, alpha)]
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from([0.4, 3.0, 30.0]), st.sampled_from([0.25, 1.0, 1.7]), st.booleans(), st.integers(1, 3),
