@@ -41,7 +41,7 @@ FAINT = 3
 NEARLY = 0.7
 """Of an anomaly's change, which that of a larger scope must be to account for it."""
 HARDLY = 1e-3
-"""A p-value: what is no likelier without a cause, and changed as much, was not explained by it. Fewer events tell less."""
+"""P-value: what is no likelier without a cause, and changed as much, is not explained by it. Fewer events tell less."""
 APART = 200
 """Values of a dimension with many that are told apart: those with the most telling anomalies."""
 MOST = 25
