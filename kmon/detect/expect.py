@@ -281,7 +281,7 @@ def _batches(given: References, share: Floats | None) -> Floats:
         events = np.nan_to_num(value)
         usual = 0.0 if share is None else share * np.nan_to_num(exposure)
         chance, off = events + usual, events - usual
-        near = np.lib.stride_tricks.sliding_window_view(np.pad(events, ((0, 0), (2, 2))), 5, axis=1).max(axis=2)
+        near = np.maximum.reduce(_beside(events, 2))
         full = np.pad(events > EMPTY * near, ((0, 0), (1, 2)))
         before, now, then, after = (full[:, i : i + events.shape[1]] for i in range(4))
         one, two = now & ~before & ~then, now & then & ~before & ~after
@@ -592,10 +592,14 @@ def _kernel(given: References) -> Floats:
 def _smooth(values: Floats, near: int) -> Floats:
     """The mean of each bin and so many before and after it, as far as they are known; NaN where none is."""
     good = np.isfinite(values)
-    padded = [np.pad(part, ((0, 0), (near, near))) for part in (np.where(good, values, 0.0), good.astype(float))]
-    windows = (np.lib.stride_tricks.sliding_window_view(part, 2 * near + 1, axis=1) for part in padded)
-    total, size = (part.sum(axis=2) for part in windows)
+    total, size = (sum(_beside(part, near)) for part in (np.where(good, values, 0.0), good.astype(float)))
     return np.asarray(total / np.where(size > 0, size, np.nan))
+
+
+def _beside(values: Floats, near: int) -> list[Floats]:
+    """Each bin's neighbours, `near` before it to as many after it, 0 beyond the ends; faster than sliding windows."""
+    padded = np.pad(values, ((0, 0), (near, near)))
+    return [padded[:, i : i + values.shape[1]] for i in range(2 * near + 1)]
 
 
 def _noise(off: Floats, mean: Floats, square: Floats, given: References) -> tuple[Floats, float, Floats]:
