@@ -33,6 +33,11 @@ def floor(at: dt.datetime, step: dt.timedelta) -> dt.datetime:
     return EPOCH + (at - EPOCH) // step * step
 
 
+def naive(at: dt.datetime) -> dt.datetime:
+    """As the store has times: UTC without a zone."""
+    return at.astimezone(dt.UTC).replace(tzinfo=None)
+
+
 class Laps:
     """How long the parts of some work take."""
 

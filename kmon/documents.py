@@ -9,6 +9,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from kmon.clock import naive
 from kmon.events import RECORD, Decoded
 from kmon.sources import RawBatch, line_ends
 
@@ -19,10 +20,10 @@ def young_documents(decoded: Decoded, first: int, upto: int, since: dt.datetime)
     Columns: `event` (counted from `first`), `source`, `partition`, `position`, `size` (bytes), `document` (JSON).
     """
     events = decoded.events[first:upto]
-    naive = since.astimezone(dt.UTC).replace(tzinfo=None)
-    if not events.height or events["event_time"].max() < naive:  # type: ignore[operator]
+    begin = naive(since)
+    if not events.height or events["event_time"].max() < begin:  # type: ignore[operator]
         return None
-    rows = np.flatnonzero((events["event_time"] >= naive).to_numpy())
+    rows = np.flatnonzero((events["event_time"] >= begin).to_numpy())
     records = events[RECORD].to_numpy()[rows]
     texts = _texts(decoded.batch, records)
     source, partition, position = _origins(decoded.batch, records)

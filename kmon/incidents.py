@@ -65,7 +65,8 @@ def decide(
     taken: dict[str, Decision] = {}
     going = list(known)
     for cause in sorted(causes, key=lambda one: _is_bad(config, one.metric, one.direction)):  # rises first
-        there = [*(taken[i.id].incident if i.id in taken else i for i in known), *ended, *_begun(decisions)]
+        begun = [decision.incident for decision in decisions if decision.action == "new"]
+        there = [*(taken[i.id].incident if i.id in taken else i for i in known), *ended, *begun]
         if (rise := _swollen(config, at, cause, there)) is not None:
             decisions.append(_unsaid(config, at, cause, rise, "whose rise swelled its denominator"))
             continue
@@ -247,10 +248,6 @@ def _nested(config: Config, cause: Cause, incidents: Sequence[Incident]) -> list
         for incident in incidents
         if related(incident.scope, cause.scope) and _is_bad(config, incident.metric, incident.direction) == bad
     ]
-
-
-def _begun(decisions: Sequence[Decision]) -> list[Incident]:
-    return [decision.incident for decision in decisions if decision.action == "new"]
 
 
 def _swollen(config: Config, at: dt.datetime, cause: Cause, known: Sequence[Incident]) -> Incident | None:

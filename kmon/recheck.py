@@ -14,7 +14,7 @@ import structlog
 
 from kmon.config import Config
 from kmon.detect import Fleet, Mask, OwnWindows, Scored, Sweep
-from kmon.detect.contract import BAND, load_detectors
+from kmon.detect.contract import BAND
 from kmon.detect.fleet import numbers_of
 from kmon.detect.guests import guest_scored, row_of, with_guest
 from kmon.detect.own import kept_of, normal_gain, verdict_of
@@ -32,15 +32,13 @@ class Recheck:
     def __init__(self, store: Store, config: Config, sweep: Sweep, masks: Sequence[Mask] = ()) -> None:
         self._store, self._config, self._sweep, self._masks = store, config, sweep, masks
         self._joined: dict[frozenset[tuple[str, str]], Fleet | None] = {}
-        loaded = (detector for _, detector in reversed(load_detectors(config)))  # of one name the first tells
-        self._own = {one.name: one for one in loaded if isinstance(one, OwnWindows)}
 
     def __call__(self, incident: Incident) -> Verdict:
         numbers = numbers_of(self._store, incident.scope)
         gone = incident.metric not in self._config.metrics  # taken out of kmon.yaml while the incident was open
         if gone or len(numbers) < len(incident.scope):
             return "unjudged"
-        if (own := self._own.get(incident.detector)) is not None:
+        if (own := self._sweep.apart.get(incident.detector)) is not None:
             return self._by_its_own(own, incident)
         scored = sorted((s for s in self._sweep.scored if s.detector.name == incident.detector), key=lambda s: s.width)
         if not scored:

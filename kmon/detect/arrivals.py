@@ -28,7 +28,7 @@ import numpy.typing as npt
 import polars as pl
 import structlog
 
-from kmon.clock import EPOCH, floor
+from kmon.clock import EPOCH, floor, naive
 from kmon.detect.cube import LATE
 from kmon.store import Span, Store
 from kmon.store.schema import ID
@@ -197,9 +197,7 @@ class Arrivals:
             counts[:, back // AN_HOUR] += slot.count(chosen)
             everything[0, back // AN_HOUR] += slot.total
         monitors = pl.DataFrame({self.dimension: pl.Series(chosen, dtype=pl.UInt32)})
-        newest = pl.Series([then.astimezone(dt.UTC).replace(tzinfo=None)]) - pl.Series(ago[chosen] * 60_000_000).cast(
-            pl.Duration("us")
-        )
+        newest = pl.Series([naive(then)]) - pl.Series(ago[chosen] * 60_000_000).cast(pl.Duration("us"))
         return Seen(then, monitors, newest, counts, everything, tests)
 
     def _first(self, store: Store, at: dt.datetime) -> dt.datetime:

@@ -634,14 +634,14 @@ def _by_segment(
     scale: Floats,
     segment: npt.NDArray[np.uint16],
     given: References,
-    guess: Floats | float = 0.0,
+    guess: float = 0.0,
     weight: float = 0,
 ) -> Floats:
     """(monitors,): the `phi` of each monitor's segment, shrunk to the fleet's, of residuals of some `segment`s.
 
     The fleet's is shrunk to a `guess`, which weighs as much as `weight` residuals.
     """
-    usual = overdispersion(squares, base, scale, most=1.0, guess=float(np.mean(guess)), weight=weight)
+    usual = overdispersion(squares, base, scale, most=1.0, guess=guess, weight=weight)
     groups = int(given.segment.max(initial=0)) + 1
     if groups == 1:
         return np.full(len(given.segment), usual)
@@ -694,7 +694,7 @@ def _at_width(given: References, off: Floats, mean: Floats, floor: float, phi: F
     off, mean, chance = off[given.company], mean[given.company], chance[given.company]
     telling = np.isfinite(off) & (mean >= 3)
     residuals = off[telling] ** 2 / kept, floor * chance[telling], mean[telling] ** 2
-    return _by_segment(*residuals, segment[telling], given, guess=phi, weight=5 * PRIOR)
+    return _by_segment(*residuals, segment[telling], given, guess=float(np.mean(phi)), weight=5 * PRIOR)
 
 
 def _stretched(mean: Floats, count: int, bins: float) -> Floats:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from kmon import clock
 from kmon.clock import EPOCH, floor
 from kmon.config import Config, Metric, histogram_of
 from kmon.detect.calendar import Comparable
@@ -446,8 +447,8 @@ def _recorded(events: Floats, spans: Sequence[Span], bin_: dt.timedelta) -> npt.
 
 
 def naive(time: dt.datetime) -> np.datetime64:
-    """As the store has times: UTC without a zone."""
-    return np.datetime64(time.astimezone(dt.UTC).replace(tzinfo=None), "us")
+    """`kmon.clock.naive` for arrays."""
+    return np.datetime64(clock.naive(time), "us")
 
 
 def _forget_before(

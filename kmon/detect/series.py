@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from kmon.clock import naive
 from kmon.config import Config, Metric
 from kmon.config.bins import BIN, bin_for
 from kmon.config.words import nearest
@@ -181,7 +182,7 @@ def unspoilt(
 
 
 def _index(rows: pl.DataFrame, start: dt.datetime, step: dt.timedelta) -> npt.NDArray[np.int64]:
-    offset = rows["bucket"] - start.astimezone(dt.UTC).replace(tzinfo=None)
+    offset = rows["bucket"] - naive(start)
     return (offset.dt.total_microseconds() // int(step / dt.timedelta(microseconds=1))).to_numpy().astype(np.int64)
 
 
@@ -282,7 +283,7 @@ def _scored(
     ]
     constants += [pl.lit(v, pl.Float64).alias(k) for k, v in thresholds(metric).items()]
     scores = scored(detector, pl.DataFrame(columns).with_columns(constants), metric)
-    first = grid.start.astimezone(dt.UTC).replace(tzinfo=None)
+    first = naive(grid.start)
     series = pl.DataFrame({"bucket": [first + i * grain for i in range(n)]}, schema={"bucket": pl.Datetime("us")})
     shown = scores.select("observed", "expected", "lower", "upper").with_columns(
         yesterday=pl.Series(_plain(blocks.get(1), metric, grid))

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import polars as pl
 from scipy import stats
 
-from kmon.clock import floor
+from kmon.clock import floor, naive
 from kmon.config import Config, parse_duration
 from kmon.detect.arrivals import SLOT, Arrivals, Seen
 from kmon.detect.calendar import Calendar
@@ -297,7 +297,7 @@ class Silence(OwnWindows):
         counts, monitors = seen.counts, seen.monitors
         flow = _flow(seen.everything, counts)
         newest = seen.newest.dt.truncate("1m")  # as it is when ten seconds are merged into minutes
-        silent, seconds = ((_naive(end) - newest).dt.total_seconds().to_numpy().astype(float) for end in (seen.at, at))
+        silent, seconds = ((naive(end) - newest).dt.total_seconds().to_numpy().astype(float) for end in (seen.at, at))
         _spoil(counts, monitors, store, masks, seen.at)
         like, shift = Calendar(config, store).hours(monitors, seen.at, self.days)
         given = History(counts, silent / 3600, like, shift, flow)
@@ -366,7 +366,7 @@ class Silence(OwnWindows):
         scope, measure = incident.scope, config.metrics[incident.metric].parts[0]
         start = at - 24 * (self.days + 1) * HOUR
         rows = store.measures(scope, start, at, HOUR)
-        hour = (_naive(at) - rows["bucket"]).dt.total_hours() - 1
+        hour = (naive(at) - rows["bucket"]).dt.total_hours() - 1
         rows = rows.select(pl.col(measure).alias("n"), hour=hour, row=pl.lit(0))
         counts = _table(rows, 1, self.days)
         monitor = {d: pl.Series([n], dtype=pl.UInt32) for d, n in numbers_of(store, scope).items()}
@@ -412,7 +412,3 @@ def _spoil(counts: Floats, monitors: pl.DataFrame, store: Store, masks: Sequence
         first = max(int((at - (mask.resolved_at or at)) / HOUR), 0)
         last = min(int((at - mask.started_at) / HOUR), counts.shape[1] - 1)
         counts[rows, first : last + 1] = np.nan
-
-
-def _naive(time: dt.datetime) -> dt.datetime:
-    return time.astimezone(dt.UTC).replace(tzinfo=None)

@@ -140,6 +140,8 @@ class Sweep:
     whatever else has windows of its own."""
     since: dt.datetime | None = None
     """The sweep after which windows had become due; None where all were looked at."""
+    apart: Mapping[str, OwnWindows] = field(default_factory=dict, repr=False)
+    """By name, the detectors that bring their own windows, due or not; of one name the first."""
 
     @property
     def windows(self) -> tuple[dt.timedelta, ...]:
@@ -267,7 +269,8 @@ def sweep(
     )
     laps.end("silence")
     tails = _tails(found, families)
-    return Sweep(at, tuple(found), families, len(watched), flagged, tails, cube, laps.seconds, since)
+    named = {detector.name: detector for _, detector in reversed(apart)}
+    return Sweep(at, tuple(found), families, len(watched), flagged, tails, cube, laps.seconds, since, named)
 
 
 def _among(watched: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
