@@ -91,8 +91,7 @@ class Compare:
         level, observed = expected.level, now.value / now.exposure
         falls = observed < level
         null = np.where(falls, level - self.tolerance * np.abs(level), level + self.tolerance * np.abs(level))
-        lower, upper = now.tails(null, expected)
-        p = np.minimum(np.where(falls, lower, upper) * 2, 1.0)
+        p = np.minimum(now.tail(falls, null, expected) * 2, 1.0)
         own = {key: _threshold(windows, key, default) for key, default in self._thresholds(now.kind).items()}
         volume = np.fmax(observed, level) if now.kind == "count" else now.exposure
         judged: npt.NDArray[np.bool_] = (
@@ -184,31 +183,30 @@ class _Now:
             value = np.maximum(value, 0)
         return cls(kind, value, exposure, least, most, usual)
 
-    def tails(self, null: Floats, expected: Expectation) -> tuple[Floats, Floats]:
-        """The chances of as little and of as much, were the level `null`.
+    def tail(self, falls: npt.NDArray[np.bool_], null: Floats, expected: Expectation) -> Floats:
+        """The chance of as little, where it `falls`, or of as much, were the level `null`.
 
         As little: whole events are missing, of which there may be few. As much: their amounts may be large, too.
         """
-        if self.kind == "count":
-            unit = expected.unit
-            lower, _ = tails.negative_binomial(self.value / unit, null / unit, self._excess(expected, unit))
-            _, upper = tails.negative_binomial(self.value, null, self._excess(expected))
-            return lower, upper
         if self.kind == "mean":
             deviation = self.value / self.exposure - null
             z = deviation / np.sqrt(expected.noise / self.exposure + expected.drift * expected.level**2)
-            return stats.t.cdf(z, expected.freedom), stats.t.sf(z, expected.freedom)
+            return np.asarray(stats.t.cdf(np.where(falls, z, -z), expected.freedom))
+        unit = np.where(falls, expected.unit, 1.0)
+        if self.kind == "count":
+            return tails.negative_binomial(self.value / unit, null / unit, self._excess(expected, unit), falls)
 
-        unit = np.floor(expected.unit)
+        unit = np.floor(unit)
         most = np.where(expected.noise > PAIRED, np.fmax(self.most, self.usual), self.most)
-        trials = np.ceil(self.least / unit)
-        few, many = np.minimum(np.ceil(self.value / unit), trials), np.minimum(self.value, most)
-        lower, _ = tails.beta_binomial(few, trials, null, self._spread(expected, trials, unit))
-        _, upper = tails.beta_binomial(many, most, null, self._spread(expected, most))
+        trials = np.where(falls, np.ceil(self.least / unit), most)
+        hits = np.minimum(np.where(falls, np.ceil(self.value / unit), self.value), trials)
+        tail = tails.beta_binomial(hits, trials, null, self._spread(expected, trials, unit), falls)
         usual = np.maximum(null * most, 1e-9)
+        many = np.flatnonzero(~falls & (hits >= TWICE * usual))
         excess = (expected.noise - 1) / usual + expected.drift * (1 - null) / np.maximum(null, 1e-9)
-        _, free = tails.negative_binomial(many, usual, excess)
-        return lower, np.where(many >= TWICE * usual, np.fmax(upper, free), upper)
+        free = tails.negative_binomial(hits[many], usual[many], excess[many], falls[many])
+        tail[many] = np.fmax(tail[many], free)
+        return tail
 
     def _excess(self, expected: Expectation, unit: Floats | float = 1.0) -> Floats:
         """Relative variance of a count beyond that of independent events of `unit` each."""

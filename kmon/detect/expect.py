@@ -12,9 +12,11 @@ may still lie from that comes from the residuals of past bins, by moments, each 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,7 @@ from scipy import special, stats
 from kmon.config import bins
 
 Floats = npt.NDArray[np.float64]
+T = TypeVar("T", bound=np.generic)
 RECENT = bins.RECENT
 """Bins before the end of the window, today and of each day."""
 LEARNT = RECENT // 4
@@ -87,6 +90,9 @@ BURST = 16.0
 _USUAL = float(stats.chi2.cdf(ROBUST, 3) + ROBUST * stats.chi2.sf(ROBUST, 1))
 """Mean of a chi-squared variable cut at ROBUST; cut at BURST it is 1."""
 _SAMPLE = 8_000
+STEPS, CLOSE = 30, 1e-6
+"""Most steps to a root, and how far from 0 a function may be there."""
+STEPS, CLOSE = 40, 1e-6
 
 
 @dataclass(frozen=True)
@@ -143,20 +149,41 @@ def overdispersions(
         return np.full(groups, guess)
     sizes = np.bincount(group, minlength=groups)
     typical = float(np.median(base / scale))
+    wanted = _USUAL * (sizes + weight)
 
-    def missing(phi: Floats) -> Floats:
-        variance = base + (phi[group] if groups > 1 else phi) * scale
-        own = np.bincount(group, np.minimum(squares / variance, ROBUST), groups) - _USUAL * sizes
-        return np.asarray(own + weight * _USUAL * ((typical + guess) / (typical + phi) - 1))
+    def off(phi: Floats) -> Floats:
+        """How far it is off, above 0 where it is too large: nearly a straight line, as squares are divided by it."""
+        each = np.minimum(squares / (base + (phi[group] if groups > 1 else phi) * scale), ROBUST)
+        total = np.bincount(group, each, groups) if groups > 1 else each.sum()
+        total = total + weight * _USUAL * (typical + guess) / (typical + phi)
+        return np.asarray(wanted / np.maximum(total, 1e-300) - 1)
 
-    low, high = np.zeros(groups), np.full(groups, most)
-    least, largest = missing(low) <= 0, missing(high) >= 0
-    for _ in range(15):
-        middle = (low + high) / 2
-        more = missing(middle) > 0
-        low, high = np.where(more, middle, low), np.where(more, high, middle)
-    found = np.where(least, 0.0, np.where(largest, most, (low + high) / 2))
-    return np.where(sizes > 0, found, guess)
+    return np.where(sizes > 0, _root(off, np.zeros(groups), np.full(groups, most)), guess)
+
+
+def _root(off: Callable[[Floats], Floats], low: Floats, high: Floats) -> Floats:
+    """Where each of some rising functions is 0; where none of [low, high] is, the end that is nearest to it.
+
+    By false position, with less weight for an end that stays (Anderson and Bjorck 1973).
+    """
+    below, above = off(low), off(high)
+    found = np.where(below >= 0, low, high)
+    inside, stayed = (below < 0) & (above > 0), np.zeros(len(low))
+    for _ in range(STEPS):
+        if not inside.any():
+            break
+        found = np.where(inside, low - below * (high - low) / (above - below), found)
+        value = off(found)
+        inside &= np.abs(value) > CLOSE
+        left = value < 0
+        less = 1 - value / np.where(left, below, above)
+        less = np.where(less > 0, less, 0.5)
+        below, above = (
+            np.where(left, value, np.where(stayed < 0, below * less, below)),
+            np.where(left, np.where(stayed > 0, above * less, above), value),
+        )
+        low, high, stayed = np.where(left, found, low), np.where(left, high, found), np.where(left, 1, -1)
+    return found
 
 
 def _evenly(places: npt.NDArray[np.int64], group: npt.NDArray[np.uint16], groups: int) -> npt.NDArray[np.int64]:
@@ -266,37 +293,39 @@ def expect(windows: pl.DataFrame, kind: str) -> Expectation:
 def _units(given: References, kind: str) -> Floats:
     """What one event of each monitor adds: as in the whole fleet, or a batch where it sends many events at once."""
     share = _share_in_all(given) if kind == "rate" else None
-    usual, own = _unit(given, share), _batches(given, share)
-    return np.where(own >= BATCH * usual, own, usual)
+    usual = _unit(given, share)
+    units = np.full(len(given.recent[0]), usual)
+    rows, sizes = _batches(given, share, BATCH * usual)
+    units[rows] = sizes
+    return units
 
 
-def _batches(given: References, share: Floats | None) -> Floats:
-    """How many events each monitor sends at once, where most come in one or two bins with next to none beside them.
+def _batches(given: References, share: Floats | None, least: float) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Who sends many events at once, where most come in one or two bins with next to none beside them; and how many.
 
-    The median batch, weighted by its events; less than 1 where most events come in longer runs, as at the edges of an
-    outage. Of a rate, which has a `share`, those of a numerator that do not come with their denominator.
+    The median batch, weighted by its events, of those of whom it is `least` or more. Of a rate, which has a `share`,
+    those events of a numerator that do not come with their denominator.
     """
     each, weight = [], []
     for value, exposure in (given.recent, *given.days):
         events = np.nan_to_num(value)
         usual = 0.0 if share is None else share * np.nan_to_num(exposure)
         chance, off = events + usual, events - usual
-        near = np.maximum.reduce(_beside(events, 2))
-        full = np.pad(events > EMPTY * near, ((0, 0), (1, 2)))
+        full = _padded(events > EMPTY * functools.reduce(np.maximum, _beside(events, 2)), 1, 2)
         before, now, then, after = (full[:, i : i + events.shape[1]] for i in range(4))
         one, two = now & ~before & ~then, now & then & ~before & ~after
-        ends = np.pad(two, ((0, 0), (1, 0)))[:, :-1]
-        size, moved, held = (
-            part + np.where(two, np.pad(part, ((0, 0), (0, 1)))[:, 1:], 0.0) for part in (events, off, chance)
-        )
+        ends = _padded(two, 1, 0)[:, :-1]
+        size, moved, held = (part + np.where(two, _padded(part, 0, 1)[:, 1:], 0.0) for part in (events, off, chance))
         each.append(np.where(one | two, moved**2 / np.maximum(held, 1e-9), 0.0))
         weight.append(np.where(ends, 0.0, size))
     sizes, weights = np.concatenate(each, axis=1), np.concatenate(weight, axis=1)
+    half = weights.sum(axis=1) / 2
+    rows = np.flatnonzero(np.where(sizes < least, weights, 0.0).sum(axis=1) < half)
+    sizes, weights = sizes[rows], weights[rows]
     order = np.argsort(sizes, axis=1)
     sizes, weights = (np.take_along_axis(part, order, axis=1) for part in (sizes, weights))
-    summed = np.cumsum(weights, axis=1)
-    middle = np.minimum((summed < summed[:, -1:] / 2).sum(axis=1), sizes.shape[1] - 1)
-    return np.asarray(np.take_along_axis(sizes, middle[:, None], axis=1)[:, 0])
+    middle = np.minimum((np.cumsum(weights, axis=1) < half[rows, None]).sum(axis=1), sizes.shape[1] - 1)
+    return rows, np.asarray(np.take_along_axis(sizes, middle[:, None], axis=1)[:, 0])
 
 
 def _unit(given: References, share: Floats | None) -> float:
@@ -598,8 +627,15 @@ def _smooth(values: Floats, near: int) -> Floats:
 
 def _beside(values: Floats, near: int) -> list[Floats]:
     """Each bin's neighbours, `near` before it to as many after it, 0 beyond the ends; faster than sliding windows."""
-    padded = np.pad(values, ((0, 0), (near, near)))
+    padded = _padded(values, near, near)
     return [padded[:, i : i + values.shape[1]] for i in range(2 * near + 1)]
+
+
+def _padded(values: npt.NDArray[T], before: int, after: int) -> npt.NDArray[T]:
+    """With so many 0 before and after the bins; np.pad takes longer than what is done with them."""
+    padded = np.zeros((len(values), before + values.shape[1] + after), dtype=values.dtype)
+    padded[:, before : before + values.shape[1]] = values
+    return padded
 
 
 def _noise(off: Floats, mean: Floats, square: Floats, given: References) -> tuple[Floats, float, Floats]:

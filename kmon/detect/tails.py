@@ -11,6 +11,7 @@ import numpy.typing as npt
 from scipy import special
 
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 LEAST = 1e-9
 """Relative variance below which there is none."""
 BLOCK = 50
@@ -34,24 +35,24 @@ def _xlogy(value: Floats, expected: Floats) -> Floats:
     return np.where(some, value * np.log(np.where(some, value / expected, 1.0)), 0.0)
 
 
-def negative_binomial(count: Floats, mean: Floats, excess: Floats) -> tuple[Floats, Floats]:
-    """Lower and upper tail of a count with the variance `mean` + `excess` x `mean`^2.
+def negative_binomial(count: Floats, mean: Floats, excess: Floats, low: Bools) -> Floats:
+    """The tail of a count with the variance `mean` + `excess` x `mean`^2: the lower one where `low`, else the upper.
 
     By the regularised incomplete beta function, which also interpolates between whole numbers (a sum of money).
     """
     mean = np.maximum(mean, 1e-12)
     size = 1 / np.maximum(excess, LEAST / np.maximum(mean, 1.0))
-    hit, miss = size / (size + mean), mean / (size + mean)
-    some, floor = count > 0, np.maximum(count, 1e-300)
-    below = np.where(some, special.betainc(size, floor, hit), 0.0)
-    above = np.where(some, special.betainc(floor, size, miss), 1.0)
-    lower = (below + special.betainc(size, count + 1, hit)) / 2
-    upper = (above + special.betainc(count + 1, size, miss)) / 2
-    return lower, upper
+    chance = np.where(low, size, mean) / (size + mean)
+
+    def cut(at: Floats) -> Floats:
+        return np.asarray(special.betainc(np.where(low, size, at), np.where(low, at, size), chance))
+
+    with_it = np.where(count > 0, cut(np.maximum(count, 1e-300)), np.where(low, 0.0, 1.0))
+    return np.asarray((with_it + cut(count + 1)) / 2)
 
 
-def beta_binomial(hits: Floats, trials: Floats, share: Floats, spread: Floats) -> tuple[Floats, Floats]:
-    """Lower and upper tail of `hits` of `trials`, each with the chance `share`.
+def beta_binomial(hits: Floats, trials: Floats, share: Floats, spread: Floats, low: Bools) -> Floats:
+    """The tail of `hits` of `trials`, each with the chance `share`: the lower one where `low`, else the upper.
 
     The variance is n p q (1 + (n - 1) x `spread`): `spread` is the correlation within one window. The nearer tail is
     summed downward from what was observed, term by term; in the middle of a large one the beta distribution of the
@@ -70,7 +71,7 @@ def beta_binomial(hits: Floats, trials: Floats, share: Floats, spread: Floats) -
     middle &= near[0] > TERMS  # else all terms were summed
     smooth = special.betainc(share * like, (1 - share) * like, hits / np.maximum(trials, 1))
     tail = np.where(middle, np.where(falls, smooth, 1 - smooth), tail)
-    return np.where(falls, tail, 1 - tail), np.where(falls, 1 - tail, tail)
+    return np.where(falls == low, tail, 1 - tail)
 
 
 def _summed(x: Floats, n: Floats, a: Floats, b: Floats) -> Floats:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kmon.detect.tails import beta_binomial, negative_binomial
+from kmon.detect.tails import Floats, beta_binomial, negative_binomial
 
 MEANS, SPREADS = st.floats(0.01, 2000), st.floats(1e-4, 2.0)
 SHARES = st.floats(0.001, 0.999)
 
 
+def both(tail: Callable[..., Floats], *arguments: Floats) -> tuple[Floats, Floats]:
+    """The lower and the upper one."""
+    low = np.ones(len(arguments[0]), dtype=bool)
+    return tail(*arguments, low), tail(*arguments, ~low)
+
+
 def count(x: float, mean: float, excess: float) -> tuple[float, float]:
-    lower, upper = negative_binomial(*(np.array([float(v)]) for v in (x, mean, excess)))
+    lower, upper = both(negative_binomial, *(np.array([float(v)]) for v in (x, mean, excess)))
     return lower[0], upper[0]
 
 
 def hits(x: float, trials: float, share: float, spread: float) -> tuple[float, float]:
-    lower, upper = beta_binomial(*(np.array([float(v)]) for v in (x, trials, share, spread)))
+    lower, upper = both(beta_binomial, *(np.array([float(v)]) for v in (x, trials, share, spread)))
     return lower[0], upper[0]
 
 
@@ -59,7 +67,7 @@ def test_hits_without_spread_are_binomial(x: int, trials: int, share: float) -> 
 @pytest.mark.parametrize("excess", [0.0, 0.01, 1.0])
 def test_half_of_what_was_observed_belongs_to_each_tail(mean: float, excess: float) -> None:
     x = np.arange(0.0, 200.0)
-    lower, upper = negative_binomial(x, np.full(200, mean), np.full(200, excess))
+    lower, upper = both(negative_binomial, x, np.full(200, mean), np.full(200, excess))
     assert lower + upper == pytest.approx(1)
     assert (np.diff(lower) >= 0).all()
     assert (np.diff(upper) <= 0).all()
@@ -71,7 +79,7 @@ def test_half_of_what_was_observed_belongs_to_each_tail(mean: float, excess: flo
 def test_more_hits_are_never_less_likely_low(share: float, trials: int, spread: float) -> None:
     """Also where sums in one range meet an approximation in another."""
     x = np.arange(trials + 1.0)
-    lower, upper = beta_binomial(x, np.full(len(x), trials), np.full(len(x), share), np.full(len(x), spread))
+    lower, upper = both(beta_binomial, x, *(np.full(len(x), float(v)) for v in (trials, share, spread)))
     assert lower + upper == pytest.approx(1)
     assert (np.diff(lower) >= -1e-3).all()
     assert np.isclose(lower[:: max(1, trials // 50)], upper[::-1][:: max(1, trials // 50)]).all() or share != 0.5
