@@ -304,7 +304,7 @@ def _judged(asked: Asked, scored: Scored, score: dict[str, Any], cutoff: float) 
     if score["p_value"] > cutoff:
         return "normal", f"as likely as {score['p_value']:.2g}; an anomaly is less likely than {cutoff:.2g}"
     if not score["notable"]:
-        return "suppressed", f"certain, but no change worth telling ({score['effect']:+.0%})"
+        return "suppressed", f"certain, but {_too_little(asked, scored, score)} ({score['effect']:+.0%})"
     if scored.use.shadow:
         return "suppressed", "the detector is on trial: it scores, and alerts nobody"
     cause = asked.cause
@@ -319,6 +319,12 @@ def _judged(asked: Asked, scored: Scored, score: dict[str, Any], cutoff: float) 
     if (cause.metric, cause.scope) == (score["metric"], asked.scope):
         return outcome, became
     return "explained", f"by {cause.metric} {cause.direction} of {show_scope(cause.scope)}: {became}"
+
+
+def _too_little(asked: Asked, scored: Scored, score: dict[str, Any]) -> str:
+    tell = getattr(scored.detector, "least_change", None)
+    returned = asked.what.kind == "count" and tell is not None and score["effect"] >= tell(asked.what)[1]
+    return "it only returns to what other days have" if returned else "no change worth telling"
 
 
 def fate(decision: Decision | None) -> tuple[Outcome, str]:

@@ -82,6 +82,14 @@ def test_a_change_that_is_too_small_says_so() -> None:
     assert "certain, but no change worth telling (-3" in found.sentence
 
 
+def test_the_end_of_a_fall_that_nobody_told_is_no_surge() -> None:
+    low = pl.when((pl.col("partner") == "p1") & pl.col("today") & ~NEXT).then(0.8).otherwise(8.0)
+    with shop(traffic(low)) as store, Ledger.open("sqlite://") as ledger:
+        found = asked(store, ledger, "sessions", P1, AT)
+    assert found.outcome == "suppressed"
+    assert "certain, but it only returns to what other days have (+" in found.sentence
+
+
 def test_an_incident_is_named_and_its_minutes_are_no_references() -> None:
     settings = config()
     with shop(traffic(DEAD)) as store, Ledger.open("sqlite://") as ledger:

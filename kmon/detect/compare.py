@@ -103,7 +103,7 @@ class Compare:
         low, high = now.interval(expected, self.coverage)
         low, high = np.minimum(low, level), np.maximum(high, level)  # of next to nothing an interval has no shape
         evidence = np.where(judged, now.gain(expected), 0.0)
-        sizes = {"noise": expected.noise, "unit": expected.unit}
+        sizes = {"noise": expected.noise, "unit": expected.unit, "on_days": expected.on_days}
         notable = judged & large(now.kind, now.value, now.exposure, now.usual, level, own, **sizes)
         told = expected.known | (now.kind != "rate")  # of nothing the share of the whole fleet would be expected
         return pl.DataFrame(
@@ -136,17 +136,20 @@ def large(
     *,
     noise: Floats | float = 1.0,
     unit: Floats | float = 1.0,
+    on_days: Floats | float = np.nan,
 ) -> npt.NDArray[np.bool_]:
     """Whether a change from the expected `level` is worth telling, of those that are certain.
 
     `usual` is a usual exposure, and `own` has `min_effect` and `min_rise`. A count that fell by a third and is low by
-    chance has not fallen by half: it gets a standard deviation of doubt, by `noise` and `unit`. More sessions with as
-    many orders are no lost orders: of a rate the numerator must have moved too.
+    chance has not fallen by half: it gets a standard deviation of doubt, by `noise` and `unit`. The end of a fall is no
+    surge: a count so low today that its return to what it had `on_days` before would be worth telling must rise from
+    there. More sessions with as many orders are no lost orders: of a rate the numerator must have moved too.
     """
     observed = value / exposure
     falls = observed < level
     doubt = np.sqrt(noise * (value + unit)) if kind == "count" else 0.0
-    change = (observed + np.where(falls, doubt, 0.0) - level) / np.abs(level)
+    start = np.where(~falls & (on_days - level >= own["min_rise"] * np.abs(level)), on_days, level)
+    change = (observed + np.where(falls, doubt, 0.0) - start) / np.abs(start)
     enough = np.where(falls, change <= -own["min_effect"], change >= own["min_rise"])
     if kind == "rate":
         before = level * np.fmin(exposure, GROWTH * usual)

@@ -119,6 +119,8 @@ class Expectation:
     """Of the days: ``day1``, ...; ``model`` for what was forecast."""
     unit: Floats | float = 1.0
     """What one event adds to a count or a rate's numerator: 1, a typical amount of money, a lot of lines, a batch."""
+    on_days: Floats | float = np.nan
+    """A count per window as other days have it, where the fleet is today; NaN where no day is like today."""
 
 
 def overdispersion(
@@ -293,7 +295,8 @@ def expect(windows: pl.DataFrame, kind: str) -> Expectation:
         unit = _units(references, kind)
         found = _counts(references.over(unit)) if kind == "count" else _rates(references.over(unit, unit))
         level = unit * found.level if kind == "count" else found.level
-        return replace(found, level=level, noise=unit * found.noise, volume=unit * found.volume, unit=unit)
+        noise, volume, on_days = (unit * part for part in (found.noise, found.volume, found.on_days))
+        return replace(found, level=level, noise=noise, volume=volume, unit=unit, on_days=on_days)
 
 
 def _units(given: References, kind: str) -> Floats:
@@ -435,9 +438,9 @@ def _counts(given: References) -> Expectation:
     drift += np.where(given.unlike, TREND, 0.0)  # the shape is of another kind of day, too
     expected = np.where(flat, alone.window, factor * window)
     drift = np.where(flat, noise * alone.drift, drift + disagreement)
-    bins = np.isfinite(recent).sum(axis=1)
-    known = np.isfinite(expected) & ((used > 0) | (bins >= LEARNT))
-    return Expectation(expected, noise, drift + wander, volume, known, _shares(weights, m), names=given.names)
+    known = np.isfinite(expected) & ((used > 0) | (np.isfinite(recent).sum(axis=1) >= LEARNT))
+    on_days, shares = np.where(flat | given.unlike, np.nan, usual * window), _shares(weights, m)
+    return Expectation(expected, noise, drift + wander, volume, known, shares, names=given.names, on_days=on_days)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,24 @@ def test_the_effect_must_be_large_enough(kind: str, now: float, params: dict[str
 
 
 @pytest.mark.parametrize(
+    ("before", "now", "notable"),
+    [
+        (10, 100, False),  # as yesterday: what was low is over
+        (10, 170, False),  # not yet twice as much as yesterday
+        (10, 240, True),
+        (70, 180, True),  # it was not low enough for its end to be told
+    ],
+)
+def test_the_end_of_a_fall_is_no_surge(before: float, now: float, notable: bool) -> None:
+    """A hundred yesterday, and fewer today until now, of which nobody was told."""
+    recent = np.where(np.isfinite(HUNDRED["recent_value"].to_numpy()[0]), before, np.nan)
+    found = scores(change(HUNDRED, 0, value=now, recent_value=recent))
+    assert found["p_value"] < 1e-4
+    assert found["direction"] == "up"
+    assert found["notable"] is notable
+
+
+@pytest.mark.parametrize(
     ("own", "notable"),
     [({}, True), ({"min_effect": 0.7}, False), ({"min_volume": 500.0}, False), ({"min_rise": 9.0}, True)],
 )
