@@ -16,10 +16,11 @@ help:
 
 setup: $(READY)
 
+# Compiled here once: where PYTHONDONTWRITEBYTECODE is set, each command would compile all of it anew, for seconds.
 $(READY): requirements.lock pyproject.toml | $(UV)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kmon needs Python 3.11 or later: set PYTHON=...")'
 	$(UV) venv --quiet --allow-existing --no-python-downloads --python "$$(command -v $(PYTHON))" .venv
-	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
