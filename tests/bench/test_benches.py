@@ -88,7 +88,7 @@ def commands_about(folder):
     return [command for command in commands if str(folder) in command]
 
 
-WITHOUT_FIGURES = {"detect", "detect-simulator"}
+WITHOUT_FIGURES = {"detect"}
 """Those that were never run as a whole; the documentation says so in the place of figures."""
 ROW = re.compile(r"^\| [^|]+ \| -?[\d,.]+(?:e-?\d+)? \| .* \|$", flags=re.MULTILINE)
 """As `rows.markdown` writes one that was measured."""
