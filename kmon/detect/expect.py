@@ -94,7 +94,6 @@ STEPS, CLOSE = 30, 1e-6
 """Most steps to a root, and how far from 0 a function may be there."""
 GRID = 2**15
 """How finely a `phi` is told: rounding, and so the order of the residuals, must not show."""
-STEPS, CLOSE = 40, 1e-6
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ class Expectation:
     unit: Floats | float = 1.0
     """What one event adds to a count or a rate's numerator: 1, a typical amount of money, a lot of lines, a batch."""
     on_days: Floats | float = np.nan
-    """A count per window as other days have it, where the fleet is today; NaN where no day is like today."""
+    """A count per window as other days had it, at the fleet's level of today; NaN where no day is like today."""
 
 
 def overdispersion(
