@@ -18,7 +18,7 @@ pytestmark = [
         not INVOICES.exists(), reason="the Online Retail data set is missing: set KMON_DATA to its folder"
     ),
     pytest.mark.xdist_group("online_retail"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
 ]
 
 
