@@ -20,7 +20,8 @@ import numpy.typing as npt
 import statsmodels.tools.sm_exceptions  # noqa: F401  its import shows warnings always, also inside catch_warnings
 from scipy.interpolate import PchipInterpolator
 
-from kmon.detect.expect import RECENT, overdispersion
+from kmon.detect.dispersion import overdispersion
+from kmon.detect.expect import RECENT
 from kmon.errors import FitError
 
 Floats = npt.NDArray[np.float64]

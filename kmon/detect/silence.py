@@ -27,7 +27,8 @@ from kmon.detect.arrivals import SLOT, Arrivals, Seen
 from kmon.detect.calendar import Calendar
 from kmon.detect.contract import SCORES
 from kmon.detect.cube import is_large
-from kmon.detect.expect import LOOSE, overdispersion
+from kmon.detect.dispersion import overdispersion
+from kmon.detect.expect import LOOSE
 from kmon.detect.fleet import Fleet, Mask, numbers_of
 from kmon.detect.own import TELLING, Known, Look, OwnWindows, Verdict
 from kmon.detect.shelf import Shelf

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from kmon.detect import Compare
-from kmon.detect.expect import AFTER, RECENT, Expectation, expect, overdispersion
+from kmon.detect.expect import AFTER, RECENT, Expectation, expect
 from kmon.detect.sweeps import _cutoff
 from tests.detect.worlds import change, fleet, windows
 
@@ -168,21 +168,6 @@ def test_a_fall_that_goes_on_does_not_hide_itself(kind: str) -> None:
     before, after = (expected(one) for one in (given, change(given, 0, value=440, recent_value=fallen)))
     assert after.noise < 1.5 * before.noise
     assert Compare().score(change(given, 0, value=440, recent_value=fallen))["p_value"][0] < 1e-8
-
-
-@pytest.mark.parametrize("excess", [0.0, 0.02, 0.3])
-def test_overdispersion_is_found_by_moments_and_robustly(excess: float) -> None:
-    rng = np.random.default_rng(3)
-    mean = rng.gamma(2, 100, 20_000)
-    off = rng.poisson(mean * (rng.gamma(1 / excess, excess, 20_000) if excess else 1)) - mean
-    off[:200] = -mean[:200]  # an outage of one in a hundred
-    assert overdispersion(off**2, mean, mean**2, most=1.0) == pytest.approx(excess, rel=0.25, abs=0.002)
-
-
-@pytest.mark.parametrize(("squares", "found"), [([], 0.1), ([np.nan], 0.1), ([0.0] * 50, 0.0), ([1e9] * 50, 1.0)])
-def test_overdispersion_of_little_is_what_was_guessed(squares: list[float], found: float) -> None:
-    ones = np.ones(len(squares))
-    assert overdispersion(np.array(squares), ones, ones, most=1.0, guess=0.1) == pytest.approx(found)
 
 
 @pytest.mark.parametrize(("wander", "low", "high"), [(0.0, 0.0, 0.003), (0.3, 0.015, 0.1)])
