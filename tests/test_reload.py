@@ -43,7 +43,7 @@ def edited(tmp_path):
         ),
         ("    channel: {type: string}", "    channel: {type: string, path: channel}", ["events changed"]),
         ("    channel: {type: string}", "    channel: {type: string}\n    more: {path: a.b}", ["events changed"]),
-        ("every: 1m  ", "every: 30s ", ["every changed"]),
+        ("every: 30s ", "every: 50s ", ["every changed"]),
     ],
 )
 def test_what_would_change_is_told(config, edited, old, new, told):

@@ -1,8 +1,8 @@
 """How long a sweep takes at Klarna's volume, from complete data to incidents in the ledger, and how that grows.
 
-The shipped configuration looks once a minute, as it does live: what the sweep before has read is there. For scale, the
-bare grouping sets of the last five minutes and of the same of the day before: what a sweep without memory would have to
-read at least.
+The shipped configuration looks as often as it does live: what the sweep before has read is there. For scale, the bare
+grouping sets of the last five minutes and of the same of the day before: what a sweep without memory would have to read
+at least.
 
 The store has the hours before now and those of the days that the options say, which is fewer than a year's installation
 has (1, 2, 7, 14, 21 and 28): the base grows with every one of them. `silence` looks back over what hours there are.
@@ -32,17 +32,16 @@ from kmon.watch import Outcome, Watch
 SIZES = {"a fortieth": 0.025, "a quarter": 0.25, "Klarna's volume": 1.0, "two and a half times": 2.5}
 """Times Klarna's partners and events."""
 PARTNERS = 500_000
-SWEEPS = 12
-"""One after the other: in so many minutes every width is due."""
 DEAD, BROKEN = "p7", "safari"
-"""A large partner of whom nothing comes, and a browser in which nobody orders any more, in the last minutes."""
-LASTS = 4
+"""A large partner of whom nothing comes, and a browser in which nobody orders any more, while it LASTS."""
 LEAST = 10.0
 """Events that the shipped detector needs in a window."""
 SECONDS, TIMES = 2.0, 3.0
 """What a sweep may take, by itself and of the bare scan."""
 T = TypeVar("T")
 MINUTE, DAY = dt.timedelta(minutes=1), dt.timedelta(days=1)
+CALM, LASTS = 12 * MINUTE, 4 * MINUTE
+"""How long sweeps are made before that, in which every width is due, and since then."""
 
 
 def run(options: Options) -> list[Row]:
@@ -65,7 +64,7 @@ def _sized(name: str, size: float, options: Options, limit: float | None) -> Ite
             options.say(f"{name}: the bare scan")
             scan = min(_scan(store, config, now) for _ in range(options.repeats))
             options.say(f"{name}: the base")
-            begin = now - (SWEEPS + LASTS) * MINUTE
+            begin = now - CALM - LASTS
             shelf = Shelf.of(work / "cubes", store, config)
             cube, base = _timed(lambda: Base.at(store, config, begin, LEAST).read(store, config))
             shelf.put(cube)
@@ -74,10 +73,12 @@ def _sized(name: str, size: float, options: Options, limit: float | None) -> Ite
             yield told(f"{name}: the base, twice an hour and ahead", base, "s", _memory(cube))
             yield told(f"{name}: the bare scan", scan, "s", "grouping sets of 5 minutes and the same a day before")
             watch = Watch(config, store, ledger, shelf=shelf)
-            looks = [_look(watch, begin + n * MINUTE, options, name) for n in range(1, SWEEPS + LASTS)]
-            read_ahead(store, config, now - MINUTE, shelf)  # as the job `prepare` does
+            times = [begin + n * config.every for n in range(1, (now - begin) // config.every + 1)]
+            looks = [_look(watch, at, options, name) for at in times[:-1]]
+            read_ahead(store, config, times[-2], shelf)  # as the job `prepare` does
             looks.append(_look(watch, now, options, name))
-            calm, ill = looks[1:SWEEPS], looks[SWEEPS:]  # without the first, in which all widths are due
+            first_ill = CALM // config.every
+            calm, ill = looks[1:first_ill], looks[first_ill:]  # without the first, in which all widths are due
             middle = float(np.median([seconds for _, seconds in calm]))
             longest = max(seconds for _, seconds in calm)
             yield _limited(f"{name}: a sweep, median", middle, limit, f"{len(calm)} sweeps")
@@ -97,7 +98,7 @@ def _limited(name: str, value: float, limit: float | None, note: str) -> Row:
 
 
 def _look(watch: Watch, at: dt.datetime, options: Options, name: str) -> tuple[Outcome, float]:
-    options.say(f"{name}: {at:%H:%M}")
+    options.say(f"{name}: {at:%H:%M:%S}")
     return _timed(lambda: watch.look(at))
 
 
@@ -115,7 +116,7 @@ def _scan(store: EmbeddedStore, config: Config, now: dt.datetime) -> float:
 def _break(path: Path, config: Config, now: dt.datetime) -> None:
     """Take the events of an outage, and the orders in one browser, out of the last minutes."""
     with EmbeddedStore(path, config) as store:
-        lately = f"bucket >= {sql.time(now - LASTS * MINUTE)}"
+        lately = f"bucket >= {sql.time(now - LASTS)}"
         partner, browser = store.number("partner", DEAD), store.number("browser", BROKEN)
         store.connection.execute(f"DELETE FROM rollup_10s WHERE {lately} AND partner = {partner}")
         store.connection.execute(f"UPDATE rollup_10s SET orders = 0 WHERE {lately} AND browser = {browser}")

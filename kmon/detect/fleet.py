@@ -9,6 +9,7 @@ One read of the store serves the windows of every width: they are sums of what w
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ import polars as pl
 
 from kmon import clock
 from kmon.clock import EPOCH, floor
-from kmon.config import Config, Metric, histogram_of
+from kmon.config import BUCKET, Config, Metric, histogram_of
 from kmon.detect.calendar import Comparable
 from kmon.detect.expect import AFTER, RECENT
 from kmon.detect.models import STEP, at_bins
@@ -93,10 +94,11 @@ class Modelled:
         return Modelled(self.rows[left], self.values[left]) if left.any() else None
 
 
-def grain_for(at: dt.datetime, windows: Sequence[dt.timedelta]) -> dt.timedelta:
-    """The width of the finest parts: what `at` and all windows are multiples of."""
-    whole = not (at - EPOCH) % MINUTE and not any(width % MINUTE for width in windows)
-    return MINUTE if whole else dt.timedelta(seconds=10)
+def grain_for(at: dt.datetime, widths: Sequence[dt.timedelta]) -> dt.timedelta:
+    """How wide the finest parts are: a minute, or the part of it that `at` and all `widths` are multiples of."""
+    seconds = [int(length.total_seconds()) for length in (MINUTE, at - EPOCH, *widths)]
+    common = dt.timedelta(seconds=math.gcd(*seconds))
+    return BUCKET if common % BUCKET else common
 
 
 def spans_for(at: dt.datetime, bin_: dt.timedelta, grain: dt.timedelta, oldest: dt.datetime) -> list[Span]:

@@ -170,18 +170,28 @@ class Sweep:
 
 def look_every(config: Config, width: dt.timedelta) -> dt.timedelta:
     """The time between two looks at the windows of `width`: five in its own length, or as often as there are sweeps."""
-    return max(1, width / LOOKS // config.every) * config.every
+    step = _step(config, width)
+    return max(1, width / LOOKS // step) * step
+
+
+def _step(config: Config, width: dt.timedelta) -> dt.timedelta:
+    """What the looks at windows of `width` are multiples of: minutes, where sweeps are more frequent than need be.
+
+    What is older than some hours is kept by the minute, so that between two minutes a reference bin loses a part.
+    """
+    often = width < LOOKS * MINUTE or MINUTE % config.every
+    return config.every if often else MINUTE
 
 
 def due_windows(config: Config, at: dt.datetime, since: dt.datetime | None = None) -> list[dt.timedelta]:
     """The widths to judge at `at` after a sweep at `since`: each five times in its own length, on a grid of its own.
 
-    The grids begin one sweep after the other, so that hardly any sweep has all widths to judge. One that is late or was
+    The grids begin one step after the other, so that hardly any sweep has all widths to judge. One that is late or was
     left out delays what was due, and loses nothing of it. Without `since` all are due.
     """
 
     def look(number: int, width: dt.timedelta, time: dt.datetime) -> int:
-        return (time - EPOCH - number * config.every) // look_every(config, width)
+        return (time - EPOCH - number * _step(config, width)) // look_every(config, width)
 
     return [w for n, w in enumerate(config.windows) if since is None or look(n, w, since) < look(n, w, at)]
 

@@ -57,7 +57,9 @@ def test_going_on_is_as_good_as_reading_anew(store: EmbeddedStore) -> None:
         assert np.array_equal(found.recorded, anew.recorded)
 
 
-@pytest.mark.parametrize(("every", "grain"), [("1m", MINUTE), ("10s", 10 * SECOND)])
+@pytest.mark.parametrize(
+    ("every", "grain"), [("1m", MINUTE), ("30s", 30 * SECOND), ("20s", 20 * SECOND), ("10s", 10 * SECOND)]
+)
 def test_it_is_as_fine_as_sweeps_are_frequent(store: EmbeddedStore, every: str, grain: dt.timedelta) -> None:
     settings = config(every=every)
     found = recall(store, settings, AT - grain)

@@ -58,7 +58,18 @@ def test_the_budget_of_false_alerts_is_shared_by_widths_and_looks(
 
 @pytest.mark.parametrize(
     ("width", "every", "seconds"),
-    [("1m", "1m", 60), ("5m", "1m", 60), ("1h", "1m", 720), ("1m", "10s", 10), ("1h", "10s", 720), ("7m", "1m", 60)],
+    [
+        ("1m", "1m", 60),
+        ("5m", "1m", 60),
+        ("1h", "1m", 720),
+        ("7m", "1m", 60),
+        ("1m", "10s", 10),
+        ("3m", "10s", 30),
+        ("3m", "30s", 30),
+        ("7m", "10s", 60),  # not 80, as what is a minute apart or more is on whole minutes
+        ("1h", "10s", 720),
+        ("7m", "50s", 50),  # which sweeps seldom are
+    ],
 )
 def test_a_width_is_looked_at_five_times_in_its_length(width: str, every: str, seconds: int) -> None:
     settings = config(windows=[width], every=every)
@@ -85,11 +96,16 @@ def test_each_window_is_due_five_times_in_its_length(minute: int, every: str, du
 
 @pytest.mark.parametrize(
     ("seconds", "due"),
-    [(10, ["1m"]), (40, ["1m", "1h"]), (60, ["1m", "5m", "15m", "1h"]), (None, ["1m", "5m", "15m", "1h"])],
+    [
+        (10, ["1m", "5m", "1h"]),
+        (60, ["1m", "5m", "1h"]),
+        (70, ["1m", "5m", "15m", "1h"]),
+        (None, ["1m", "5m", "15m", "1h"]),
+    ],
 )
 def test_what_was_due_in_a_sweep_that_was_left_out_is_judged_in_the_next(seconds: int | None, due: list[str]) -> None:
     settings = config(windows=["1m", "5m", "15m", "1h"], every="10s")
-    at = AT + 13 * MINUTE
+    at = AT + 15 * MINUTE
     since = at - dt.timedelta(seconds=seconds) if seconds else None
     assert [show_duration(w) for w in due_windows(settings, at, since)] == due
 

@@ -77,7 +77,7 @@ def test_a_running_kmon_takes_over_an_edited_file(shop):
         with Writing(shop) as writing:
             edit(shop, MEASURE, METRIC, DIMENSION)
             assert reloaded(shop) == ["dimension operation added", "measure paid added", "metric paid added"]
-            edit(shop, ("every: 1m  ", "every: 50s "))  # right after the first
+            edit(shop, ("every: 30s ", "every: 50s "))  # right after the first
             assert reloaded(shop) == ["every changed"]
             edit(shop, ("orders / sessions", "orders / session"))
             bad = kmon("reload", cwd=shop)
