@@ -126,7 +126,7 @@ def test_status_shows_it_as_a_table_and_as_json(installed: Path) -> None:
     found = kmon_json("status", cwd=installed)
     summary = found["summary"]
     assert (summary["alerts_per_day"], summary["alerts_per_day_labelled_false"]) == (0.286, 0.143)
-    assert (summary["false_alerts_per_day_budget"], summary["pipeline_incidents_last_week"]) == (0.1, 1)
+    assert (summary["false_alerts_per_day_budget"], summary["pipeline_incidents_last_week"]) == (0.2, 1)
     assert [day["alerts"] for day in found["alerts_by_day"]] == [0, 0, 0, 0, 0, 1, 1]
     assert found["alerts_by_day"][-1]["until"].endswith("Z")
     shown = kmon("status", cwd=installed).stdout
