@@ -22,7 +22,7 @@ CHANGES = {
     r"^name: kmon$": "name: kmon demo",
     r"^# partners: .*": "partners: partners.csv",
     r"^  lateness: 30s": "  lateness: 15s",
-    r"^every: 1m  ": "every: 10s ",
+    r"^every: 30s": "every: 10s",
     r"^  detect: .*": "  detect: {notebook: jobs/detect.ipynb, every: 10s, keep: 50}",
 }
 """How the demo's kmon.yaml differs from the one that ``kmon init`` writes: it looks more often, to be seen sooner."""
