@@ -88,9 +88,17 @@ def test_bins_are_as_wide_as_the_shortest_window_and_half_of_the_recent_ones_as_
 
 @pytest.mark.parametrize(
     ("at", "width", "grain"),
-    [(AT, FIVE, MINUTE), (AT + 10 * SECOND, FIVE, 10 * SECOND), (AT, 30 * SECOND, 10 * SECOND)],
+    [
+        (AT, FIVE, MINUTE),
+        (AT + 10 * SECOND, FIVE, 10 * SECOND),
+        (AT, 30 * SECOND, 30 * SECOND),
+        (AT + 10 * SECOND, 30 * SECOND, 10 * SECOND),
+        (AT + 45 * SECOND, FIVE, 10 * SECOND),  # finer is nothing kept
+    ],
 )
-def test_short_windows_are_made_of_ten_seconds(at: dt.datetime, width: dt.timedelta, grain: dt.timedelta) -> None:
+def test_windows_are_made_of_the_widest_parts_that_fit(
+    at: dt.datetime, width: dt.timedelta, grain: dt.timedelta
+) -> None:
     assert grain_for(at, [width, FIVE]) == grain
 
 
